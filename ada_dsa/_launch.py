@@ -1,0 +1,28 @@
+"""What launching a kernel needs beside its arguments."""
+
+from __future__ import annotations
+
+import functools
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+
+@functools.cache
+def _num_sms(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def num_sms(device: torch.device) -> int:
+    """Multiprocessors of a CUDA device (cached: the query takes tens of microseconds)."""
+    return _num_sms(device.index if device.index is not None else torch.cuda.current_device())
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Make ``device`` current for a launch (Triton's interpreter runs on CPU tensors)."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of two that is at least ``n``, and at least 1."""
+    return 1 << max(0, n - 1).bit_length()

@@ -1,0 +1,329 @@
+"""Rows of the indexer: paged and ragged logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from .table import Config
+
+# 4090-class cards need about 4.7 KB in flight per multiprocessor to cover DRAM latency (1008 GB/s
+# x 600 ns / 128), an H200 about 24 KB. A block keeps (num_stages - 2) x PAGES pages of 8 KB in
+# flight while it waits for one. Two pages an iteration leave each warp whole rows of the product:
+# heads then reduce without shared memory, and q is fetched half as often.
+
+
+def _paged(pages: int) -> Mapping[str, int]:
+    return MappingProxyType({"PAGES": pages})
+
+
+def _ragged(block_kv: int) -> Mapping[str, int]:
+    return MappingProxyType({"BLOCK_KV": block_kv})
+
+
+ROWS: tuple[Config, ...] = (
+    Config(
+        "paged_logits",
+        80,
+        "columns<=32",
+        4,
+        3,
+        2,
+        "sm_80/86: 42,496 B, 128 registers: two blocks in 100 KB; 1,161 instructions for two "
+        "pages, 1,031 for one alone",
+        _paged(2),
+    ),
+    Config(
+        "paged_logits",
+        80,
+        "columns<=64",
+        4,
+        4,
+        2,
+        "sm_80/86: 41,984 B, 154 registers: two blocks in 100 KB",
+        _paged(1),
+    ),
+    Config("paged_logits", 80, "columns<=96", 8, 4, 1, "as columns<=128", _paged(1)),
+    Config(
+        "paged_logits",
+        80,
+        "columns<=128",
+        8,
+        4,
+        1,
+        "sm_80/86: 58,368 B; with four warps 253 registers or two spills",
+        _paged(1),
+    ),
+    Config(
+        "paged_logits",
+        80,
+        "columns>128",
+        8,
+        3,
+        1,
+        "sm_80/86: 256 columns as fp16 take 64 KB beside the key buffers",
+        _paged(1),
+    ),
+    Config(
+        "paged_logits",
+        89,
+        "columns<=32",
+        4,
+        3,
+        2,
+        "sm_89/120: 38,400 B, 122 registers: two blocks in 100 KB; 257 instructions and 2 "
+        "barriers for two pages, 195 and 5 for one alone",
+        _paged(2),
+    ),
+    Config(
+        "paged_logits",
+        89,
+        "columns<=64",
+        4,
+        3,
+        2,
+        "sm_89/120: 42,496 B, 160 registers: two blocks in 100 KB; 415 instructions for two "
+        "pages, 246 for one alone",
+        _paged(2),
+    ),
+    Config(
+        "paged_logits",
+        89,
+        "columns<=96",
+        4,
+        3,
+        2,
+        "sm_89/120: two blocks in 100 KB; on an H200 under sm_89, B=32 32K n=3: 96.8 us, one page "
+        "at a time 127.8",
+        _paged(2),
+    ),
+    Config(
+        "paged_logits",
+        89,
+        "columns<=128",
+        4,
+        4,
+        2,
+        "sm_89/120: 41,984 B, 128 registers; two pages at once would leave one block",
+        _paged(1),
+    ),
+    Config(
+        "paged_logits",
+        89,
+        "columns>128",
+        8,
+        4,
+        1,
+        "sm_89/120: 58,368 B, 218 registers x 256 threads at 256 columns",
+        _paged(1),
+    ),
+    Config(
+        "paged_logits",
+        90,
+        "columns<=32",
+        4,
+        4,
+        3,
+        "sm_90: 37,888 B, 77 registers, wgmma; on an H200 three blocks against four: B=1 128K 7.8 "
+        "us (8.4), B=8 32K 13.3 (13.2)",
+        _paged(1),
+    ),
+    Config(
+        "paged_logits",
+        90,
+        "columns<=64",
+        4,
+        4,
+        3,
+        "sm_90: 41,984 B, 96 registers; on an H200 three blocks against four: B=8 32K n=2 15.1 us "
+        "(15.4), H=64 13.7 (14.0)",
+        _paged(1),
+    ),
+    Config("paged_logits", 90, "columns<=96", 4, 4, 3, "as columns<=128", _paged(1)),
+    Config(
+        "paged_logits",
+        90,
+        "columns<=128",
+        4,
+        4,
+        3,
+        "sm_90: 50,176 B, 110-154 registers: three blocks by registers",
+        _paged(1),
+    ),
+    Config(
+        "paged_logits",
+        90,
+        "columns>128",
+        8,
+        4,
+        1,
+        "sm_90: 66,816 B, 134 registers x 256 threads at 256 columns",
+        _paged(1),
+    ),
+    Config(
+        "paged_logits",
+        120,
+        "columns<=32",
+        4,
+        3,
+        2,
+        "as sm_89: same lowering, same limit",
+        _paged(2),
+    ),
+    Config(
+        "paged_logits",
+        120,
+        "columns<=64",
+        4,
+        3,
+        2,
+        "as sm_89: same lowering, same limit",
+        _paged(2),
+    ),
+    Config(
+        "paged_logits",
+        120,
+        "columns<=96",
+        4,
+        3,
+        2,
+        "as sm_89: same lowering, same limit",
+        _paged(2),
+    ),
+    Config(
+        "paged_logits",
+        120,
+        "columns<=128",
+        4,
+        4,
+        2,
+        "as sm_89: same lowering, same limit",
+        _paged(1),
+    ),
+    Config(
+        "paged_logits",
+        120,
+        "columns>128",
+        8,
+        4,
+        1,
+        "as sm_89: same lowering, same limit",
+        _paged(1),
+    ),
+    # A key tile of 256 halves the reads of q (4 KB for each query and tile, from L2).
+    Config(
+        "ragged_logits",
+        80,
+        "heads<=32",
+        4,
+        3,
+        2,
+        "sm_80/86: 41,728 B, 128 registers; the key tile is decoded once per block",
+        _ragged(128),
+    ),
+    Config("ragged_logits", 80, "heads<=64", 4, 3, 1, "as heads<=32", _ragged(128)),
+    Config("ragged_logits", 80, "heads<=128", 4, 3, 1, "as heads<=32", _ragged(128)),
+    Config(
+        "ragged_logits",
+        89,
+        "heads<=32",
+        4,
+        3,
+        2,
+        "sm_89/120: 42,240 B, 166 registers: two blocks in 100 KB; 200 instructions a query "
+        "for 128 keys, 255 with tiles of 128",
+        _ragged(256),
+    ),
+    Config(
+        "ragged_logits",
+        89,
+        "heads<=64",
+        4,
+        2,
+        2,
+        "sm_89/120: 42,240 B, 218 registers: two blocks in 100 KB; 326 instructions a query for "
+        "128 keys, 415 with tiles of 128",
+        _ragged(256),
+    ),
+    Config(
+        "ragged_logits",
+        89,
+        "heads<=128",
+        4,
+        3,
+        1,
+        "tiles of 256 would need 256 accumulators a thread",
+        _ragged(128),
+    ),
+    Config(
+        "ragged_logits",
+        90,
+        "heads<=32",
+        4,
+        3,
+        4,
+        "sm_90: 46,336 B, 128 registers: four blocks in 227 KB; 174 instructions a query for "
+        "128 keys, 215 with tiles of 128",
+        _ragged(256),
+    ),
+    Config(
+        "ragged_logits",
+        90,
+        "heads<=64",
+        8,
+        3,
+        2,
+        "sm_90: 58,880 B, 110 registers x 256 threads: two blocks",
+        _ragged(256),
+    ),
+    Config(
+        "ragged_logits",
+        90,
+        "heads<=128",
+        4,
+        3,
+        1,
+        "tiles of 256 would need 256 accumulators a thread",
+        _ragged(128),
+    ),
+    Config(
+        "ragged_logits",
+        120,
+        "heads<=32",
+        4,
+        3,
+        2,
+        "as sm_89: same lowering, same limit",
+        _ragged(256),
+    ),
+    Config(
+        "ragged_logits",
+        120,
+        "heads<=64",
+        4,
+        2,
+        2,
+        "as sm_89: same lowering, same limit",
+        _ragged(256),
+    ),
+    Config(
+        "ragged_logits",
+        120,
+        "heads<=128",
+        4,
+        3,
+        1,
+        "as sm_89: same lowering, same limit",
+        _ragged(128),
+    ),
+)
+
+
+def paged_logits_bucket(*, heads: int, next_n: int) -> str:
+    columns = heads * next_n
+    limit = next((limit for limit in (32, 64, 96, 128) if columns <= limit), None)
+    return f"columns<={limit}" if limit else "columns>128"
+
+
+def ragged_logits_bucket(*, heads: int) -> str:
+    return "heads<=32" if heads <= 32 else "heads<=64" if heads <= 64 else "heads<=128"

@@ -1,0 +1,65 @@
+"""Row formats of the MLA latent pool.
+
+A row holds 512 latent ("nope") values, which are key and value at once, and 64 rotary values.
+
+======== ====== ==================================================================================
+format   bytes  content
+======== ====== ==================================================================================
+packed   656    512 e4m3, 4 float32 scales (one per 128 values), 64 bfloat16
+raw fp8  576    576 e4m3, no scales
+bf16     1152   576 bfloat16
+======== ====== ==================================================================================
+
+Source: sglang's ``calculate_mla_kv_cache_dim`` and ``quant_k_cache.py`` (0.5.9 to 0.5.23), and
+FlashMLA's README ("FP8 KV cache layout") for the packed row.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+NOPE_DIM = 512
+ROPE_DIM = 64
+ROW_DIM = NOPE_DIM + ROPE_DIM
+TILE = 128  # values sharing one scale
+NUM_TILES = NOPE_DIM // TILE
+NOPE_BYTES = NOPE_DIM + 4 * NUM_TILES  # codes and scales
+ROPE_BYTES = 2 * ROPE_DIM
+PACKED_BYTES = NOPE_BYTES + ROPE_BYTES
+FP8_MAX = 448.0
+
+
+class KvLayout(enum.IntEnum):
+    """Format of a pool's rows; the values are the kernels' ``LAYOUT`` constants."""
+
+    PACKED_FP8 = 0
+    RAW_FP8 = 1
+    BF16 = 2
+
+
+def detect_layout(kv: torch.Tensor, name: str = "kv") -> KvLayout:
+    """Format of ``kv`` from the width of its last dimension and its dtype.
+
+    Raises:
+        ValueError: no format has this width and dtype.
+    """
+    import torch
+
+    fp8 = kv.dtype in (torch.float8_e4m3fn, torch.uint8)
+    width = kv.shape[-1] if kv.dim() else 0
+    if fp8 and width == PACKED_BYTES:
+        return KvLayout.PACKED_FP8
+    if fp8 and width == ROW_DIM:
+        return KvLayout.RAW_FP8
+    if kv.dtype == torch.bfloat16 and width == ROW_DIM:
+        return KvLayout.BF16
+    dtype = str(kv.dtype).removeprefix("torch.")
+    raise ValueError(
+        f"{name}: rows of {width} x {dtype}; accepted are {PACKED_BYTES} x float8_e4m3fn or uint8 "
+        f"(packed), {ROW_DIM} x float8_e4m3fn or uint8 (raw) and {ROW_DIM} x bfloat16. "
+        "The pool's format follows sglang's --kv-cache-dtype (fp8_e4m3 or bfloat16)"
+    )

@@ -1,0 +1,74 @@
+"""Torch oracles for packing and unpacking latent rows (any device)."""
+
+from __future__ import annotations
+
+import torch
+
+from .layout import (
+    FP8_MAX,
+    NOPE_BYTES,
+    NOPE_DIM,
+    NUM_TILES,
+    PACKED_BYTES,
+    ROW_DIM,
+    TILE,
+    KvLayout,
+)
+
+
+def pack_rows(k_nope: torch.Tensor, k_rope: torch.Tensor) -> torch.Tensor:
+    """Quantise rows to the packed format.
+
+    Per 128 values: ``scale = amax / 448``, code = e4m3 of ``value * (1 / scale)``, as sglang's
+    ``_quantize_k_cache_fast_kernel`` computes them. Where ``1 / scale`` is infinite (an all-zero
+    tile, or one below the normal range) the codes are 0; sglang's are NaN there.
+
+    Args:
+        k_nope: bfloat16 [N, 512].
+        k_rope: bfloat16 [N, 64].
+
+    Returns:
+        uint8 [N, 656].
+    """
+    tiles = k_nope.float().unflatten(1, (NUM_TILES, TILE))
+    scale = tiles.abs().amax(dim=2) / FP8_MAX
+    inverse = (1.0 / scale).unsqueeze(2)
+    scaled = torch.where(inverse == float("inf"), 0.0, tiles * inverse)
+    codes = scaled.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+    parts = (codes.flatten(1), scale.contiguous(), k_rope.contiguous())
+    return torch.cat([part.view(torch.uint8) for part in parts], dim=1)
+
+
+def unpack_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Packed rows, uint8 [N, 656], to bfloat16 [N, 576]: code times scale in float32, rounded once."""
+    rows = rows.contiguous()
+    codes = rows[:, :NOPE_DIM].contiguous().view(torch.float8_e4m3fn).float()
+    scale = rows[:, NOPE_DIM:NOPE_BYTES].contiguous().view(torch.float32)
+    nope = codes.unflatten(1, (NUM_TILES, TILE)) * scale.unsqueeze(2)
+    rope = rows[:, NOPE_BYTES:PACKED_BYTES].contiguous().view(torch.bfloat16)
+    return torch.cat([nope.flatten(1).to(torch.bfloat16), rope], dim=1)
+
+
+def rows_to_bf16(rows: torch.Tensor, layout: KvLayout) -> torch.Tensor:
+    """Rows of any format, [N, width], to bfloat16 [N, 576]."""
+    if layout is KvLayout.PACKED_FP8:
+        return unpack_rows(rows.view(torch.uint8))
+    if layout is KvLayout.RAW_FP8:
+        return rows.view(torch.float8_e4m3fn).to(torch.bfloat16)
+    return rows
+
+
+def unpack_rows_at(rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """Rows ``slots`` (int [N]) of packed rows uint8 [P, 656]; a negative slot gives zeros."""
+    out = torch.zeros(slots.shape[0], ROW_DIM, dtype=torch.bfloat16, device=rows.device)
+    chosen = slots >= 0
+    out[chosen] = unpack_rows(rows[slots[chosen].long()])
+    return out
+
+
+def scatter_rows(
+    k_nope: torch.Tensor, k_rope: torch.Tensor, pool: torch.Tensor, slots: torch.Tensor
+) -> None:
+    """Quantise and write to ``pool`` uint8 [P, 656] at ``slots``; negative slots are skipped."""
+    chosen = slots >= 0
+    pool[slots[chosen].long()] = pack_rows(k_nope[chosen], k_rope[chosen])

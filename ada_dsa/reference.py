@@ -1,0 +1,41 @@
+"""Torch oracles of all kernels, in one place.
+
+They define the results: CPU tensors run them, tests compare the kernels with them. Those of the
+indexer and top-k take the arguments of the public function of the same name.
+"""
+
+from __future__ import annotations
+
+from .indexer.reference import (
+    fp8_mqa_logits,
+    fp8_paged_mqa_logits,
+    get_paged_mqa_logits_metadata,
+    query_lengths,
+    unpack_index_pages,
+)
+from .kv_cache.reference import pack_rows, rows_to_bf16, scatter_rows, unpack_rows, unpack_rows_at
+from .sparse_mla.reference import sparse_mla
+from .topk.reference import (
+    fast_topk_transform_fused,
+    fast_topk_transform_ragged_fused,
+    fast_topk_v2,
+    ordered_keys,
+)
+
+__all__ = [
+    "fast_topk_transform_fused",
+    "fast_topk_transform_ragged_fused",
+    "fast_topk_v2",
+    "fp8_mqa_logits",
+    "fp8_paged_mqa_logits",
+    "get_paged_mqa_logits_metadata",
+    "ordered_keys",
+    "pack_rows",
+    "query_lengths",
+    "rows_to_bf16",
+    "scatter_rows",
+    "sparse_mla",
+    "unpack_index_pages",
+    "unpack_rows",
+    "unpack_rows_at",
+]

@@ -1,0 +1,281 @@
+"""Public function of sparse MLA and its Triton launch."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+
+import torch
+
+from .._checks import debug_range, require_int, require_same_device, require_tensor
+from .._launch import num_sms
+from ..arch import target_arch
+from ..configs import pick
+from ..kv_cache.layout import NOPE_DIM, ROPE_DIM, ROW_DIM, KvLayout, detect_layout
+from . import reference
+from .plan import LaunchPlan, plan_launch
+
+_COMBINE_WIDTH = 128  # output values per block of the combine kernel
+
+
+def _split_query(q: torch.Tensor, q_rope: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    require_tensor(q, "q", dtype=torch.bfloat16, ndim=3)
+    if q_rope is None:
+        require_tensor(q, "q", shape=(None, None, ROW_DIM))
+        return q[..., :NOPE_DIM], q[..., NOPE_DIM:]
+    require_tensor(q, "q", shape=(None, None, NOPE_DIM))
+    require_tensor(q_rope, "q_rope", dtype=torch.bfloat16, shape=(q.shape[0], q.shape[1], ROPE_DIM))
+    return q, q_rope
+
+
+def _pool_rows(kv: torch.Tensor) -> tuple[torch.Tensor, KvLayout]:
+    accepted = (torch.float8_e4m3fn, torch.uint8, torch.bfloat16)
+    require_tensor(kv, "kv", dtype=accepted, contiguous=True)
+    if kv.dim() < 2:
+        raise ValueError(f"kv: expected [..., 1, width] rows, got shape {tuple(kv.shape)}")
+    layout = detect_layout(kv)
+    if kv.data_ptr() % 16:
+        raise ValueError("kv: expected memory aligned to 16 bytes (rows are read 16 at a time)")
+    return kv.view(-1, kv.shape[-1]), layout
+
+
+def _check_backend(backend: str, layout: KvLayout) -> None:
+    if backend not in ("triton", "tilelang"):
+        raise ValueError(f"backend: expected 'triton' or 'tilelang', got {backend!r}")
+    if backend == "tilelang":
+        if layout is not KvLayout.PACKED_FP8:
+            raise ValueError(
+                f"backend: 'tilelang' reads packed fp8 rows of 656 bytes, got {layout.name} rows; "
+                "use backend='triton'"
+            )
+        if importlib.util.find_spec("tilelang") is None:
+            raise ValueError(
+                "backend: 'tilelang' needs the tilelang package; pip install -r "
+                "ada_dsa/requirements-tilelang.txt, or use backend='triton'"
+            )
+
+
+def _index_lists(indices: torch.Tensor, tokens: int) -> torch.Tensor:
+    require_tensor(indices, "indices", dtype=torch.int32, ndim=(2, 3))
+    if indices.dim() == 3:
+        require_tensor(indices, "indices", shape=(tokens, 1, None))
+        indices = indices[:, 0]
+    return require_tensor(indices, "indices", shape=(tokens, None))
+
+
+def _combine(
+    partial: torch.Tensor, partial_lse: torch.Tensor, out: torch.Tensor, lse: torch.Tensor | None
+) -> None:
+    """``out`` and ``lse`` from the results of the splits, float32 [T, H, splits, 512] and base 2."""
+    from .kernel import combine_splits_kernel
+
+    tokens, heads, splits = partial_lse.shape
+    combine_splits_kernel[(tokens * heads, NOPE_DIM // _COMBINE_WIDTH)](
+        partial,
+        partial_lse,
+        out,
+        lse if lse is not None else partial_lse,
+        splits,
+        BLOCK_S=1 << (splits - 1).bit_length(),
+        BLOCK_D=_COMBINE_WIDTH,
+        WRITE_LSE=lse is not None,
+        num_warps=4,
+    )
+
+
+def launch(
+    q_nope: torch.Tensor,
+    q_rope: torch.Tensor,
+    rows: torch.Tensor,
+    layout: KvLayout,
+    indices: torch.Tensor,
+    sm_scale: float,
+    plan: LaunchPlan,
+    return_lse: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Run the Triton kernels on checked CUDA arguments as ``plan`` says.
+
+    Outputs and workspaces are plain allocations: inside a graph capture they come from the
+    graph's own pool, which keeps them alive for its replays, and nothing is shared between calls,
+    so a result that a later layer still reads is never overwritten.
+    """
+    from .kernel import sparse_mla_kernel
+
+    tokens, heads, _ = q_nope.shape
+    device = q_nope.device
+    out = torch.empty(tokens, heads, NOPE_DIM, dtype=torch.bfloat16, device=device)
+    lse = torch.empty(tokens, heads, dtype=torch.float32, device=device) if return_lse else None
+    split = plan.num_splits > 1
+    if split:
+        shape = (tokens, heads, plan.num_splits)
+        target = torch.empty(*shape, NOPE_DIM, dtype=torch.float32, device=device)
+        target_lse = torch.empty(shape, dtype=torch.float32, device=device)
+    else:
+        target, target_lse = out, lse
+    codes = rows
+    if layout is not KvLayout.BF16:
+        codes = rows.view(torch.uint8 if plan.bytes_only else torch.float8_e4m3fn)
+    packed = layout is KvLayout.PACKED_FP8
+    config, params = plan.config, plan.config.params
+    options = {"maxnreg": params["MAXNREG"]} if params.get("MAXNREG") else {}
+    with torch.cuda.device_of(rows):
+        sparse_mla_kernel[(tokens * plan.head_blocks, plan.num_splits)](
+            q_nope,
+            q_rope,
+            codes,
+            rows.view(torch.float32) if packed else codes,
+            rows.view(torch.bfloat16) if packed else codes,
+            indices,
+            target,
+            target_lse if target_lse is not None else target,
+            q_nope.stride(0),
+            q_nope.stride(1),
+            q_rope.stride(0),
+            q_rope.stride(1),
+            indices.stride(0),
+            heads,
+            indices.shape[1],
+            plan.split_len,
+            plan.num_splits,
+            sm_scale * math.log2(math.e),
+            LAYOUT=int(layout),
+            BYTES=plan.bytes_only,
+            SWAP=bool(params["SWAP"]),
+            BLOCK_H=params["BLOCK_H"],
+            BLOCK_N=params["BLOCK_N"],
+            PREFETCH=bool(params["PREFETCH"]),
+            SPLIT=split,
+            WRITE_LSE=return_lse,
+            SPAN=plan.span,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+            **options,
+        )
+        if split:
+            _combine(target, target_lse, out, lse)
+    return out, lse
+
+
+def launch_tilelang(
+    q_nope: torch.Tensor,
+    q_rope: torch.Tensor,
+    rows: torch.Tensor,
+    indices: torch.Tensor,
+    sm_scale: float,
+    plan: LaunchPlan,
+    return_lse: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """:func:`launch` for packed rows with the TileLang kernel; strided queries are copied first."""
+    from .tilelang_kernel import LOG2_E, compiled
+
+    tokens, heads, _ = q_nope.shape
+    device = q_nope.device
+    split = plan.num_splits > 1
+    shape = (tokens, heads, plan.num_splits) if split else (tokens, heads)
+    dtype = torch.float32 if split else torch.bfloat16
+    target = torch.empty(*shape, NOPE_DIM, dtype=dtype, device=device)
+    target_lse = torch.empty(shape, dtype=torch.float32, device=device)
+    kernel = compiled(
+        torch.cuda.get_device_capability(device),
+        heads=heads,
+        block_h=plan.config.params["BLOCK_H"],
+        block_n=plan.config.params["BLOCK_N"],
+        warps=plan.config.num_warps,
+        split=split,
+    )
+    with torch.cuda.device_of(rows):
+        kernel(
+            q_nope.contiguous(),
+            q_rope.contiguous(),
+            rows.view(torch.float8_e4m3fn),
+            rows.view(torch.float32),
+            rows.view(torch.bfloat16),
+            indices.contiguous(),
+            target,
+            target_lse,
+            plan.split_len,
+            sm_scale * LOG2_E,
+        )
+        if not split:
+            return target, target_lse if return_lse else None
+        out = torch.empty(tokens, heads, NOPE_DIM, dtype=torch.bfloat16, device=device)
+        lse = torch.empty(tokens, heads, dtype=torch.float32, device=device) if return_lse else None
+        _combine(target, target_lse, out, lse)
+    return out, lse
+
+
+def sparse_mla_fwd(
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    indices: torch.Tensor,
+    sm_scale: float,
+    d_v: int = NOPE_DIM,
+    q_rope: torch.Tensor | None = None,
+    return_lse: bool = False,
+    backend: str = "triton",
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Multi-head latent attention of each token over the pool rows its index list names.
+
+    Serves decode and prefill alike (``T`` = tokens). Rows are read straight from the pool, only
+    those that are named. Each is dequantised to bfloat16, as ``dequantize_k_cache`` does; scores
+    and sums are float32, probabilities enter the second product as bfloat16.
+
+    Args:
+        q: bfloat16 [T, H, 576], or the first 512 values [T, H, 512] when ``q_rope`` is given; any
+            strides with a last stride of 1, so that views of a larger projection need no copy.
+        kv: the pool, contiguous [..., 1, width], one of: packed fp8, 656 x float8_e4m3fn (or
+            uint8); raw fp8, 576 x float8_e4m3fn (or uint8); 576 x bfloat16. See
+            ``kv_cache/layout.py``.
+        indices: int32 [T, topk] or [T, 1, topk], row numbers in the pool. A negative entry is
+            absent, anywhere in the list. A repeated entry counts each time.
+        sm_scale: factor on the scores.
+        d_v: width of the value part; 512.
+        q_rope: bfloat16 [T, H, 64].
+        return_lse: also return the log-sum-exp.
+        backend: ``"triton"``, or ``"tilelang"`` for packed rows (needs tilelang and a CUDA compiler, which
+            compiles the kernel on its first call; slower start, and not tuned).
+
+    Returns:
+        bfloat16 [T, H, 512]; with ``return_lse`` also float32 [T, H], the natural logarithm of the
+        sum of ``exp(score * sm_scale)``. A token without any present entry gives zeros and -inf.
+        Two calls with equal arguments give equal bits.
+
+    Raises:
+        TypeError, ValueError: dtype, shape, stride, layout or device is not accepted. With
+            ``ADA_DSA_DEBUG=1`` also an index past the end of the pool.
+
+    Source of the contract: sglang ``nsa/tilelang_kernel.py`` (0.5.9), ``dsa_backend.py`` (0.5.23).
+    """
+    q_nope, q_rope = _split_query(q, q_rope)
+    rows, layout = _pool_rows(kv)
+    tokens, heads, _ = q_nope.shape
+    lists = _index_lists(indices, tokens)
+    require_int(d_v, "d_v", low=NOPE_DIM, high=NOPE_DIM)
+    _check_backend(backend, layout)
+    device = require_same_device(q=q_nope, q_rope=q_rope, kv=rows, indices=lists)
+    debug_range(lists, "indices", -(2**31), rows.shape[0] - 1)
+    if device.type != "cuda":
+        exact, exact_lse = reference.sparse_mla(
+            torch.cat([q_nope, q_rope], dim=2), rows, layout, lists, sm_scale
+        )
+        out, lse = exact.to(torch.bfloat16), exact_lse
+    elif tokens == 0 or heads == 0:
+        out = torch.empty(tokens, heads, NOPE_DIM, dtype=torch.bfloat16, device=device)
+        lse = torch.empty(tokens, heads, dtype=torch.float32, device=device)
+    else:
+        arch = target_arch(device)
+        tilelang = backend == "tilelang"
+        plan = plan_launch(
+            arch=arch,
+            num_sms=num_sms(device),
+            layout=layout,
+            num_tokens=tokens,
+            num_heads=heads,
+            topk=lists.shape[1],
+            config=pick("sparse_mla_tilelang", arch, heads=heads) if tilelang else None,
+        )
+        if tilelang:
+            out, lse = launch_tilelang(q_nope, q_rope, rows, lists, sm_scale, plan, return_lse)
+        else:
+            out, lse = launch(q_nope, q_rope, rows, layout, lists, sm_scale, plan, return_lse)
+    return (out, lse) if return_lse else out

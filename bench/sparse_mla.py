@@ -1,0 +1,311 @@
+"""Sparse MLA cases: decode and prefill against FlashMLA; and a sweep of configurations.
+
+    python bench/run.py --group "sparse MLA"
+    python bench/sparse_mla.py [--heads 8] [--tokens 1 8 64 128] [--layout packed]
+
+The second form times every candidate tile configuration and split count, for ``configs.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+from registry import Case  # noqa: E402
+
+from ada_dsa import dequantize_k_cache_paged, sparse_mla_fwd  # noqa: E402
+from ada_dsa.arch import target_arch  # noqa: E402
+from ada_dsa.configs import Config  # noqa: E402
+from ada_dsa.kv_cache.layout import PACKED_BYTES, ROW_DIM, KvLayout  # noqa: E402
+from ada_dsa.sparse_mla.api import launch  # noqa: E402
+from ada_dsa.sparse_mla.plan import plan_launch  # noqa: E402
+
+TOPK = 2048
+SM_SCALE = 256**-0.5
+_ROW_BYTES = {
+    KvLayout.PACKED_FP8: PACKED_BYTES,
+    KvLayout.RAW_FP8: ROW_DIM,
+    KvLayout.BF16: 2 * ROW_DIM,
+}
+_FLASH_MLA_HEADS = (64, 128)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One shape with the inputs its calls rotate through."""
+
+    q: torch.Tensor  # bfloat16 [T, H, 576]
+    pool: torch.Tensor  # [slots, 1, width]
+    layout: KvLayout
+    lists: list[torch.Tensor]  # int32 [T, TOPK] each
+
+    @property
+    def bytes(self) -> int:
+        tokens, heads, _ = self.q.shape
+        rows = tokens * TOPK * _ROW_BYTES[self.layout]
+        # Tokens of one prefill share rows: the pool is read once at least, not once a token.
+        rows = min(rows, self.pool.numel() * self.pool.element_size())
+        return rows + tokens * heads * (ROW_DIM + 512) * 2 + tokens * TOPK * 4
+
+    @property
+    def flops(self) -> int:
+        tokens, heads, _ = self.q.shape
+        return 2 * tokens * heads * TOPK * (ROW_DIM + 512)
+
+
+@functools.cache
+def make_pool(slots: int, layout: KvLayout) -> torch.Tensor:
+    from ada_dsa.kv_cache.api import quantize_k_cache
+
+    generator = torch.Generator("cuda").manual_seed(0)
+    width = PACKED_BYTES if layout is KvLayout.PACKED_FP8 else ROW_DIM
+    dtype = torch.bfloat16 if layout is KvLayout.BF16 else torch.float8_e4m3fn
+    pool = torch.empty(slots, 1, width, dtype=dtype, device="cuda")
+    for part in pool.split(1 << 16):
+        rows = torch.randn(len(part), 1, ROW_DIM, device="cuda", generator=generator).bfloat16()
+        part.copy_(quantize_k_cache(rows) if layout is KvLayout.PACKED_FP8 else rows.to(dtype))
+    return pool
+
+
+def make_work(tokens: int, heads: int, slots: int, layout: KvLayout) -> Work:
+    """Inputs whose rows together exceed the L2 cache (at most 64 lists)."""
+    generator = torch.Generator("cuda").manual_seed(tokens)
+    pool = make_pool(slots, layout)
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    count = max(2, min(64, 2 * cache // (tokens * TOPK * _ROW_BYTES[layout]) + 1))
+    lists = [
+        torch.randint(1, slots, (tokens, TOPK), device="cuda", generator=generator).int()
+        for _ in range(count)
+    ]
+    q = torch.randn(tokens, heads, ROW_DIM, device="cuda", generator=generator).bfloat16()
+    return Work(q, pool, layout, lists)
+
+
+def rotating(
+    work: Work, call: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[[], torch.Tensor]:
+    lists = itertools.cycle(work.lists)
+    return lambda: call(next(lists))
+
+
+def ours(work: Work) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda index: sparse_mla_fwd(work.q, work.pool, index, SM_SCALE)  # type: ignore[return-value]
+
+
+def _padded_query(q: torch.Tensor) -> torch.Tensor:
+    """FlashMLA takes 64 or 128 heads; padding is done beforehand and not timed."""
+    heads = next(h for h in _FLASH_MLA_HEADS if h >= q.shape[1])
+    out = q.new_zeros(q.shape[0], heads, ROW_DIM)
+    out[:, : q.shape[1]] = q
+    return out
+
+
+def flash_mla_decode(work: Work) -> Callable[[torch.Tensor], torch.Tensor]:
+    from flash_mla import flash_mla_with_kvcache, get_mla_metadata
+
+    q = _padded_query(work.q)[:, None]
+    blocks = work.pool.view(-1, 64, 1, PACKED_BYTES)
+    plan, _ = get_mla_metadata()
+    heads = work.q.shape[1]
+
+    def call(index: torch.Tensor) -> torch.Tensor:
+        out, _ = flash_mla_with_kvcache(
+            q,
+            blocks,
+            None,
+            None,
+            512,
+            plan,
+            None,
+            SM_SCALE,
+            False,
+            True,
+            index[:, None],
+            use_legacy=True,
+        )
+        return out[:, 0, :heads]
+
+    return call
+
+
+def flash_mla_prefill(work: Work, slots: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Their bfloat16 kernel after unpacking the context's rows, as sglang calls it for fp8 pools."""
+    from flash_mla import flash_mla_sparse_fwd
+
+    q = _padded_query(work.q)
+    heads = work.q.shape[1]
+
+    def call(index: torch.Tensor) -> torch.Tensor:
+        rows = work.pool
+        if work.layout is KvLayout.PACKED_FP8:
+            rows = dequantize_k_cache_paged(rows, slots)
+        return flash_mla_sparse_fwd(q, rows, index[:, None], SM_SCALE, use_legacy=True)[0][
+            :, :heads
+        ]
+
+    return call
+
+
+def _agrees(work: Work, peer: Callable[[torch.Tensor], torch.Tensor], name: str) -> None:
+    got, want = ours(work)(work.lists[0]).float(), peer(work.lists[0]).float()
+    error = float((got - want).norm() / want.norm())
+    if not error < 2e-2:
+        raise RuntimeError(f"{name}: ours and the peer differ by {error:.2e}; nothing to compare")
+
+
+def _case(group: str, name: str, work: Work, peers: dict[str, Callable]) -> Case:
+    for label, peer in peers.items():
+        _agrees(work, peer, f"{group}, {name}, {label}")
+    return Case(
+        group=group,
+        name=name,
+        ours=rotating(work, ours(work)),
+        peers={label: rotating(work, peer) for label, peer in peers.items()},
+        bytes=work.bytes,
+        flops=work.flops,
+    )
+
+
+def cases(device: torch.device) -> Iterator[Case]:
+    try:
+        import flash_mla  # noqa: F401
+
+        native = torch.cuda.get_device_capability(device)[0] == 9
+    except ImportError:
+        native = False
+    slots = 1 << 20
+    for heads in (8, 16, 64, 128):
+        for tokens in (1, 2, 4, 8, 16, 32, 64, 128):
+            work = make_work(tokens, heads, slots, KvLayout.PACKED_FP8)
+            peers = {"FlashMLA": flash_mla_decode(work)} if native else {}
+            yield _case("sparse MLA decode, packed fp8", f"B={tokens} H={heads}", work, peers)
+    for layout in (KvLayout.RAW_FP8, KvLayout.BF16):
+        for heads, tokens in itertools.product((8, 64), (1, 64)):
+            work = make_work(tokens, heads, slots, layout)
+            name = "raw fp8" if layout is KvLayout.RAW_FP8 else "bf16"
+            yield _case(f"sparse MLA decode, {name}", f"B={tokens} H={heads}", work, {})
+    context = 1 << 16
+    every = torch.arange(context, device=device)
+    for tokens, heads in itertools.product((2048, 8192), (8, 64)):
+        work = make_work(tokens, heads, context, KvLayout.PACKED_FP8)
+        peers = {"FlashMLA + dequant": flash_mla_prefill(work, every)} if native else {}
+        yield _case("sparse MLA prefill, packed fp8", f"S={tokens} H={heads}", work, peers)
+
+
+# -------------------------------------------------------------------------------------------- sweep
+
+
+def candidates(heads: int) -> Iterator[Config]:
+    """Tile configurations worth timing for a head count; some spill or do not fit."""
+    fewest = 8 if heads <= 8 else 16
+    for swap, block_h, block_n, warps, prefetch, registers in itertools.product(
+        (1, 0), (8, 16, 32, 64), (16, 32, 64), (4, 8), (1, 0), (0, 128, 168)
+    ):
+        if block_h < (fewest if swap else 16) or block_h > max(heads, 16):
+            continue
+        if registers and (warps == 4 and registers == 128 and block_n > 16):
+            continue
+        if block_h == 64 and warps == 4:
+            continue
+        blocks = 65_536 // (warps * 32 * (registers or 255))
+        params = {
+            "SWAP": swap,
+            "BLOCK_H": block_h,
+            "BLOCK_N": block_n,
+            "PREFETCH": prefetch,
+            "MAXNREG": registers,
+        }
+        yield Config(
+            "sparse_mla",
+            0,
+            "sweep",
+            warps,
+            1 if prefetch else 2,
+            max(1, blocks),
+            "",
+            MappingProxyType(params),
+        )
+
+
+def sweep(heads: int, tokens: list[int], layout: KvLayout, splits: list[int]) -> None:
+    from run import measure
+
+    arch = target_arch()
+    sms = torch.cuda.get_device_properties(0).multi_processor_count
+    works = {t: make_work(t, heads, 1 << 20, layout) for t in tokens}
+    results: list[tuple[float, str]] = []
+    for config in candidates(heads):
+        cells: list[str] = []
+        total = 0.0
+        for count, work in works.items():
+            best: tuple[float, int] | None = None
+            for wanted in splits or [0]:
+                plan = plan_launch(
+                    arch=arch,
+                    num_sms=sms,
+                    layout=layout,
+                    num_tokens=count,
+                    num_heads=heads,
+                    topk=TOPK,
+                    config=config,
+                    num_splits=wanted or None,
+                )
+
+                def call(index: torch.Tensor, plan=plan, work=work) -> torch.Tensor:  # type: ignore[no-untyped-def]
+                    return launch(
+                        work.q[..., :512],
+                        work.q[..., 512:],
+                        work.pool[:, 0],
+                        layout,
+                        index,
+                        SM_SCALE,
+                        plan,
+                        False,
+                    )[0]
+
+                times, errors = measure({"ours": rotating(work, call)}, 0.05)
+                if times["ours"] is None:
+                    cells.append(errors["ours"][:60])
+                    continue
+                if best is None or times["ours"] < best[0]:
+                    best = (times["ours"], plan.num_splits)
+            if best is None:
+                total = float("inf")
+                break
+            cells.append(f"B={count}: {best[0]:.1f} us at {best[1]}")
+            total += best[0] / (8 + count)
+        label = f"warps={config.num_warps} {dict(config.params)}"
+        results.append((total, f"{label}: {'; '.join(cells)}"))
+        print(results[-1][1], flush=True)
+    print("\nbest first:")
+    for _, line in sorted(results)[:12]:
+        print(line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 64, 128])
+    parser.add_argument("--splits", type=int, nargs="*", default=[], help="default: the plan's own")
+    parser.add_argument(
+        "--layout", choices=[x.name.lower() for x in KvLayout], default="packed_fp8"
+    )
+    options = parser.parse_args()
+    sweep(options.heads, options.tokens, KvLayout[options.layout.upper()], options.splits)
+
+
+if __name__ == "__main__":
+    main()

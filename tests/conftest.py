@@ -1,0 +1,200 @@
+"""What every test shares: markers that skip with a reason, released wheels, and processes of their own.
+
+Some tests cannot share a process with the rest: Triton's interpreter is chosen by an environment
+variable at import, and an imported sglang (on a faked CUDA platform) cannot be taken back. Each file
+of tests/kernels/interpreter, and each release that a folder of tests/patched is for, becomes one test
+here: it runs pytest in a child process and shows the child's output when that fails.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from packaging.version import Version
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import selection
+from trees import ROOT, PatchedTrees, Unavailable, releases
+
+TESTS = Path(__file__).parent
+INTERPRETER = TESTS / "kernels" / "interpreter"
+PATCHED = TESTS / "patched"
+CHILD = "ADA_TEST_CHILD"
+"""Set in a child process: collect the file as ordinary tests."""
+
+_trees = pytest.StashKey[PatchedTrees]()
+_summaries = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--sglang-ref",
+        action="append",
+        metavar="REF",
+        help="release whose patched tree to test: v0.5.23, pin (default), all, or ci (the first, the "
+        "pin, the newest, and what differs from the merge base with ADA_BASE_REF); may be repeated",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    wanted = selection.releases(ROOT, config.getoption("--sglang-ref") or ["pin"])
+    config.stash[_trees] = PatchedTrees(wanted)
+    config.stash[_summaries] = []
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if trees := config.stash.get(_trees, None):  # absent where configuring failed
+        trees.close()
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    if CHILD in os.environ:
+        return None
+    return "patched trees: " + ", ".join(f"v{one}" for one in config.stash[_trees].wanted)
+
+
+def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    if CHILD not in os.environ and path.parent == PATCHED and path.name in releases.ERAS:
+        return _Era.from_parent(parent, path=path)
+    return None
+
+
+def pytest_pycollect_makemodule(
+    module_path: Path, parent: pytest.Collector
+) -> pytest.Collector | None:
+    if CHILD not in os.environ and INTERPRETER in module_path.parents:
+        return _File.from_parent(parent, path=module_path)
+    return None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and (reason := _no_gpu()):
+        pytest.skip(reason)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if lines := config.stash[_summaries]:
+        terminalreporter.section("run in processes of their own")
+        for line in lines:
+            terminalreporter.line(line)
+
+
+@pytest.fixture(scope="session")
+def released_wheel() -> Iterator[Callable[[str], Path]]:
+    """``released_wheel("0.5.23")`` → the released wheel, from the user's cache or the index."""
+    from trees import fetch_wheel
+
+    def get(version: str) -> Path:
+        try:
+            return fetch_wheel(version)
+        except Unavailable as err:
+            pytest.skip(str(err))
+
+    yield get
+
+
+class _File(pytest.File):
+    """A file that runs in a process of its own."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        yield _ChildItem.from_parent(self, name="child", files=[self.path])
+
+
+class _Era(pytest.Directory):
+    """A folder of tests/patched: one process for each release it is for and the session wants.
+
+    Naming files of it on the command line runs those alone.
+    """
+
+    def collect(self) -> Iterator[pytest.Item | pytest.Collector]:
+        files = sorted(self.path.glob("test_*.py"))
+        asked = {Path(arg.split("::")[0]).resolve() for arg in self.config.args}
+        for named in asked.intersection(files):
+            yield _EraFile.from_parent(self, path=named)
+        if asked.isdisjoint(files):
+            yield from _of_each_release(self, self.path.name, files)
+
+
+class _EraFile(pytest.File):
+    def collect(self) -> Iterator[pytest.Item]:
+        yield from _of_each_release(self, self.path.parent.name, [self.path])
+
+
+def _of_each_release(
+    parent: pytest.Collector, era: str, files: list[Path]
+) -> Iterator[pytest.Item]:
+    for release in parent.config.stash[_trees].wanted:
+        if releases.era(release) == era:
+            item = _ChildItem.from_parent(parent, name=f"v{release}", files=files, release=release)
+            item.add_marker(pytest.mark.index)
+            yield item
+
+
+class _ChildItem(pytest.Item):
+    """Runs files under ``python -m pytest`` and passes when the child does."""
+
+    def __init__(
+        self, *, files: list[Path], release: Version | None = None, **kwargs: object
+    ) -> None:
+        super().__init__(**kwargs)  # type: ignore[arg-type]
+        self._files = files
+        self._release = release
+
+    def runtest(self) -> None:
+        env = os.environ | {CHILD: "1", "OMP_NUM_THREADS": "1"}
+        if self._release is None:
+            env["TRITON_INTERPRET"] = "1"
+        else:
+            try:
+                env |= self.config.stash[_trees].environment(self._release)
+            except Unavailable as err:
+                pytest.skip(str(err))
+        command = [sys.executable, "-m", "pytest", *map(str, self._files)]
+        done = subprocess.run(
+            [*command, "-p", "no:cacheprovider", "-q"],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else "no output"
+        self.config.stash[_summaries].append(f"{self._title()}: {last}")
+        if done.returncode != 0:
+            raise _ChildFailed(done.stdout)
+        if not re.search(r"\b\d+ passed\b", last):
+            pytest.skip(f"the child passed no test: {last}")
+
+    def _title(self) -> str:
+        where = str(self.path.relative_to(TESTS.parent))
+        return where if self._release is None else f"{where} on v{self._release}"
+
+    def repr_failure(
+        self, excinfo: pytest.ExceptionInfo[BaseException], style: object = None
+    ) -> str:
+        if isinstance(excinfo.value, _ChildFailed):
+            return str(excinfo.value)
+        return str(super().repr_failure(excinfo))
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        return self.path, None, f"{self._title()} in its own process"
+
+
+class _ChildFailed(Exception):
+    pass
+
+
+def _no_gpu() -> str | None:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return "torch is not installed"
+    return None if torch.cuda.is_available() else "no CUDA GPU"

@@ -1,0 +1,107 @@
+"""Tests of a patched sglang tree: put it first on the path, on a faked CUDA platform.
+
+``ADA_RELEASE`` is the release, ``ADA_PATCHED_TREE`` names the tree's ``python`` folder,
+``ADA_STOCK_TREE`` that of the unpatched release, ``ADA_OVERLAY`` a folder of packages that go before
+the environment's. All are set by the test session, which runs each release in a process of its
+own: an imported sglang cannot be taken back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+STARTED_WITH = {
+    name: value
+    for name, value in os.environ.items()
+    if name.startswith("SGLANG_") and name != "SGLANG_ADA_DSA_OVERRIDE_ARCH"
+}
+
+if "ADA_PATCHED_TREE" in os.environ:
+    import releases
+
+    sys.path.insert(0, str(HERE / releases.era(releases.RELEASE)))
+    sys.path.insert(0, str(HERE))
+    if overlay := os.environ.get("ADA_OVERLAY"):
+        sys.path.insert(0, overlay)
+    sys.path.insert(0, os.environ["ADA_PATCHED_TREE"])
+    import fake_cuda
+
+    fake_cuda.install()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tree() -> None:
+    if "ADA_PATCHED_TREE" not in os.environ:
+        pytest.fail(
+            "these tests need a patched tree: run pytest --sglang-ref RELEASE", pytrace=False
+        )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nvidia_smi(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """ServerArgs sizes its memory pools from the MiB that this program prints."""
+    program = tmp_path_factory.mktemp("bin") / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 49140\n")
+    program.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+        yield
+
+
+def _as_started() -> None:
+    for name in [name for name in os.environ if name.startswith("SGLANG_")]:
+        del os.environ[name]
+    os.environ.update(STARTED_WITH)
+
+
+@pytest.fixture(autouse=True)
+def _server_environment() -> Iterator[None]:
+    """Resolving server arguments sets variables for the processes that a server spawns."""
+    _as_started()  # a wider fixture may have resolved some too
+    yield
+    _as_started()
+
+
+# What the stock tree and the patched tree select, for the comparison of the two.
+
+_Selecting = list[tuple[subprocess.Popen[bytes], Path]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _selecting(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, _nvidia_smi: None
+) -> _Selecting:
+    """Two processes that work while the tests before the comparison run, if there is one."""
+    started: _Selecting = []
+    if not any("both" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        return started
+    script = HERE / releases.era(releases.RELEASE) / "selections.py"
+    for variable in ("ADA_STOCK_TREE", "ADA_PATCHED_TREE"):
+        # Its own folder, where it writes the model folders under the same relative paths: these
+        # are part of the arguments that are compared.
+        folder = tmp_path_factory.mktemp(variable)
+        with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
+            command = [sys.executable, str(script), os.environ[variable]]
+            process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=err)
+        started.append((process, folder))
+    return started
+
+
+@pytest.fixture(scope="session")
+def both(_selecting: _Selecting) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the stock tree and what the patched tree select, as selections.py prints it."""
+    found: list[dict[str, Any]] = []
+    for process, folder in _selecting:
+        code = process.wait(timeout=300)
+        assert code == 0, (folder / "err").read_text()[-4000:]
+        found.append(json.loads((folder / "out").read_text().splitlines()[-1]))
+    return found[0], found[1]

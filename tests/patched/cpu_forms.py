@@ -1,0 +1,14 @@
+"""Triton helpers of sglang that a test needs the results of, on the CPU."""
+
+from __future__ import annotations
+
+import torch
+
+
+def seqlens_expand(
+    extend_seq_lens: torch.Tensor, seq_lens: torch.Tensor, total_len: int, max_q_len: int
+) -> torch.Tensor:
+    """seqlens_expand_triton, from 0.5.10 on: the keys that each new token may see."""
+    pairs = zip(extend_seq_lens.tolist(), seq_lens.tolist(), strict=True)
+    expanded = [torch.arange(n - e + 1, n + 1, dtype=torch.int32) for e, n in pairs]
+    return torch.cat(expanded)

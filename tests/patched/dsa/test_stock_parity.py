@@ -1,0 +1,79 @@
+"""On a GPU that is not sm_89, and without a new option, the patched tree is the stock one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import releases
+
+BACKENDS = ("dsa_prefill_backend", "dsa_decode_backend")
+UNCHANGED = ["sm_80", "sm_90", "sm_100"] + (["sm_120"] if releases.at(">=0.5.17") else [])
+Found = dict[str, Any]
+
+
+def of(found: Found, sm: str) -> Found:
+    return {key: value for key, value in found.items() if key.startswith(f"{sm} ")}
+
+
+@pytest.mark.parametrize("sm", UNCHANGED)
+def test_selects_what_stock_selects(sm: str, both: tuple[Found, Found]) -> None:
+    stock, patched = (of(one, sm) for one in both)
+    assert len(stock) > 50
+    assert patched == stock
+
+
+@releases.only("<0.5.17")
+def test_sm120_changes_the_two_backends_and_what_follows_from_them(
+    both: tuple[Found, Found],
+) -> None:
+    """No DSA kernel of these releases runs on sm_120, so there the default is ada_dsa as well."""
+    stock, patched = (of(one, "sm_120") for one in both)
+    assert patched.keys() == stock.keys()
+    changed = 0
+    for key, before in stock.items():
+        after = patched[key]
+        if "deepseek_v3 " in key or " fusion " in key:
+            assert after == before
+        elif key.endswith(" arguments"):
+            asked = json.loads(key.removesuffix(" arguments").split(" ", 2)[2])
+            public = [name for name in before if not name.startswith("_")]
+            differing = {name for name in public if after[name] != before[name]}
+            assert differing == {name for name in BACKENDS if name not in asked}
+            assert all(after[name] == "'ada_dsa'" for name in differing)
+            changed += bool(differing)
+        elif all(name in key for name in BACKENDS):
+            # Both backends were asked for: the same kernels are reached.
+            assert after == before
+    assert changed > 8
+
+
+def test_the_comparison_sees_real_selections(both: tuple[Found, Found]) -> None:
+    """Known stock answers, so that two trees failing in the same way cannot pass for equal."""
+    stock, _ = both
+    built = {k: v for k, v in stock.items() if k.endswith((" arguments", " backend"))}
+    refused = {k: v for k, v in built.items() if isinstance(v, str)}
+    # Stock's own refusals: bf16 KV for DeepSeek-V3 on sm_100; where it has them, raw-fp8 TileLang
+    # below sm_89 and other kernels than its own on sm_120.
+    assert set(refused.values()) == {"raises ValueError"}
+    assert 0 < len(refused) < len(built) / 5
+    assert all(isinstance(v, dict) for k, v in stock.items() if k.endswith(" logits"))
+    hopper = stock["sm_90 glm {} arguments"]
+    assert len(hopper) > 380
+    assert hopper["dsa_prefill_backend"] == "'flashmla_sparse'"
+    assert hopper["dsa_decode_backend"] == "'fa3'"
+    assert hopper["kv_cache_dtype"] == "'bfloat16'"
+    blackwell = "trtllm" if releases.at("<0.5.17") else "flashinfer_sparse_mla"
+    assert stock["sm_120 glm {} backend"]["dsa_decode_impl"] == blackwell
+    if releases.at(">=0.5.15"):
+        assert stock["sm_100 logits cutedsl"] == "CUTEDSL"
+    native = {
+        "num_sms": "deep_gemm.get_num_sms()",
+        "metadata": "deep_gemm.get_paged_mqa_logits_metadata",
+        "paged": "deep_gemm.fp8_paged_mqa_logits",
+        "ragged": "deep_gemm.fp8_mqa_logits",
+    }
+    assert stock["sm_90 logits, torch fallback 0"] == native
+    assert (stock["sm_90 logits, torch fallback 1"] == native) == releases.at("<0.5.22")
+    assert stock["sm_90 fusion {} 256"] == [1, False]

@@ -1,0 +1,220 @@
+"""Which backends, KV cache dtype and shared-expert layout the patched 0.5.9 tree chooses."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import fake_cuda
+import nsa_tree
+import pytest
+import releases
+import tiny_models
+
+OVERRIDE = "SGLANG_ADA_DSA_OVERRIDE_ARCH"
+BF16_HOPPER = ("bfloat16", "flashmla_sparse", "fa3")
+FP8_BLACKWELL = ("fp8_e4m3", "flashmla_auto", "flashmla_kv")
+if releases.at(">=0.5.10"):
+    FP8_BLACKWELL = ("fp8_e4m3", "trtllm", "trtllm")
+FP8_HOPPER_PREFILL = "flashmla_auto" if releases.at("<0.5.11") else "flashmla_kv"
+ADA = ("fp8_e4m3", "ada_dsa", "ada_dsa")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return nsa_tree.write_configs(tmp_path_factory.mktemp("models"))
+
+
+def chosen(path: str, capability: tuple[int, int], **options: Any) -> tuple[str, str, str]:
+    with fake_cuda.capability(*capability):
+        args = nsa_tree.server_args(path, **options)
+    return args.kv_cache_dtype, args.nsa_prefill_backend, args.nsa_decode_backend
+
+
+@pytest.mark.parametrize("model", ["glm", "glm_sharing", "deepseek_v32"])
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [
+        ((8, 0), BF16_HOPPER),
+        ((8, 6), BF16_HOPPER),
+        ((8, 9), ADA),
+        ((9, 0), BF16_HOPPER),
+        ((10, 0), FP8_BLACKWELL),
+        ((10, 3), FP8_BLACKWELL),
+        ((12, 0), ADA),
+        ((12, 1), FP8_BLACKWELL),
+    ],
+)
+def test_defaults(
+    models: dict[str, str],
+    model: str,
+    capability: tuple[int, int],
+    expected: tuple[str, str, str],
+) -> None:
+    assert chosen(models[model], capability) == expected
+
+
+def test_page_size_and_attention_backend_are_stocks(models: dict[str, str]) -> None:
+    with fake_cuda.capability(8, 9):
+        args = nsa_tree.server_args(models["glm"])
+    assert (args.attention_backend, args.page_size) == ("nsa", 64)
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0), (12, 0)])
+def test_override_takes_the_sm89_path(
+    models: dict[str, str], capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(OVERRIDE, "sm89")
+    assert chosen(models["glm"], capability) == ADA
+
+
+def test_unknown_override_is_refused(
+    models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(OVERRIDE, "sm90")
+    with pytest.raises(ValueError, match=OVERRIDE):
+        chosen(models["glm"], (9, 0))
+
+
+@pytest.mark.parametrize("capability", [(8, 9), (12, 0)])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"nsa_decode_backend": "tilelang"}, ("fp8_e4m3", "ada_dsa", "tilelang")),
+        ({"nsa_prefill_backend": "flashmla_kv"}, ("fp8_e4m3", "flashmla_kv", "ada_dsa")),
+        ({"kv_cache_dtype": "bfloat16"}, ("bfloat16", "ada_dsa", "ada_dsa")),
+        ({"kv_cache_dtype": "bf16"}, ("bfloat16", "ada_dsa", "ada_dsa")),
+        (
+            {
+                "kv_cache_dtype": "bfloat16",
+                "nsa_prefill_backend": "tilelang",
+                "nsa_decode_backend": "tilelang",
+            },
+            ("bfloat16", "tilelang", "tilelang"),
+        ),
+    ],
+)
+def test_an_explicit_choice_wins(
+    models: dict[str, str],
+    capability: tuple[int, int],
+    options: dict[str, Any],
+    expected: tuple[str, str, str],
+) -> None:
+    assert chosen(models["glm"], capability, **options) == expected
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
+def test_ada_dsa_can_be_asked_for_anywhere(
+    models: dict[str, str], capability: tuple[int, int]
+) -> None:
+    """Asking for it brings the packed fp8 cache with it, unless a dtype is given too."""
+    both = {"nsa_prefill_backend": "ada_dsa", "nsa_decode_backend": "ada_dsa"}
+    assert chosen(models["glm"], capability, **both) == ADA
+    explicit = chosen(models["glm"], capability, kv_cache_dtype="bfloat16", **both)
+    assert explicit == ("bfloat16", "ada_dsa", "ada_dsa")
+    decode = chosen(models["glm"], capability, nsa_decode_backend="ada_dsa")
+    prefill = FP8_HOPPER_PREFILL
+    if capability == (10, 0) and releases.at(">=0.5.11"):
+        prefill = "trtllm"  # the backend's constructor refuses this mix
+    assert decode == ("fp8_e4m3", prefill, "ada_dsa")
+
+
+@pytest.mark.skipif(releases.at("<0.5.10"), reason="HiSparse came with 0.5.10")
+@pytest.mark.parametrize("capability", [(8, 9), (12, 0)])
+def test_hisparse_keeps_its_own_default(
+    models: dict[str, str], capability: tuple[int, int]
+) -> None:
+    options = {"enable_hisparse": True, "disable_radix_cache": True}
+    assert "ada_dsa" not in chosen(models["glm"], capability, **options)
+
+
+def test_command_line_accepts_the_choice() -> None:
+    from sglang.srt.server_args import ServerArgs
+
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    flags = ["--nsa-prefill-backend", "ada_dsa", "--nsa-decode-backend", "ada_dsa"]
+    parsed = parser.parse_args(["--model-path", "m", *flags, "--enforce-shared-experts-fusion"])
+    assert (parsed.nsa_prefill_backend, parsed.nsa_decode_backend) == ("ada_dsa", "ada_dsa")
+    assert parsed.enforce_shared_experts_fusion is True
+    assert parser.parse_args(["--model-path", "m"]).enforce_shared_experts_fusion is False
+
+
+def test_a_model_without_dsa_is_untouched(models: dict[str, str]) -> None:
+    with fake_cuda.capability(8, 9):
+        args = nsa_tree.server_args(models["deepseek_v3"])
+    assert args.kv_cache_dtype == "auto"
+    assert args.nsa_prefill_backend is None
+    assert args.nsa_decode_backend is None
+    assert args.attention_backend != "nsa"
+
+
+def fused_experts(
+    models: dict[str, str], monkeypatch: pytest.MonkeyPatch, sm: int, **options: bool
+) -> tuple[int, bool]:
+    """Shared experts that the model folds into the routed ones, and the flag afterwards."""
+    from sglang.srt.models import deepseek_v2
+    from sglang.srt.models.glm4_moe import GlmMoeDsaForCausalLM
+
+    monkeypatch.setattr(deepseek_v2, "_device_sm", sm)
+    monkeypatch.setattr(deepseek_v2, "get_moe_expert_parallel_world_size", lambda: 1)
+    with fake_cuda.capability(sm // 10, sm % 10):
+        args = nsa_tree.server_args(models["glm"], **options)
+        model = SimpleNamespace(
+            config=SimpleNamespace(
+                architectures=["GlmMoeDsaForCausalLM"], n_routed_experts=256, n_shared_experts=1
+            ),
+            quant_config=None,
+        )
+        deepseek_v2.DeepseekV2ForCausalLM.determine_num_fused_shared_experts(
+            model, "GlmMoeDsaForCausalLM"
+        )
+    assert GlmMoeDsaForCausalLM.__mro__[1] is deepseek_v2.DeepseekV2ForCausalLM
+    return model.num_fused_shared_experts, args.disable_shared_experts_fusion
+
+
+@pytest.mark.parametrize("sm", [80, 86, 90, 100, 120])
+def test_fusion_stays_where_stock_has_it(
+    models: dict[str, str], monkeypatch: pytest.MonkeyPatch, sm: int
+) -> None:
+    # From 0.5.12 on sm_100 has a MoE backend that rules it out.
+    stock = (0, True) if sm == 100 and releases.at(">=0.5.12") else (1, False)
+    assert fused_experts(models, monkeypatch, sm) == stock
+    assert fused_experts(models, monkeypatch, sm, disable_shared_experts_fusion=True) == (0, True)
+
+
+def test_fusion_is_off_on_sm89_unless_enforced(
+    models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fused_experts(models, monkeypatch, 89) == (0, True)
+    assert fused_experts(models, monkeypatch, 89, disable_shared_experts_fusion=True) == (0, True)
+    assert fused_experts(models, monkeypatch, 89, enforce_shared_experts_fusion=True) == (1, False)
+    off = {"disable_shared_experts_fusion": True, "enforce_shared_experts_fusion": True}
+    assert fused_experts(models, monkeypatch, 89, **off) == (0, True)
+
+
+def test_override_turns_fusion_off_too(
+    models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(OVERRIDE, "sm89")
+    assert fused_experts(models, monkeypatch, 90) == (0, True)
+
+
+def test_sharing_model_starts_where_every_stage_computes_a_topk(
+    models: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """GLM-5.2's 78 layers on four stages: even stages fail, the named partition passes."""
+    config = {**nsa_tree.CONFIGS["glm_sharing"], "num_hidden_layers": 78}
+    path = tiny_models.write(tmp_path / "glm78", config)
+    options = {"pp_size": 4, "tp_size": 8, "nnodes": 4, "disable_overlap_schedule": True}
+    with fake_cuda.capability(8, 9):
+        with pytest.raises(ValueError, match="SGLANG_PP_LAYER_PARTITION=18,20,20,20") as refusal:
+            nsa_tree.server_args(path, **options)
+        assert "--pp-size 4" in str(refusal.value)
+        monkeypatch.setenv("SGLANG_PP_LAYER_PARTITION", "18,20,20,20")
+        assert nsa_tree.server_args(path, **options).pp_size == 4
+        monkeypatch.setenv("SGLANG_PP_LAYER_PARTITION", "19,19,20,20")
+        with pytest.raises(ValueError, match="layer 19"):
+            nsa_tree.server_args(path, **options)

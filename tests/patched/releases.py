@@ -1,0 +1,52 @@
+"""What differs between the releases whose patched trees are tested.
+
+The folders beside this file are eras: releases that name the same things alike. Every file of an
+era runs on every release of it. ``RELEASE`` is the release of the tree that a test runs on.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+VARIABLE = "ADA_RELEASE"
+RELEASE = Version(os.environ.get(VARIABLE, "0"))
+"""0 outside a test of a patched tree."""
+
+ERAS = {
+    "nsa": SpecifierSet("<0.5.13"),  # nsa_backend, --nsa-prefill-backend
+    "dsa": SpecifierSet(">=0.5.13"),  # dsa_backend, --dsa-prefill-backend
+}
+OVERLAYS = {
+    "transformers-4.57.txt": SpecifierSet("<0.5.10"),  # written for transformers 4 alone
+    # These register configurations that later versions of transformers have themselves.
+    "transformers-5.12.txt": SpecifierSet(">=0.5.10,<0.5.22"),
+}
+"""Files here: packages a release needs in other versions than tests/constraints.txt has."""
+
+
+def era(release: Version) -> str:
+    (found,) = (name for name, specifier in ERAS.items() if release in specifier)
+    return found
+
+
+def overlay(release: Version) -> Path | None:
+    """The requirements file to install beside the environment, if the release needs one."""
+    for name, specifier in OVERLAYS.items():
+        if release in specifier:
+            return Path(__file__).with_name(name)
+    return None
+
+
+def at(specifier: str) -> bool:
+    """Whether the tree's release is one of these, as in ``at(">=0.5.10,<0.5.13")``."""
+    return RELEASE in SpecifierSet(specifier)
+
+
+def only(specifier: str) -> pytest.MarkDecorator:
+    """Marks a test of what these releases alone have."""
+    return pytest.mark.skipif(not at(specifier), reason=f"for sglang {specifier}")

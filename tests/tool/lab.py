@@ -1,0 +1,207 @@
+"""A project in miniature: a wheel of a tiny sglang, a series, and the real tool on top.
+
+Everything is real but small: the wheel is a zip that pip would install, patches are made by git, and the
+commands are the tool's own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner, Result
+from packaging.version import Version
+
+from tool import engine, lock, proofs, series, wheelimport
+from tool.cli import main
+from tool.compose import locked_patches
+from tool.engine import Base
+from tool.fetch import sha256
+from tool.home import Home
+from tool.lock import LockedRelease, LockedWheel
+
+RELEASE = "0.5.23"
+UTILS = "python/sglang/srt/utils.py"
+TWINS = "python/sglang/srt/twins.py"
+BODY = """\
+    def run(self, x):
+        a = x
+        b = a
+        c = b
+        y = x + 1
+        d = c
+        e = d
+        f = e
+        return y, f
+"""
+"""A method long enough that a hunk's three lines of context cannot tell two of them apart."""
+TREE = {
+    "sglang/__init__.py": "",
+    "sglang/version.py": '__version__ = "0.5.23"\n',
+    "sglang/srt/__init__.py": "",
+    "sglang/srt/layers/attention/__init__.py": "",
+    "sglang/srt/utils.py": "".join(f"def f{i}():\n    return {i}\n\n\n" for i in range(30)),
+    "sglang/srt/twins.py": "class A:\n" + BODY + "\n\nclass B:\n" + BODY,
+    "sglang/srt/config/N=1,K=2,name=x y.json": "{}\n",
+}
+NEXT = "0.5.24"
+"""The release after the one a lab begins with."""
+TWIN = TREE["sglang/srt/twins.py"]
+B_ONLY = TWIN[: TWIN.index("class B")] + TWIN[TWIN.index("class B") :].replace("x + 1", "x + 2")
+"""twins.py with the method of the second class changed."""
+
+
+class Lab:
+    def __init__(self, root: Path, cache: Path, data: Path) -> None:
+        self.root = root
+        self.home = Home(cache, data)
+        (root / "patches").mkdir(parents=True)
+        (root / "ada_dsa").mkdir()
+        (root / "ada_dsa" / "__init__.py").write_text('"""Kernels."""\n')
+        (root / "ada_dsa" / "requirements.txt").write_text("triton>=3.5.1\n")
+        self._lines = ["pin 0.5.23", "revision 1", "change demo >=0.5.9"]
+        self._write_series()
+        self.release(RELEASE, TREE)
+
+    # -- releases ---------------------------------------------------------------------------------
+
+    def release(self, version: str, files: dict[str, str]) -> Path:
+        """Put a wheel of ``version`` into the cache and its entry into series.lock."""
+        path = write_wheel(self.home.wheels, version, files)
+        git = self.home.open_repository()
+        ref = wheelimport.ref_of(Version(version))
+        git.run("update-ref", "-d", ref)
+        commit = wheelimport.import_wheel(git, path, Version(version))
+        wheel = LockedWheel(path.name, sha256(path), path.stat().st_size)
+        entry = LockedRelease(Version(version), (wheel,), commit, git.tree_of(commit), ())
+        lock.save(self.root / "series.lock", self.lock.with_release(entry))
+        return path
+
+    # -- patches ----------------------------------------------------------------------------------
+
+    def patch(
+        self,
+        name: str,
+        edits: dict[str, str | None],
+        *,
+        on: str = RELEASE,
+        releases: str | None = None,
+    ) -> Path:
+        """Write a patch that turns files of release ``on`` (plus the series so far) into ``edits``."""
+        diff = self.diff(edits, on=on)
+        path = self.root / "patches" / name
+        path.write_bytes(header(releases or f"=={on}", f"change {name}") + diff)
+        self._lines.append(f"    {name} {releases or f'=={on}'}")
+        self._write_series()
+        return path
+
+    def diff(self, edits: dict[str, str | None], *, on: str = RELEASE) -> bytes:
+        """The canonical diff of ``edits`` against release ``on`` with the series so far applied."""
+        git = self.home.open_repository()
+        base = self._base(on)
+        loaded = series.load(self.root) if any("patch" in line for line in self._lines) else None
+        parts = engine.apply_series(git, base, loaded.for_release(Version(on))) if loaded else ()
+        tree = parts[-1].tree if parts else base.tree
+        return tree_diff(git.git_dir, tree, edits)
+
+    def relock(self, *versions: str) -> None:
+        """Prove the series on ``versions`` and record it, without asking an index."""
+        loaded, git = series.load(self.root), self.home.open_repository()
+        for text in versions or (RELEASE,):
+            version = Version(text)
+            applied = engine.apply_series(git, self._base(text), loaded.for_release(version))
+            proofs.check(git, applied)
+            old = self.lock.get(version)
+            entry = LockedRelease(
+                version, old.wheels, old.base_commit, old.base_tree, locked_patches(applied)
+            )
+            lock.save(self.root / "series.lock", self.lock.with_release(entry))
+
+    # -- commands ---------------------------------------------------------------------------------
+
+    def tool(self, *args: str, code: int | None = 0) -> Result:
+        """Run a command on this project; asserts the exit code, unless that is None."""
+        env = {"TOOL_CACHE_DIR": str(self.home.cache), "TOOL_DATA_DIR": str(self.home.data)}
+        result = CliRunner().invoke(main, [*args, "--series", str(self.root)], env=env)
+        assert code in (None, result.exit_code), (
+            f"exit {result.exit_code}\n{result.output}\n{result.stderr}"
+        )
+        return result
+
+    def json(self, *args: str, code: int = 0) -> dict[str, Any]:
+        """The envelope a command prints with --json."""
+        return json.loads(self.tool(*args, "--json", code=code).stdout)
+
+    def apply(self, into: Path, *args: str, code: int = 0) -> dict[str, Any]:
+        return self.json("apply", "--into", str(into), "--offline", "--quiet", *args, code=code)
+
+    def forget_repository(self) -> None:
+        """A machine that has the project and the wheels, but never ran the tool."""
+        shutil.rmtree(self.home.data)
+
+    @property
+    def lock(self) -> lock.Lock:
+        return lock.load(self.root / "series.lock")
+
+    def _base(self, version: str) -> Base:
+        entry = self.lock.get(Version(version))
+        return Base(entry.version, entry.base_commit, entry.base_tree, "pypi", f"v{version}")
+
+    def _write_series(self) -> None:
+        (self.root / "series.txt").write_text("\n".join(self._lines) + "\n")
+
+
+def header(releases: str, subject: str = "change something") -> bytes:
+    return (
+        f"Description: {subject}\n Because it is needed.\nOrigin: vendor\nForwarded: no\n"
+        f"Releases: {releases}\nDrop-When: never\n---\n"
+    ).encode()
+
+
+def write_wheel(folder: Path, version: str, files: dict[str, str]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"sglang-{version}-py3-none-any.whl"
+    info = f"sglang-{version}.dist-info"
+    members = files | {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: sglang\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/RECORD": "",
+    }
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in members.items():
+            # A fixed date: the same release made twice must have the same hash.
+            archive.writestr(zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0)), text)
+    return path
+
+
+def tree_diff(git_dir: Path, tree: str, edits: dict[str, str | None]) -> bytes:
+    """The canonical diff from ``tree`` to ``tree`` with ``edits`` (None deletes)."""
+    from dataclasses import replace
+
+    from tool.canonical import canonical_diff
+    from tool.git import Git
+
+    git = Git(git_dir)
+    index = replace(git, index_file=git_dir / "lab-index")
+    index.run("read-tree", tree)
+    for path, text in edits.items():
+        if text is None:
+            gone = f"0 {'0' * 40}\t{path}\n".encode()
+            index.run("update-index", "--index-info", stdin=gone)
+            continue
+        blob = git.out("hash-object", "-w", "--stdin", stdin=text.encode())
+        index.run("update-index", "--add", "--cacheinfo", f"100644,{blob},{path}")
+    return canonical_diff(git, tree, index.out("write-tree"))
+
+
+def git(folder: Path, *args: str) -> str:
+    """Plain git, as a person would type it, with a fixed identity."""
+    identity = ["-c", "user.name=Ada", "-c", "user.email=ada@example.invalid"]
+    done = subprocess.run(
+        ["git", *identity, *args], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()

@@ -1,0 +1,76 @@
+"""series.txt: what parses, and one clear error with its line for what does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from packaging.version import Version
+
+from tool import series
+from tool.errors import UsageError
+
+GOOD = """\
+# the series
+pin 0.5.23
+revision 2
+change swap >=0.5.9
+    old-swap.patch ==0.5.9
+    swap.patch     >=0.5.22,<0.6   # proven on two
+change guard ==0.5.9 upstream 0.5.10: entrypoint.py checks it
+    guard.patch ==0.5.9
+"""
+
+
+def load(folder: Path, text: str) -> series.Series:
+    (folder / "series.txt").write_text(text)
+    return series.load(folder)
+
+
+def test_reads_order_ranges_and_life_spans(tmp_path: Path) -> None:
+    found = load(tmp_path, GOOD)
+    assert found.pin == Version("0.5.23") and found.revision == 2
+    assert [p.name for p in found.for_release(Version("0.5.9"))] == [
+        "old-swap.patch",
+        "guard.patch",
+    ]
+    assert [p.name for p in found.for_release(Version("0.5.23"))] == ["swap.patch"]
+    assert found.for_release(Version("0.5.10.post1")) == ()
+    guard = found.change_of(found.patches[-1])
+    assert guard.upstream == "0.5.10: entrypoint.py checks it"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("pin 0.5.23\n", "", 7, "no default release"),
+        ("pin 0.5.23\n", "pin zero\n", 2, "'zero' is not a release"),
+        ("revision 2", "revision x", 3, "cannot read"),
+        ("pin 0.5.23\n", "pin 0.5.23\npin 0.5.9\n", 3, "second pin"),
+        ("==0.5.9\n    swap", "=0.5.9\n    swap", 5, "not a PEP 440 specifier"),
+        ("    guard.patch ==0.5.9", "    guard.patch", 8, "no release specifier"),
+        ("guard.patch ==0.5.9", "../guard.patch ==0.5.9", 8, "not a patch file name"),
+        ("guard.patch ==0.5.9", "swap.patch ==0.5.9", 8, "appears twice"),
+        ("change guard", "change swap", 7, "appears twice"),
+        ("upstream 0.5.10: entrypoint.py checks it", "since 0.5.10", 7, "unexpected text"),
+        ("change swap >=0.5.9\n", "", 4, "before any change line"),
+        (">=0.5.22,<0.6 ", "<0.5.1 ", 8, "no patch applies to the pin"),
+    ],
+)
+def test_names_the_line_of_a_mistake(
+    tmp_path: Path, old: str, new: str, line: int, words: str
+) -> None:
+    assert old in GOOD
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path, GOOD.replace(old, new, 1))
+    assert caught.value.where == f"series.txt:{line}"
+    assert words in caught.value.message and caught.value.next_step
+
+
+def test_is_found_from_below_and_missed_with_the_way_out(tmp_path: Path) -> None:
+    load(tmp_path, GOOD)
+    below = tmp_path / "a" / "b"
+    below.mkdir(parents=True)
+    assert series.find_root(below) == tmp_path
+    with pytest.raises(UsageError, match=r"no series\.txt"):
+        series.find_root(Path("/"))

@@ -1,0 +1,68 @@
+"""``tool build``: from a release to its fork wheel — fetch, apply, prove, overlay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tool import bundle, fetch, landing, proofs
+from tool import lock as locks
+from tool.build import BuiltWheel, build_fork_wheel
+from tool.compose import Composition, compose
+from tool.git import Git
+from tool.home import Home
+from tool.lock import ABSENT
+from tool.provenance import PatchProvenance
+from tool.series import Series
+from tool.upstream import Request
+
+
+def build(
+    series: Series,
+    home: Home,
+    request: Request,
+    *,
+    out: Path,
+    python: str | None,
+    machine: str | None,
+) -> BuiltWheel:
+    """Build the wheel of one Python and machine into ``out``.
+
+    Raises:
+        UsageError: the release has no wheel for that Python and machine.
+        ToolError: whatever composing, proving or building raises; nothing is left in ``out`` then.
+    """
+    lock = locks.load(series.lock_path)
+    with home.exclusive():
+        git = home.open_repository()
+        landing.recover(git, home)
+        composed = compose(git, home, series, lock, request)
+        proofs.check(git, composed.applied)
+        locked = lock.get(composed.base.release)
+        wanted = fetch.choose(locked, python, machine)
+        source = fetch.wheel(home, locked, wanted, offline=request.offline, quiet=request.quiet)
+        kernels = {n: p.read_bytes() for n, p in bundle.kernel_files(series.kernel_dir).items()}
+        return build_fork_wheel(
+            source,
+            out,
+            locked=locked,
+            revision=series.revision,
+            patched=_patched(git, composed),
+            kernels=kernels,
+            requires=bundle.requirements(series.kernel_dir),
+            patches=_provenance(series, composed),
+        )
+
+
+def _patched(git: Git, composed: Composition) -> dict[str, bytes | None]:
+    """Path → content after the whole series, None for a file the series deletes."""
+    after = {change.path: change.after for patch in composed.applied for change in patch.files}
+    contents = git.blobs([oid for oid in after.values() if oid != ABSENT])
+    return {path: contents.get(oid) for path, oid in after.items()}
+
+
+def _provenance(series: Series, composed: Composition) -> list[PatchProvenance]:
+    changes = {p.name: p.change for p in series.patches}
+    return [
+        PatchProvenance.from_header(a.name, a.sha256, changes[a.name], dict(a.patch.header.fields))
+        for a in composed.applied
+    ]
