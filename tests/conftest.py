@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from packaging.version import Version
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -28,6 +29,11 @@ INTERPRETER = TESTS / "kernels" / "interpreter"
 PATCHED = TESTS / "patched"
 CHILD = "ADA_TEST_CHILD"
 """Set in a child process: collect the file as ordinary tests."""
+
+# The same examples at every run, and no clock: a red run is then the change's doing. To look for new
+# examples: pytest --hypothesis-profile=default.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 _trees = pytest.StashKey[PatchedTrees]()
 _summaries = pytest.StashKey[list[str]]()

@@ -108,7 +108,7 @@ def same_hunks(one: PatchFile, other: PatchFile) -> bool:
 
 def parse_header(name: str, text: str) -> Header:
     fields: list[tuple[str, list[str]]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(_lines(text), start=1):
         if _DIFF_LIKE.match(line.lstrip()):
             raise _refuse(name, number, "the header holds something git would apply as a diff")
         if line.startswith(" ") and fields:
@@ -128,14 +128,34 @@ def parse_header(name: str, text: str) -> Header:
 
 
 def render(header: Header, diff: bytes) -> bytes:
-    """The canonical file: inverse of ``parse``."""
+    """The canonical file: inverse of ``parse``.
+
+    Raises:
+        UsageError: a line of the header holds nothing but a full stop: folded, it would read as empty.
+    """
     lines = [f"Description: {header.subject}"]
-    lines += [f" {line}" if line else " ." for line in header.body.splitlines()]
+    lines += _folded(header, header.body) if header.body else []
     for key, value in header.fields:
-        first, *rest = value.split("\n")
+        first, _, rest = value.partition("\n")
         lines.append(f"{key}: {first}")
-        lines += [f" {line}" if line else " ." for line in rest]
+        lines += _folded(header, rest) if "\n" in value else []
     return "\n".join(lines).encode() + b"\n" + SEPARATOR + diff
+
+
+def _folded(header: Header, text: str) -> Iterator[str]:
+    for line in _lines(text):
+        if line == ".":
+            raise UsageError(
+                "a line holds only '.', which DEP-3 reads as an empty line",
+                where=f"the header of {header.subject!r}",
+                next_step="reword that line where it was written (--why, or git commit --amend)",
+            )
+        yield f" {line}" if line else " ."
+
+
+def _lines(text: str) -> list[str]:
+    """Only a newline ends a line, as in git; str.splitlines would end one at a form feed too."""
+    return text.removesuffix("\n").split("\n")
 
 
 def message(header: Header, name: str, sha256: str) -> str:
@@ -163,7 +183,7 @@ def from_message(text: str) -> tuple[Header, str | None]:
 
 def _trailers(paragraph: str) -> Iterator[tuple[str, str]]:
     fields: list[tuple[str, list[str]]] = []
-    for line in paragraph.splitlines():
+    for line in _lines(paragraph):
         if line.startswith(" ") and fields:
             fields[-1][1].append(line[1:])
         elif match := _FIELD.fullmatch(line):

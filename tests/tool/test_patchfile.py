@@ -20,7 +20,7 @@ DIFF = (
 )
 
 _WORDS = st.text(string.ascii_letters + string.digits + " .,()#'", min_size=1, max_size=30)
-_LINE = _WORDS.map(str.strip).filter(lambda s: s and ":" not in s)
+_LINE = _WORDS.map(str.strip).filter(lambda s: s and s != ".")
 _BODY = st.lists(st.lists(_LINE, min_size=1, max_size=3).map("\n".join), max_size=3).map(
     "\n\n".join
 )
@@ -46,6 +46,27 @@ def test_render_and_parse_are_inverse(header: Header) -> None:
 
 @given(_HEADERS)
 def test_a_commit_message_brings_the_header_back(header: Header) -> None:
+    text = patchfile.message(header, "x.patch", "f" * 64)
+    assert patchfile.from_message(text) == (header, "x.patch")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        Header("s", "one\n.\ntwo", (("Origin", "vendor"),)),
+        Header("s", "b", (("Origin", "vendor\n."),)),
+    ],
+)
+def test_a_line_dep3_cannot_hold_is_refused_and_not_lost(header: Header) -> None:
+    """' .' is an empty line there, so a line of one full stop has no way to be written."""
+    with pytest.raises(UsageError) as caught:
+        patchfile.render(header, DIFF)
+    assert "only '.'" in caught.value.message and caught.value.where == "the header of 's'"
+
+
+def test_only_a_newline_ends_a_line() -> None:
+    header = Header("s\x0c", "one\x0ctwo\u2028three\x85", (("Origin", "a\x1cb"),))
+    assert patchfile.parse("x.patch", patchfile.render(header, DIFF)).header == header
     text = patchfile.message(header, "x.patch", "f" * 64)
     assert patchfile.from_message(text) == (header, "x.patch")
 
