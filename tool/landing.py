@@ -19,7 +19,6 @@ import json
 import os
 import shutil
 import subprocess
-import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -147,7 +146,7 @@ class _Landing:
         folder = target.folder
         self._staged = folder.parent / STAGING / folder.name
         self._journal = _Journal(
-            token=uuid.uuid4().hex,
+            token=os.urandom(16).hex(),
             folder=str(folder),
             staged=str(self._staged),
             branch=target.branch,

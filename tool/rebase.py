@@ -7,7 +7,7 @@ at exactly that patch.
 
 from __future__ import annotations
 
-import uuid
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -325,7 +325,7 @@ def _run(git: Git, home: Home, series: Series, state: State) -> Outcome:
         used.append(str(found))
         decision = Decision(step.verdict.kind, step.verdict.evidence, content, how=f"by a {found}")
         state = replace(state, decisions={**state.decisions, step.patch.name: decision})
-    token = uuid.uuid4().hex
+    token = os.urandom(16).hex()
     stop = Stop(step.patch.name, step.verdict.kind, step.verdict.evidence, token)
     # First the word that a worktree may be there, then the worktree.
     rebase_state.save(home, replace(state, stop=stop, opened=True))
