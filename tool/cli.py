@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tool import cli_author, cli_rebase, report
+from tool import cli_author, cli_doctor, cli_rebase, report
 from tool.cli_base import load, options, reporting, request_of
 from tool.report import Report
 
@@ -247,5 +247,5 @@ def lock(refs: tuple[str, ...], offline: bool, quiet: bool, series_dir: Path | N
     return Report({"changed": changed}, lines)
 
 
-for _command in (*cli_author.COMMANDS, *cli_rebase.COMMANDS):
+for _command in (*cli_author.COMMANDS, *cli_doctor.COMMANDS, *cli_rebase.COMMANDS):
     main.add_command(_command)
