@@ -1,0 +1,164 @@
+"""The release's own loader takes the tiny model's checkpoint whole, and reads the witness's weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import fake_cuda
+import pytest
+import releases
+import torch
+import tree
+from safetensors.torch import load_file
+
+sys.path.append(str(Path(__file__).parents[2] / "gpu"))
+
+import tiny_model
+import witness
+
+SPEC = tiny_model.Spec(heads=8, hidden=256, q_lora=256, dense=256, expert=128, vocab=512)
+PREDICTION = f"model.layers.{SPEC.layers}."
+SHARED = [layer for layer in range(SPEC.layers) if not SPEC.is_full(layer)]
+
+
+@pytest.fixture(scope="module")
+def folder(configs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model.write(tmp_path_factory.mktemp("tiny"), SPEC)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path, checkpoint: dict[str, torch.Tensor]) -> Any:
+    return load(folder, checkpoint, draft=False)
+
+
+def load(folder: Path, checkpoint: dict[str, torch.Tensor], *, draft: bool) -> Any:
+    """The model as sm_89 builds and loads it; what the loader does not write is NaN."""
+    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.layers.quantization.fp8 import Fp8Config
+    from sglang.srt.models import glm4_moe
+
+    with fake_cuda.capability(8, 9):
+        args = tree.server_args(str(folder))
+        tree.publish(args)
+        given = ModelConfig.from_server_args(args, is_draft_model=draft).hf_config
+        quantised = Fp8Config.from_config(given.quantization_config)
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            model = getattr(glm4_moe, given.architectures[0])(given, quant_config=quantised)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        for parameter in model.parameters():
+            # All bits set is NaN in every format here.
+            parameter.data.reshape(-1).view(torch.uint8).fill_(0xFF)
+        model.load_weights(iter(checkpoint.items()))
+    return model
+
+
+def unwritten(model: Any) -> set[str]:
+    """Parameters that hold a NaN, but for scales of the KV cache, which this checkpoint has not."""
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.float().isnan().any() and not name.endswith(("k_scale", "v_scale"))
+    }
+
+
+def test_every_parameter_is_written(loaded: Any) -> None:
+    """But for indexers that a shared layer has before 0.5.18 and never asks."""
+    indexers = {
+        name
+        for name, _ in loaded.named_parameters()
+        if ".indexer." in name and int(name.split(".")[2]) in SHARED
+    }
+    assert unwritten(loaded) == indexers
+    assert bool(indexers) == releases.at("<0.5.18")
+
+
+def sizes(model: Any, checkpoint: dict[str, torch.Tensor]) -> tuple[int, int]:
+    """Elements of the parameters that were written, and of the tensors they are to come from."""
+    parameters = dict(model.named_parameters())
+    left = unwritten(model)
+    written = sum(
+        parameter.numel()
+        for name, parameter in parameters.items()
+        if name not in left and not name.endswith(("k_scale", "v_scale"))
+    )
+    fused = any(name.endswith("indexer.wk_weights_proj.weight") for name in parameters)
+    given = sum(
+        tensor.numel()
+        for name, tensor in checkpoint.items()
+        # Fused with the index weights, index keys are bf16: their scale is gone.
+        if not (fused and name.endswith("indexer.wk.weight_scale_inv"))
+    )
+    return written, given
+
+
+def test_no_tensor_is_ignored(loaded: Any, checkpoint: dict[str, torch.Tensor]) -> None:
+    """As many elements were written as the checkpoint has, the prediction layer's apart."""
+    own = {name: one for name, one in checkpoint.items() if not name.startswith(PREDICTION)}
+    assert len(own) < len(checkpoint)
+    written, given = sizes(loaded, own)
+    assert written == given
+
+
+@releases.only(">=0.5.16")
+def test_the_prediction_layer_is_loaded_whole(
+    folder: Path, checkpoint: dict[str, torch.Tensor]
+) -> None:
+    """By the draft model, which takes embedding and head from the target."""
+    draft = load(folder, checkpoint, draft=True)
+    assert type(draft).__name__ == "GlmMoeDsaForCausalLMNextN"
+    assert unwritten(draft) == {"model.embed_tokens.weight", "lm_head.weight"}
+    own = {name: one for name, one in checkpoint.items() if name.startswith(PREDICTION)}
+    written, given = sizes(draft, own)
+    assert written == given
+
+
+def test_the_loader_reads_the_witnesss_weights(loaded: Any, folder: Path) -> None:
+    """Power-of-two scales: what is dequantised at load is the same number in bf16 as in fp32."""
+    ours = witness.load(folder).weights
+    layer = "model.layers.6.self_attn"
+    attention = loaded.model.layers[6].self_attn
+    kv = ours[f"{layer}.kv_b_proj.weight"].view(SPEC.heads, -1, tiny_model.LATENT)
+    assert torch.equal(attention.w_kc.float(), kv[:, : tiny_model.NOPE])
+    assert torch.equal(attention.w_vc.float(), kv[:, tiny_model.NOPE :].mT)
+    first = attention.fused_qkv_a_proj_with_mqa
+    assert torch.equal(
+        tiny_model.dequantise(first.weight, first.weight_scale_inv),
+        torch.cat([ours[f"{layer}.{name}.weight"] for name in ("q_a_proj", "kv_a_proj_with_mqa")]),
+    )
+    if hasattr(attention.indexer, "wk_weights_proj"):
+        parts = [ours[f"{layer}.indexer.{name}.weight"] for name in ("wk", "weights_proj")]
+        assert torch.equal(attention.indexer.wk_weights_proj.weight.float(), torch.cat(parts))
+    experts = loaded.model.layers[6].mlp.experts
+    halves = [ours[f"model.layers.6.mlp.experts.5.{name}_proj.weight"] for name in ("gate", "up")]
+    assert torch.equal(
+        tiny_model.dequantise(experts.w13_weight[5], experts.w13_weight_scale_inv[5]),
+        torch.cat(halves),
+    )
+
+
+def test_layers_share_indexers_as_the_witness_has_it(loaded: Any) -> None:
+    attention = [layer.self_attn for layer in loaded.model.layers]
+    skips = [number in SHARED for number in range(SPEC.layers)]
+    assert [one.skip_topk for one in attention] == skips
+    assert [one.next_skip_topk for one in attention[:-1]] == skips[1:]
+
+
+def test_attention_scale_and_rope_are_the_witnesss(loaded: Any, folder: Path) -> None:
+    """The rope table that attention and indexer turn by, to the last token of 4096, and pairwise."""
+    attention = loaded.model.layers[0].self_attn
+    assert attention.scaling == (tiny_model.NOPE + tiny_model.ROPE) ** -0.5
+    table = witness.rope_table(witness.load(folder), 4096)
+    for rotary in (attention.rotary_emb, attention.indexer.rotary_emb):
+        assert not rotary.is_neox_style
+        assert torch.allclose(
+            rotary.cos_sin_cache[:4096].float(), torch.cat([table.real, table.imag], -1), atol=1e-3
+        )
