@@ -75,15 +75,15 @@ def index_pool(pages: int, device: torch.device) -> torch.Tensor:
 
 
 def paged_work(
-    lens: list[int], device: torch.device, *, heads: int = 32, next_n: int = 1
+    lens: list[int], device: torch.device, *, heads: int = 32, next_n: int = 1, most: int = 64
 ) -> PagedWork:
-    """Every rotation reads other pages; together they exceed twice the L2 cache."""
+    """Every rotation (at most ``most``) reads other pages; together they exceed twice the L2 cache."""
     g = torch.Generator(device).manual_seed(1)
     batch = len(lens)
     width = -(-max(lens) // PAGE)
     needed = sum(-(-n // PAGE) for n in lens)
     cache = torch.cuda.get_device_properties(device).L2_cache_size
-    rotations = min(64, max(2, 2 * cache // (needed * PAGE * ROW_BYTES) + 1))
+    rotations = min(most, max(2, 2 * cache // (needed * PAGE * ROW_BYTES) + 1))
     pool = index_pool(needed * rotations + 1, device)
     order = torch.randperm(needed * rotations, generator=g, device=device).int() + 1
     tables = []
@@ -161,10 +161,10 @@ def deep_gemm_ragged(work: RaggedWork) -> Callable[[], object]:
     )
 
 
-def _has_deep_gemm() -> bool:
+def has_deep_gemm() -> bool:
     try:
         import deep_gemm  # noqa: F401
-    except ImportError:
+    except (ImportError, OSError, RuntimeError):
         return False
     return True
 
@@ -181,12 +181,17 @@ def paged_shapes() -> Iterator[tuple[str, list[int], int, int]]:
     yield "B=32 ctx=131072+31x4096", [131_072] + [4096] * 31, 32, 1
 
 
+def missing() -> dict[str, str]:
+    """Peers that this environment lacks, and why."""
+    return {} if has_deep_gemm() else {"DeepGEMM": "deep_gemm cannot be imported"}
+
+
 RAGGED_SHAPES = ((2048, 2048, 32), (4096, 32_768, 32), (2048, 131_072, 32), (4096, 32_768, 64))
 
 
 def cases(device: torch.device) -> Iterator[Case]:
     """Paged, then ragged logits."""
-    peers = _has_deep_gemm()
+    peers = has_deep_gemm()
     for name, lens, heads, next_n in paged_shapes():
         paged = paged_work(lens, device, heads=heads, next_n=next_n)
         others = {"DeepGEMM": deep_gemm_paged(paged)} if peers else {}

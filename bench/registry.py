@@ -1,9 +1,21 @@
-"""The shape every benchmark case has."""
+"""The shape every benchmark case has, and what modules of cases share."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+
+FOR_SCALE = frozenset({"torch.topk", "TileLang"})
+"""Ways timed beside ours that no ratio counts: another operation, and another version of ours."""
+
+
+def nvcc() -> str | None:
+    """Path of a CUDA compiler, from PATH or CUDA_HOME, as libraries that compile at run time look."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    return shutil.which("nvcc") or shutil.which("nvcc", path=str(Path(home) / "bin"))
 
 
 @dataclass(frozen=True)

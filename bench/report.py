@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from registry import FOR_SCALE
 from roofline import Card, reached, share, work_of
 
 HEAD = """# Kernel performance
@@ -26,8 +27,6 @@ products at a large matmul, fp8 at twice that natively and at the same under sm_
 Made by `bench/gpu.sh bench` and `python bench/report.py`.
 """
 _CACHE = 64 << 20  # more than the L2 cache of any GPU the benchmark has run on
-NAMES = {"torch.topk"}
-"""Peers shown for scale, not counted in the ratio."""
 
 
 def main(native: Path, lowered: Path) -> str:
@@ -54,6 +53,9 @@ def main(native: Path, lowered: Path) -> str:
             ]
             lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
         lines.append(_line(row, under.get((row["group"], row["name"])), cards))
+    lines += _tilelang(ours["rows"])
+    for name, why in ours.get("missing_peers", {}).items():
+        lines += ["", f"{name} was not compared with: {why}."]
     return "\n".join(lines) + "\n"
 
 
@@ -93,8 +95,28 @@ def _line(row: dict[str, Any], lowered: dict[str, Any] | None, cards: tuple[Card
     return f"| {' | '.join(cells)} |"
 
 
+def _tilelang(rows: list[dict[str, Any]]) -> list[str]:
+    """Where both versions of sparse MLA were timed, natively (TileLang knows no override)."""
+    timed = [row for row in rows if row["peers"].get("TileLang") and row["ours"]]
+    if not timed:
+        return []
+    lines = ["", "## sparse MLA: Triton and TileLang, native", ""]
+    lines += ["| case | Triton | TileLang | TileLang / Triton |", "|---|---:|---:|---:|"]
+    for row in timed:
+        other = row["peers"]["TileLang"]
+        kind = row["group"].removeprefix("sparse MLA ").split(",")[0]
+        cells = [
+            f"{kind} {row['name']}",
+            _us(row["ours"]),
+            _us(other),
+            f"{other / row['ours']:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def _fastest(row: dict[str, Any]) -> tuple[str, float | None]:
-    timed = [(us, name) for name, us in row["peers"].items() if us and name not in NAMES]
+    timed = [(us, name) for name, us in row["peers"].items() if us and name not in FOR_SCALE]
     return (min(timed)[1], min(timed)[0]) if timed else ("", None)
 
 

@@ -31,11 +31,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from registry import Case  # noqa: E402
+from registry import FOR_SCALE, Case  # noqa: E402
 
 # Modules of this folder with a ``cases(device) -> Iterator[Case]``; absent ones are left out.
 MODULES = ("indexer", "topk", "sparse_mla", "kv_cache", "layer")
-PEERS = ("deep_gemm", "flash_mla", "sgl_kernel", "flashinfer", "sglang")
+PEERS = ("deep_gemm", "flash_mla", "sgl_kernel", "flashinfer", "tilelang", "sglang")
 _MAX_CALLS = 128  # calls in one graph
 _REPLAYS = 15
 
@@ -67,7 +67,7 @@ class Row:
     @property
     def ratio(self) -> float | None:
         """Ours over the fastest peer."""
-        times = [t for t in self.peers.values() if t]
+        times = [t for name, t in self.peers.items() if t and name not in FOR_SCALE]
         return self.ours / min(times) if self.ours and times else None
 
     @property
@@ -155,6 +155,15 @@ def all_cases(word: str) -> Iterator[Case]:
                 yield case
 
 
+def missing_peers() -> dict[str, str]:
+    """Peers that this environment lacks, and why, as the modules of cases say."""
+    found: dict[str, str] = {}
+    for name in MODULES:
+        if importlib.util.find_spec(name) is not None:
+            found |= getattr(importlib.import_module(name), "missing", dict)()
+    return found
+
+
 def run_case(case: Case, limits: Limits, seconds: float) -> Row:
     times, errors = measure({"ours": case.ours, **case.peers}, seconds)
     ours = times.pop("ours")
@@ -168,14 +177,22 @@ def environment(limits: Limits) -> dict[str, object]:
     versions = {"torch": torch.__version__, "triton": triton.__version__}
     for module in PEERS:
         if importlib.util.find_spec(module):
-            versions[module] = str(
-                getattr(importlib.import_module(module), "__version__", "present")
-            )
+            try:
+                found = importlib.import_module(module)
+            except (
+                ImportError,
+                OSError,
+                RuntimeError,
+            ) as err:  # installed for another torch or CUDA
+                versions[module] = f"not importable: {err}".splitlines()[0][:120]
+            else:
+                versions[module] = str(getattr(found, "__version__", "present"))
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "device": torch.cuda.get_device_name(),
         "override": os.environ.get("TRITON_OVERRIDE_ARCH", ""),
         "versions": versions,
+        "missing_peers": missing_peers(),
         "copy_GB_s": round(limits.copy / 1e9),
         "bf16_TFLOP_s": round(limits.mma / 1e12),
         "command": shlex.join(["python", "bench/run.py", *sys.argv[1:]]),

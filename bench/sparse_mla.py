@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib.util
 import itertools
 import sys
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from registry import Case  # noqa: E402
+from registry import Case, nvcc  # noqa: E402
 
 from ada_dsa import dequantize_k_cache_paged, sparse_mla_fwd  # noqa: E402
 from ada_dsa.arch import target_arch  # noqa: E402
@@ -39,6 +40,9 @@ _ROW_BYTES = {
     KvLayout.BF16: 2 * ROW_DIM,
 }
 _FLASH_MLA_HEADS = (64, 128)
+# Tokens and heads that the TileLang version is timed at: few, because nvcc compiles each number of
+# heads twice (with and without splits), half a minute each time.
+TILELANG = {(1, 8), (64, 8), (1, 64), (64, 64), (2048, 8), (2048, 64)}
 
 
 @dataclass(frozen=True)
@@ -65,30 +69,30 @@ class Work:
 
 
 @functools.cache
-def make_pool(slots: int, layout: KvLayout) -> torch.Tensor:
+def make_pool(slots: int, layout: KvLayout, device: str = "cuda") -> torch.Tensor:
     from ada_dsa.kv_cache.api import quantize_k_cache
 
-    generator = torch.Generator("cuda").manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     width = PACKED_BYTES if layout is KvLayout.PACKED_FP8 else ROW_DIM
     dtype = torch.bfloat16 if layout is KvLayout.BF16 else torch.float8_e4m3fn
-    pool = torch.empty(slots, 1, width, dtype=dtype, device="cuda")
+    pool = torch.empty(slots, 1, width, dtype=dtype, device=device)
     for part in pool.split(1 << 16):
-        rows = torch.randn(len(part), 1, ROW_DIM, device="cuda", generator=generator).bfloat16()
+        rows = torch.randn(len(part), 1, ROW_DIM, device=device, generator=generator).bfloat16()
         part.copy_(quantize_k_cache(rows) if layout is KvLayout.PACKED_FP8 else rows.to(dtype))
     return pool
 
 
-def make_work(tokens: int, heads: int, slots: int, layout: KvLayout) -> Work:
+def make_work(tokens: int, heads: int, slots: int, layout: KvLayout, device: str = "cuda") -> Work:
     """Inputs whose rows together exceed the L2 cache (at most 64 lists)."""
-    generator = torch.Generator("cuda").manual_seed(tokens)
-    pool = make_pool(slots, layout)
+    generator = torch.Generator(device).manual_seed(tokens)
+    pool = make_pool(slots, layout, device)
     cache = torch.cuda.get_device_properties(0).L2_cache_size
     count = max(2, min(64, 2 * cache // (tokens * TOPK * _ROW_BYTES[layout]) + 1))
     lists = [
-        torch.randint(1, slots, (tokens, TOPK), device="cuda", generator=generator).int()
+        torch.randint(1, slots, (tokens, TOPK), device=device, generator=generator).int()
         for _ in range(count)
     ]
-    q = torch.randn(tokens, heads, ROW_DIM, device="cuda", generator=generator).bfloat16()
+    q = torch.randn(tokens, heads, ROW_DIM, device=device, generator=generator).bfloat16()
     return Work(q, pool, layout, lists)
 
 
@@ -101,6 +105,30 @@ def rotating(
 
 def ours(work: Work) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda index: sparse_mla_fwd(work.q, work.pool, index, SM_SCALE)  # type: ignore[return-value]
+
+
+def tilelang(work: Work) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda index: sparse_mla_fwd(work.q, work.pool, index, SM_SCALE, backend="tilelang")  # type: ignore[return-value]
+
+
+def has_flash_mla() -> bool:
+    try:
+        import flash_mla  # noqa: F401
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
+
+
+def missing() -> dict[str, str]:
+    """Peers that this environment lacks, and why."""
+    lacks: dict[str, str] = {}
+    if not has_flash_mla():
+        lacks["FlashMLA"] = "flash_mla cannot be imported"
+    if importlib.util.find_spec("tilelang") is None:
+        lacks["TileLang"] = "tilelang is not installed"
+    elif not nvcc():
+        lacks["TileLang"] = "TileLang compiles its kernel when first called: needs nvcc"
+    return lacks
 
 
 def _padded_query(q: torch.Tensor) -> torch.Tensor:
@@ -158,13 +186,24 @@ def flash_mla_prefill(work: Work, slots: torch.Tensor) -> Callable[[torch.Tensor
 
 
 def _agrees(work: Work, peer: Callable[[torch.Tensor], torch.Tensor], name: str) -> None:
-    got, want = ours(work)(work.lists[0]).float(), peer(work.lists[0]).float()
+    want = ours(work)(work.lists[0]).float()
+    try:
+        got = peer(work.lists[0]).float()
+    except Exception:  # it will fail again when it is timed, where the error is recorded
+        return
     error = float((got - want).norm() / want.norm())
     if not error < 2e-2:
         raise RuntimeError(f"{name}: ours and the peer differ by {error:.2e}; nothing to compare")
 
 
 def _case(group: str, name: str, work: Work, peers: dict[str, Callable]) -> Case:
+    tokens, heads, _ = work.q.shape
+    if (
+        work.layout is KvLayout.PACKED_FP8
+        and (tokens, heads) in TILELANG
+        and ("TileLang" not in missing())
+    ):
+        peers = peers | {"TileLang": tilelang(work)}
     for label, peer in peers.items():
         _agrees(work, peer, f"{group}, {name}, {label}")
     return Case(
@@ -178,12 +217,7 @@ def _case(group: str, name: str, work: Work, peers: dict[str, Callable]) -> Case
 
 
 def cases(device: torch.device) -> Iterator[Case]:
-    try:
-        import flash_mla  # noqa: F401
-
-        native = torch.cuda.get_device_capability(device)[0] == 9
-    except ImportError:
-        native = False
+    native = has_flash_mla() and torch.cuda.get_device_capability(device)[0] == 9
     slots = 1 << 20
     for heads in (8, 16, 64, 128):
         for tokens in (1, 2, 4, 8, 16, 32, 64, 128):

@@ -3,8 +3,9 @@
     python bench/run.py --group top-k
     python bench/topk.py [--case 1x131072]
 
-Peers: sglang-kernel's fused kernel and flashinfer's where installed, and ``torch.topk`` alone
-(unsorted, no transform) for scale. The second form times other warps, splits and sample sizes.
+Peers: sglang-kernel's fused kernel and flashinfer's where installed (flashinfer compiles its own with
+nvcc when first called, about a minute), and ``torch.topk`` alone (unsorted, no transform) for scale.
+The second form times other warps, splits and sample sizes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 from indexer import time_graph  # noqa: E402
-from registry import Case  # noqa: E402
+from registry import Case, nvcc  # noqa: E402
 
 from ada_dsa import configs, fast_topk_transform_fused  # noqa: E402
 from ada_dsa._launch import num_sms  # noqa: E402
@@ -84,15 +85,37 @@ def flashinfer(work: Work) -> Callable[[], object]:
     )
 
 
-def peers(work: Work) -> dict[str, Callable[[], object]]:
-    found: dict[str, Callable[[], object]] = {}
+def load_sgl_kernel() -> None:
+    """Import sgl_kernel, which registers its operators, where that is possible."""
     with contextlib.suppress(ImportError, OSError, RuntimeError):
         importlib.import_module("sgl_kernel")
-    if hasattr(torch.ops.sgl_kernel, "fast_topk_transform_fused"):
+
+
+def missing() -> dict[str, str]:
+    """Peers that this environment lacks, and why."""
+    load_sgl_kernel()
+    lacks: dict[str, str] = {}
+    if not hasattr(torch.ops.sgl_kernel, "fast_topk_transform_fused"):
+        lacks["sgl-kernel"] = "sgl_kernel has no fast_topk_transform_fused or cannot be imported"
+    try:
+        found = hasattr(importlib.import_module("flashinfer"), "top_k_page_table_transform")
+    except (ImportError, OSError, RuntimeError) as err:
+        lacks["flashinfer"] = f"flashinfer cannot be imported: {err}".splitlines()[0][:200]
+    else:
+        if not found:
+            lacks["flashinfer"] = "this flashinfer has no top_k_page_table_transform"
+        elif not nvcc():
+            lacks["flashinfer"] = "flashinfer compiles its top-k when first called: needs nvcc"
+    return lacks
+
+
+def peers(work: Work) -> dict[str, Callable[[], object]]:
+    lacks = missing()
+    found: dict[str, Callable[[], object]] = {}
+    if "sgl-kernel" not in lacks:
         found["sgl-kernel"] = sgl_kernel(work)
-    with contextlib.suppress(ImportError, OSError, RuntimeError):
-        if hasattr(importlib.import_module("flashinfer"), "top_k_page_table_transform"):
-            found["flashinfer"] = flashinfer(work)
+    if "flashinfer" not in lacks:
+        found["flashinfer"] = flashinfer(work)
     found["torch.topk"] = lambda: torch.topk(work.score, TOPK, dim=1, sorted=False)
     return found
 

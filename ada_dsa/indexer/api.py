@@ -309,20 +309,24 @@ def launch_ragged(
     config: configs.Config,
     chunk: int,
 ) -> None:
-    """Launch the ragged kernel on validated arguments; ``chunk`` queries per program."""
+    """Launch a ragged kernel on validated arguments; ``chunk`` queries per program."""
     from .kernel import ragged_mqa_logits_kernel
+    from .several import ragged_mqa_logits_several_kernel
 
     num_q, heads, _ = q.shape
     native = arch.has_native_fp8(target)
     block = config.params["BLOCK_KV"]
+    kernel, form = ragged_mqa_logits_kernel, {}
+    if "QUERIES" in config.params:
+        kernel, form = ragged_mqa_logits_several_kernel, {"QUERIES": config.params["QUERIES"]}
     with on_device(q.device):
-        ragged_mqa_logits_kernel[(-(-k.shape[0] // block), -(-num_q // chunk))](
+        kernel[(-(-k.shape[0] // block), -(-num_q // chunk))](
             _operand(q, native), _operand(k, native), k_scale, weights, ks, ke, out,
             num_q, k.shape[0], max_seqlen_k,
             q.stride(0), q.stride(1), k.stride(0), weights.stride(0), out.stride(0),
             HEADS=heads, HEADS_PAD=max(16, next_power_of_2(heads)), DIM=DIM, BLOCK_KV=block,
             CHUNK=chunk, COMPRESSED=max_seqlen_k > 0, FP8=native, STAGES=config.num_stages,
-            num_warps=config.num_warps, num_stages=config.num_stages,
+            **form, num_warps=config.num_warps, num_stages=config.num_stages,
         )  # fmt: skip
 
 

@@ -273,6 +273,30 @@ def paged_mqa_logits_kernel(
                 _store_logits(out_row + 3 * stride_out, columns, _score(k, q3, w3), scale, length3)
 
 
+@triton.jit
+def visible_queries(ks_ptr, ke_ptr, num_q, key_start, BLOCK_KV: tl.constexpr, CHUNK: tl.constexpr):
+    """First and last query of this program's chunk (axis 1) that see the key tile; first > last: none."""
+    queries = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
+    exists = queries < num_q
+    all_ks = tl.load(ks_ptr + queries, mask=exists, other=0)
+    all_ke = tl.load(ke_ptr + queries, mask=exists, other=0)
+    sees = (all_ks < key_start + BLOCK_KV) & (all_ke > key_start) & (all_ke > all_ks)
+    first = tl.min(tl.where(sees, queries, num_q), axis=0)
+    last = tl.max(tl.where(sees, queries, -1), axis=0)
+    return first, last
+
+
+@triton.jit
+def load_keys(key_ptr, scale_ptr, keys, in_pool, stride_k, DIM: tl.constexpr, FP8: tl.constexpr):
+    """Key tile of the ragged kernels, an operand [BLOCK_KV, DIM], and its scales."""
+    key_offsets = keys.to(tl.int64)[:, None] * stride_k + tl.arange(0, DIM)[None, :]
+    if FP8:
+        k = tl.load(key_ptr + key_offsets, mask=in_pool[:, None], other=0.0)
+    else:
+        k = decode_e4m3(tl.load(key_ptr + key_offsets, mask=in_pool[:, None], other=0))
+    return k, tl.load(scale_ptr + keys, mask=in_pool, other=0.0)
+
+
 @triton.jit(do_not_specialize=["num_q", "num_kv", "max_seqlen_k"])
 def ragged_mqa_logits_kernel(
     q_ptr,  # [S, HEADS, DIM] e4m3 (FP8) or bytes
@@ -306,24 +330,13 @@ def ragged_mqa_logits_kernel(
     windows: exact for the monotone windows of concatenated requests, merely wider for others.
     """
     key_start = tl.program_id(0) * BLOCK_KV
-    queries = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
-    exists = queries < num_q
-    all_ks = tl.load(ks_ptr + queries, mask=exists, other=0)
-    all_ke = tl.load(ke_ptr + queries, mask=exists, other=0)
-    sees = (all_ks < key_start + BLOCK_KV) & (all_ke > key_start) & (all_ke > all_ks)
-    first = tl.min(tl.where(sees, queries, num_q), axis=0)
-    last = tl.max(tl.where(sees, queries, -1), axis=0)
+    first, last = visible_queries(ks_ptr, ke_ptr, num_q, key_start, BLOCK_KV, CHUNK)
     if first > last:
         return
 
     keys = key_start + tl.arange(0, BLOCK_KV)
     in_pool = keys < num_kv
-    key_offsets = keys.to(tl.int64)[:, None] * stride_k + tl.arange(0, DIM)[None, :]
-    if FP8:
-        k = tl.load(key_ptr + key_offsets, mask=in_pool[:, None], other=0.0)
-    else:
-        k = decode_e4m3(tl.load(key_ptr + key_offsets, mask=in_pool[:, None], other=0))
-    scale = tl.load(scale_ptr + keys, mask=in_pool, other=0.0)
+    k, scale = load_keys(key_ptr, scale_ptr, keys, in_pool, stride_k, DIM, FP8)
     ks = tl.load(ks_ptr + first)
     ke = tl.load(ke_ptr + first)
     for query in tl.range(first, last + 1, num_stages=STAGES):

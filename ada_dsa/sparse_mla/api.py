@@ -99,6 +99,7 @@ def launch(
     graph's own pool, which keeps them alive for its replays, and nothing is shared between calls,
     so a result that a later layer still reads is never overwritten.
     """
+    from .columns import sparse_mla_columns_kernel
     from .kernel import sparse_mla_kernel
 
     tokens, heads, _ = q_nope.shape
@@ -118,8 +119,13 @@ def launch(
     packed = layout is KvLayout.PACKED_FP8
     config, params = plan.config, plan.config.params
     options = {"maxnreg": params["MAXNREG"]} if params.get("MAXNREG") else {}
+    if params.get("GROUPS"):
+        kernel, form = sparse_mla_columns_kernel, {"GROUPS": params["GROUPS"]}
+    else:
+        kernel = sparse_mla_kernel
+        form = {"SWAP": bool(params["SWAP"]), "PREFETCH": bool(params["PREFETCH"])}
     with torch.cuda.device_of(rows):
-        sparse_mla_kernel[(tokens * plan.head_blocks, plan.num_splits)](
+        kernel[(tokens * plan.head_blocks, plan.num_splits)](
             q_nope,
             q_rope,
             codes,
@@ -140,10 +146,9 @@ def launch(
             sm_scale * math.log2(math.e),
             LAYOUT=int(layout),
             BYTES=plan.bytes_only,
-            SWAP=bool(params["SWAP"]),
             BLOCK_H=params["BLOCK_H"],
             BLOCK_N=params["BLOCK_N"],
-            PREFETCH=bool(params["PREFETCH"]),
+            **form,
             SPLIT=split,
             WRITE_LSE=return_lse,
             SPAN=plan.span,

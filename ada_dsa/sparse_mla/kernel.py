@@ -91,6 +91,18 @@ def _weigh(p, k, acc, SWAP: tl.constexpr):
     return tl.dot(tl.trans(k), p, acc) if SWAP else tl.dot(p, k, acc)
 
 
+@triton.jit
+def finish(top, total):
+    """What the sums are multiplied by, and the base-2 log-sum-exp; NaN goes through both.
+
+    A total of 0 (nothing selected) gives 0 and -inf.
+    """
+    some = total > 0.0
+    inverse = tl.where(some, 1.0 / total, tl.where(total == 0.0, 0.0, total))
+    log2_sum = tl.where(some, top + tl.log2(total), tl.where(total == 0.0, float("-inf"), total))
+    return inverse, log2_sum
+
+
 @triton.jit(do_not_specialize=["num_heads", "topk", "split_len", "num_splits"])
 def sparse_mla_kernel(
     q_nope,  # bfloat16 [T, H, 512]
@@ -228,9 +240,7 @@ def sparse_mla_kernel(
 
     if DEFER_SUM:
         total = tl.sum(weights, axis=KEYS)
-    some = total > 0.0
-    inverse = tl.where(some, 1.0 / total, tl.where(total == 0.0, 0.0, total))
-    log2_sum = tl.where(some, top + tl.log2(total), tl.where(total == 0.0, float("-inf"), total))
+    inverse, log2_sum = finish(top, total)
     slot = token * num_heads + heads
     if SPLIT:
         slot = slot * num_splits + split

@@ -88,8 +88,13 @@ def launch(
     *,
     target: int,
     how: Plan,
+    select: configs.Config | None = None,
+    thin: configs.Config | None = None,
 ) -> torch.Tensor:
-    """Launch the kernels on validated arguments and return int32 [R, topk]."""
+    """Launch the kernels on validated arguments and return int32 [R, topk].
+
+    ``select`` and ``thin`` replace the rows of the table, for tuning.
+    """
     from . import kernel
 
     rows, width = score.shape
@@ -98,10 +103,10 @@ def launch(
     bits = score.view(torch.int32)
     tables = transform.cu_seqlens.shape[0] - 1 if transform.cu_seqlens is not None else 0
     padded = _padded(score)
-    select = configs.pick(
+    select = select or configs.pick(
         "topk_select", target, topk=topk, aligned=int(padded), compact=int(how.compact)
     )
-    thin = configs.pick("topk_thin", target, topk=topk)
+    thin = thin or configs.pick("topk_thin", target, topk=topk)
     row_args = {"HAS_STARTS": row_starts is not None, "PADDED": padded}
     large = select.params["LARGE"]
     share = -(-width // (max(1, how.splits) * 16)) * 16 + 16

@@ -6,11 +6,21 @@ import re
 
 import pytest
 import torch
-from aot import ARCHS, SHARED_LIMIT, Compiled, Launch, check_limits, compile_kernel, recorded
+from aot import (
+    ARCHS,
+    SHARED_LIMIT,
+    SHARED_OPT_IN,
+    Compiled,
+    Launch,
+    check_limits,
+    compile_kernel,
+    recorded,
+)
 
 from ada_dsa import configs
 from ada_dsa.indexer import api as indexer
 from ada_dsa.indexer import kernel as indexer_kernel
+from ada_dsa.indexer import several
 from ada_dsa.topk import api as topk
 from ada_dsa.topk import kernel as topk_kernel
 
@@ -34,13 +44,17 @@ def paged_launch(arch: int, batch: int, next_n: int, heads: int, *, two_d: bool 
     return launches[0]
 
 
-def ragged_launch(arch: int, heads: int, chunk: int, max_seqlen_k: int = 0) -> Launch:
-    with recorded(indexer_kernel) as launches:
+def ragged_launch(
+    arch: int, heads: int, chunk: int, max_seqlen_k: int = 0, config: configs.Config | None = None
+) -> Launch:
+    config = config or configs.pick("ragged_logits", arch, heads=heads)
+    module = several if "QUERIES" in config.params else indexer_kernel
+    with recorded(module) as launches:
         indexer.launch_ragged(
             meta(2000, heads, 128, dtype=FP8), meta(30_000, 128, dtype=FP8),
             meta(30_000, dtype=F32), meta(2000, heads, dtype=F32), meta(2000), meta(2000),
             meta(2000, 30_016, dtype=F32), max_seqlen_k,
-            target=arch, config=configs.pick("ragged_logits", arch, heads=heads), chunk=chunk,
+            target=arch, config=config, chunk=chunk,
         )  # fmt: skip
     return launches[0]
 
@@ -100,6 +114,18 @@ def test_ragged_logits(heads: int, chunk: int, compressed: int, arch: int) -> No
         wanted = configs.pick("ragged_logits", arch, heads=heads).blocks_per_sm
         check_limits(compiled, blocks_per_sm=wanted)
         residency(compiled, wanted)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_ragged_logits_of_several_queries(arch: int) -> None:
+    """No row of the table takes it yet."""
+    params = {"BLOCK_KV": 128, "QUERIES": 2}
+    config = configs.Config("ragged_logits", 80, "test", 4, 3, 2, "gate", params)
+    compiled = ragged_launch(arch, 32, 64, config=config).compile(arch)
+    check_indexer(compiled)
+    residency(compiled, 1 if arch == 86 else 2)  # as fp16, operands take twice the space
+    if arch == 90:
+        assert "64x64x32" in compiled.sass, "two queries are not one product"
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -185,3 +211,12 @@ def test_the_gate_sees_too_much_shared_memory() -> None:
     assert deep.shared > SHARED_LIMIT[89]
     with pytest.raises(AssertionError, match="shared"):
         check_limits(deep)
+
+
+def test_only_a_row_for_sm_90_may_take_what_sm_90_has() -> None:
+    launch = paged_launch(90, 8, 1, 32)
+    deep = compile_kernel(launch.kernel, {**launch.args, "STAGES": 14}, 90, **launch.options)
+    assert SHARED_LIMIT[90] < deep.shared <= SHARED_OPT_IN[90]
+    check_limits(deep, row_arch=90)
+    with pytest.raises(AssertionError, match="shared"):
+        check_limits(deep, row_arch=89)

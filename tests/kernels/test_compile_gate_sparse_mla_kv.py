@@ -14,7 +14,7 @@ import torch
 from aot import ARCHS, Compiled, check_limits, compile_kernel
 
 from ada_dsa.arch import has_native_fp8
-from ada_dsa.configs import ROWS, pick
+from ada_dsa.configs import ROWS, Config, pick
 from ada_dsa.kv_cache.layout import KvLayout
 
 # Bytes per multiprocessor (CUDA C++ programming guide, technical specifications).
@@ -28,12 +28,11 @@ def _code_type(layout: KvLayout, arch: int) -> torch.dtype:
     return torch.float8_e4m3fn if has_native_fp8(arch) else torch.uint8
 
 
-def compile_sparse_mla(arch: int, layout: KvLayout, heads: int, split: bool) -> Compiled:
-    """The main kernel as ``api.launch`` launches it at topk 2048."""
-    config = pick("sparse_mla", arch, heads=heads, layout=int(layout))
+def mla_arguments(arch: int, layout: KvLayout, heads: int, split: bool) -> dict[str, object]:
+    """What both main kernels take from ``api.launch`` at topk 2048, but for their form."""
     packed = layout is KvLayout.PACKED_FP8
     codes = _code_type(layout, arch)
-    arguments = {
+    return {
         "q_nope": torch.bfloat16,
         "q_rope": torch.bfloat16,
         "kv": codes,
@@ -54,20 +53,28 @@ def compile_sparse_mla(arch: int, layout: KvLayout, heads: int, split: bool) -> 
         "scale_log2": 0.1,
         "LAYOUT": int(layout),
         "BYTES": codes is torch.uint8,
-        "SWAP": bool(config.params["SWAP"]),
-        "BLOCK_H": config.params["BLOCK_H"],
-        "BLOCK_N": config.params["BLOCK_N"],
-        "PREFETCH": bool(config.params["PREFETCH"]),
         "SPLIT": split,
         "WRITE_LSE": True,
         "SPAN": 256 if split else 2048,
     }
+
+
+def compile_main(config: Config, arch: int, layout: KvLayout, heads: int, split: bool) -> Compiled:
+    """The main kernel of a configuration as ``api.launch`` launches it."""
+    from ada_dsa.sparse_mla.columns import sparse_mla_columns_kernel
     from ada_dsa.sparse_mla.kernel import sparse_mla_kernel
 
-    limit = config.params.get("MAXNREG")
+    params = config.params
+    if params.get("GROUPS"):
+        kernel, form = sparse_mla_columns_kernel, {"GROUPS": params["GROUPS"]}
+    else:
+        kernel = sparse_mla_kernel
+        form = {"SWAP": bool(params["SWAP"]), "PREFETCH": bool(params["PREFETCH"])}
+    form |= {"BLOCK_H": params["BLOCK_H"], "BLOCK_N": params["BLOCK_N"]}
+    limit = params.get("MAXNREG")
     return compile_kernel(
-        sparse_mla_kernel,
-        arguments,
+        kernel,
+        mla_arguments(arch, layout, heads, split) | form,
         arch,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -75,8 +82,24 @@ def compile_sparse_mla(arch: int, layout: KvLayout, heads: int, split: bool) -> 
     )
 
 
-def assert_fits(compiled: Compiled, blocks_per_sm: int) -> None:
-    check_limits(compiled, blocks_per_sm=blocks_per_sm)
+def assert_main_kernel(compiled: Compiled, config: Config) -> None:
+    """Limits, tensor cores, and rows requested before the tensor cores start on those before."""
+    assert_fits(compiled, config.blocks_per_sm, config.arch)
+    loop = main_loop(compiled.sass)
+    before = loop.split("MMA")[0].count("LDG.E.128")
+    if config.params.get("GROUPS"):
+        assert before >= 2, f"rows are not prefetched: {compiled.summary()}"
+        assert loop.count("SHFL") <= 16, f"groups are added by shuffles: {compiled.summary()}"
+        return
+    assert sum(compiled.mma.values()) >= 40, f"no tensor cores: {compiled.summary()}"
+    if config.params["PREFETCH"]:
+        assert before >= 3, f"rows are not prefetched: {compiled.summary()}"
+    else:
+        assert "LDGSTS" in loop, f"not pipelined: {compiled.summary()}"
+
+
+def assert_fits(compiled: Compiled, blocks_per_sm: int, row_arch: int = 80) -> None:
+    check_limits(compiled, blocks_per_sm=blocks_per_sm, row_arch=row_arch)
     used = (compiled.shared + 1024) * blocks_per_sm  # each block reserves 1 KB for the system
     report = f"{blocks_per_sm} blocks do not fit: {compiled.summary()}"
     assert used <= SHARED_PER_SM[compiled.arch], report
@@ -99,16 +122,21 @@ def main_loop(sass: str) -> str:
 @pytest.mark.parametrize("layout", list(KvLayout), ids=lambda layout: layout.name)
 @pytest.mark.parametrize("arch", ARCHS)
 def test_sparse_mla_fits(arch: int, layout: KvLayout, heads: int, split: bool) -> None:
-    compiled = compile_sparse_mla(arch, layout, heads, split)
     config = pick("sparse_mla", arch, heads=heads, layout=int(layout))
-    assert_fits(compiled, config.blocks_per_sm)
-    assert sum(compiled.mma.values()) >= 40, f"no tensor cores: {compiled.summary()}"
-    if config.params["PREFETCH"]:
-        # The next rows are requested before the tensor cores start on the current ones.
-        before = main_loop(compiled.sass).split("MMA")[0]
-        assert before.count("LDG.E.128") >= 3, f"rows are not prefetched: {compiled.summary()}"
-    else:
-        assert "LDGSTS" in main_loop(compiled.sass), f"not pipelined: {compiled.summary()}"
+    assert_main_kernel(compile_main(config, arch, layout, heads, split), config)
+
+
+@pytest.mark.parametrize("layout", [KvLayout.PACKED_FP8, KvLayout.RAW_FP8], ids=lambda x: x.name)
+@pytest.mark.parametrize("arch", ARCHS)
+def test_columns_kernel_fits(arch: int, layout: KvLayout) -> None:
+    """No row of the table takes it yet; eight heads a block in tiles of 16 rows."""
+    params = {"BLOCK_H": 8, "BLOCK_N": 16, "GROUPS": 8}
+    config = Config("sparse_mla", 80, "test", 8, 1, 1, "gate", params)
+    compiled = compile_main(config, arch, layout, 8, split=True)
+    assert_main_kernel(compiled, config)
+    # The least there can be: 4 of scores and 4 of results a warp, and the rotary part.
+    hmma = main_loop(compiled.sass).count("HMMA")
+    assert 8 < hmma <= 12, f"warps repeat each other's work: {compiled.summary()}"
 
 
 def test_the_gate_covers_every_table_row() -> None:

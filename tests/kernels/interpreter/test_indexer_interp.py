@@ -96,12 +96,14 @@ def check_ragged(
     heads: int = 32,
     chunk: int = 32,
     max_seqlen_k: int = 0,
+    config: configs.Config | None = None,
 ) -> None:
     case = make_ragged(windows, num_kv, heads=heads)
+    config = config or configs.pick("ragged_logits", arch, heads=heads)
     out = torch.full((len(windows), max_seqlen_k or num_kv), 12345.0)
     api.launch_ragged(
         case.q, *case.kv, case.weights, case.ks, case.ke, out, max_seqlen_k,
-        target=arch, config=configs.pick("ragged_logits", arch, heads=heads), chunk=chunk,
+        target=arch, config=config, chunk=chunk,
     )  # fmt: skip
     want = reference.fp8_mqa_logits(
         case.q, case.kv, case.weights, case.ks, case.ke, max_seqlen_k=max_seqlen_k,
@@ -124,6 +126,19 @@ def test_ragged_windows_in_any_order_and_empty() -> None:
 
 def test_ragged_compressed() -> None:
     check_ragged([(0, 4), (100, 160), (20, 140)], 170, 89, max_seqlen_k=64)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(("queries", "heads"), [(2, 32), (4, 24)])
+def test_ragged_several_queries_in_a_dot(queries: int, heads: int, arch: int) -> None:
+    """Odd numbers of queries, windows that begin and end inside a group, and empty ones."""
+    params = {"BLOCK_KV": 64, "QUERIES": queries}
+    config = configs.Config("ragged_logits", 80, "test", 4, 3, 1, "interpreter", params)
+    windows, num_kv = causal_windows([(0, 5), (130, 4), (7, 6)])
+    check_ragged(windows, num_kv, arch, heads=heads, config=config)
+    mixed = [(140, 150), (0, 0), (3, 2), (0, 9), (100, 160), (5, 6), (20, 140)]
+    check_ragged(mixed, 170, arch, heads=heads, config=config)
+    check_ragged(mixed, 170, arch, heads=heads, config=config, max_seqlen_k=64)
 
 
 def test_schedule() -> None:

@@ -21,6 +21,13 @@ from ada_dsa.sparse_mla.plan import plan_launch
 CONFIGS = {f"{row.arch} {row.bucket}": row for row in ROWS if row.op == "sparse_mla"}
 HEADS = {"heads<=8": 6, "heads<=16": 12, "heads>16": 40}
 
+
+def columns(block_h: int, block_n: int, groups: int) -> Config:
+    """A configuration of the kernel that divides latent values among warps."""
+    params = {"BLOCK_H": block_h, "BLOCK_N": block_n, "GROUPS": groups}
+    return Config("sparse_mla", 80, "test", 8, 1, 1, "interpreter", params)
+
+
 # numpy reports the infinities that the kernels make on purpose and then select away.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 
@@ -84,6 +91,25 @@ def test_splits_and_their_combination(splits: int, arch: int) -> None:
     problem.indices[2] = -1
     out, lse = run(problem, splits=splits, arch=arch)
     check(problem, out, lse, f"{splits} splits")
+
+
+@pytest.mark.parametrize("arch", [86, 89])
+@pytest.mark.parametrize("layout", [KvLayout.PACKED_FP8, KvLayout.RAW_FP8])
+@pytest.mark.parametrize(
+    ("heads", "shape"), [(6, (8, 16, 8)), (20, (16, 32, 4)), (40, (32, 16, 16))]
+)
+def test_columns(heads: int, shape: tuple[int, int, int], layout: KvLayout, arch: int) -> None:
+    problem = make_problem(2, heads, 75, layout, absent=0.3, slots=200)
+    out, lse = run(problem, columns(*shape), splits=1, arch=arch)
+    check(problem, out, lse, f"{shape} {layout.name}")
+
+
+def test_columns_splits_and_empty_tokens() -> None:
+    problem = make_problem(3, 8, 130, KvLayout.PACKED_FP8, absent=0.2, slots=200)
+    problem.indices[1, :40] = -1
+    problem.indices[2] = -1
+    out, lse = run(problem, columns(8, 16, 8), splits=3)
+    check(problem, out, lse, "3 splits")
 
 
 @pytest.mark.parametrize("layout", list(KvLayout))

@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Everything that serves a model on a GPU, in one command:
+#
+#   tests/gpu/run.sh [-o FOLDER] [check] [verify] [kit] [fusion] [serve] [parallel] [soak] [bench]
+#
+# check     import sglang and all it needs, stock and forked
+# verify    prove the installed fork against series.lock
+# kit       sglang's own DSA attention kit against ada_dsa, natively and under the sm_89 lowering
+# fusion    the shared expert in the grouped kernel and on its own
+# serve     stock against fork against the witness
+# parallel  two GPUs: tensor and pipeline parallel
+# soak      SOAK seconds (default 600) of mixed load
+# bench     decode and prefill times, into FOLDER/serve.json
+#
+# Default: check+verify kit+fusion serve parallel soak. Steps joined by + run at the same time. Needs the
+# folders of stage.py; a step ends after LIMIT seconds (default 900) at the latest. Logs and results go to FOLDER
+# (default: a new temporary one); the exit code is that of the worst step.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+
+LIMIT=${LIMIT:-900}
+SOAK=${SOAK:-600}
+home=${ADA_GPU_HOME:-$HOME/.cache/ada-dsa/gpu}
+out=
+[ "${1:-}" = -o ] && { out=$2; shift 2; }
+out=${out:-$(mktemp -d)}
+steps=${*:-check+verify kit+fusion serve parallel soak}
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+export ADA_GPU_HOME=$home ADA_GPU_OUT=$out PYTHONUNBUFFERED=1 GIT_PYTHON_REFRESH=quiet
+export PYTHONPATH="$home/deps${PYTHONPATH:+:$PYTHONPATH}"
+# nvcc may be a link elsewhere: what compiles at run time looks for the libraries beside it.
+[ -n "${CUDA_HOME:-}" ] || { [ -d /usr/local/cuda/lib64 ] && export CUDA_HOME=/usr/local/cuda; }
+worst=0
+
+step() { # NAME COMMAND... : run, keep the log, show its end
+    local name=$1 begin=$SECONDS
+    shift
+    timeout -k 15 "$LIMIT" "$@" >"$out/$name.log" 2>&1
+    local code=$?
+    {
+        echo "== $name: exit $code, $((SECONDS - begin)) s"
+        grep -E '^(FAILED|ERROR|SKIPPED|E  )|FAIL' "$out/$name.log" | cut -c1-220 | head -25
+        tail -n 3 "$out/$name.log" | cut -c1-300
+    } >"$out/$name.end"
+    return "$code"
+}
+
+suite() { # NAME FILE : the tests of a file that need a GPU; none passed is no success
+    step "$1" python3 -m pytest -m gpu "tests/gpu/$2" -q -s -p no:cacheprovider --tb=short || return
+    tail -n 1 "$out/$1.log" | grep -q ' passed' && return
+    echo "== $1: no test ran" >>"$out/$1.end"
+    return 5
+}
+
+one() { # WORD
+    case $1 in
+    check) step check python3 tests/gpu/stage.py check ;;
+    verify) step verify python3 -m tool verify "$home/fork" ;;
+    kit) suite kit test_kit.py ;;
+    fusion) suite fusion test_fusion.py ;;
+    serve) suite serve test_serve.py ;;
+    parallel) suite parallel test_parallel.py ;;
+    soak) LIMIT=$((SOAK + 300)) step soak python3 tests/gpu/soak.py "$out/.model" --seconds "$SOAK" --out "$out/soak.json" ;;
+    bench) PYTHONPATH="$PYTHONPATH:$home/peers" step bench python3 bench/serve.py --json "$out/serve.json" ;;
+    esac
+}
+
+for words in $steps; do
+    for word in ${words//+/ }; do
+        case $word in
+        check | verify | kit | fusion | serve | parallel | soak | bench) ;;
+        *) echo "unknown step $word; the first lines of tests/gpu/run.sh list them" >&2 && exit 2 ;;
+        esac
+    done
+done
+command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
+for words in $steps; do
+    declare -A jobs=()
+    for word in ${words//+/ }; do
+        one "$word" &
+        jobs[$word]=$!
+    done
+    for word in ${words//+/ }; do
+        wait "${jobs[$word]}" || worst=$?
+        cat "$out/$word.end" && rm "$out/$word.end"
+    done
+done
+rm -rf "$out/.model"
+exit "$worst"

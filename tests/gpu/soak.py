@@ -1,0 +1,391 @@
+"""A server under mixed load for ten minutes: no leak, no wrong answer, no client that harms another.
+
+``python tests/gpu/soak.py MODEL [--flavour fork] [--seconds 600] [--out FILE]`` starts the server, sends
+it requests of 16 … 6000 tokens from several clients at once (whole, streamed, aborted, hung up, killed,
+too long for the model, too long for the pool), and samples the GPU's memory. Before and after, with the
+server idle and its cache empty, a fixed prompt is asked. Prints JSON; exit code 1 when it found a problem.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import prompts
+import serve
+from flavours import FLAVOURS
+from server import Failed, Server, body_of, started
+
+CONTEXT: Final = 32_768
+POOL: Final = 24_576
+CHANGES: Final[dict[str, Any]] = {
+    "context_length": CONTEXT,
+    "max_total_tokens": POOL,  # small: a full pool is part of the load
+    "max_running_requests": 16,
+    "cuda_graph_bs_decode": [1, 8, 16],
+}
+"""ServerArgs beyond what all flavours share."""
+FIXED: Final = 3000
+"""Tokens of the fixed prompt."""
+GROWTH: Final = 256
+"""MiB that the GPU's memory may grow from the second quarter of the run to the last: allocators keep
+what odd shapes made them take, and a leak of slots or tensors at this load takes more."""
+PART: Final = 0.05
+"""Nats. Two tokens this close may change places: the order in which top-k writes keys is not fixed."""
+ASTRAY: Final = 0.25
+"""Nats, mean of the prompt's end: under load other products are summed together, never other keys."""
+KINDS: Final = {
+    "whole": 6,
+    "stream": 5,
+    "known": 2,
+    "abort": 2,
+    "hang-up": 2,
+    "past the model": 1,
+    "past the pool": 1,
+}
+"""What clients do, by weight. One more client has a process killed every few seconds."""
+
+
+# -- the fixed prompt -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """An answer to the fixed prompt; ``gaps`` in nats, by which each token beat the next best."""
+
+    ids: list[int]
+    gaps: list[float]
+    tail: list[float]
+
+
+def ask_fixed(server: Server) -> Fixed:
+    ids = prompts.single(FIXED)
+    start = FIXED - 64 - 1
+    more = {"return_logprob": True, "logprob_start_len": start, "top_logprobs_num": 2}
+    status, body = server.ask("/generate", body_of(ids, 32, **more))
+    if status != 200:
+        raise Failed(f"the fixed prompt got status {status}: {body[:200]!r}")
+    meta = json.loads(body)["meta_info"]
+    generated = [(entry[0], entry[1]) for entry in meta["output_token_logprobs"]]
+    gaps = [
+        value - max(other[0] for other in best if other[1] != token)
+        for (value, token), best in zip(generated, meta["output_top_logprobs"], strict=True)
+    ]
+    tail = [entry[0] for entry in meta["input_token_logprobs"][1:]]
+    return Fixed([token for _, token in generated], gaps, tail)
+
+
+def mean_apart(one: Fixed, other: Fixed) -> float:
+    pairs = list(zip(one.tail, other.tail, strict=True))
+    return sum(abs(a - b) for a, b in pairs) / len(pairs)
+
+
+def changed(starts: list[Fixed], end: Fixed) -> str:
+    """What is wrong with the last answer, given those at the start; empty when it is one of them.
+
+    The first answers, each from an empty cache, show how much the server varies by itself.
+    """
+    varied = max(mean_apart(starts[0], other) for other in starts)
+    if (drift := mean_apart(starts[0], end)) > 2 * varied + PART:
+        return f"the fixed prompt's logprobs moved by {drift:.4f} nats; they varied by {varied:.4f}"
+    if any(end.ids == start.ids for start in starts):
+        return ""
+    first = starts[0]
+    at = next(i for i, (a, b) in enumerate(zip(first.ids, end.ids, strict=True)) if a != b)
+    if first.gaps[at] <= PART:
+        return ""
+    return (
+        f"the fixed prompt's token {at} was {first.ids[at]} and is {end.ids[at]}, "
+        f"which was {first.gaps[at]:.3f} nats behind"
+    )
+
+
+# -- load -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Tally:
+    """What was done how often, and what failed. Shared by threads."""
+
+    done: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    memory: list[int | None] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def did(self, kind: str) -> None:
+        with self._lock:
+            self.done[kind] += 1
+
+    def failed(self, kind: str, err: BaseException) -> None:
+        with self._lock:
+            self.done[f"{kind}: failed"] += 1
+            if len(self.failures) < 50:
+                self.failures.append(f"{kind}: {type(err).__name__}: {err}")
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client's deeds, each an exchange that raises :class:`Failed` when it is answered wrongly."""
+
+    server: Server
+    draw: random.Random
+    known: Fixed
+
+    def prompt(self, most: int = 6000) -> list[int]:
+        length = self.draw.choice((16, 100, 700, 2000, 2100, 3500, 6000))
+        return prompts.ids(min(length, most), seed=self.draw.randrange(40))
+
+    def do(self, kind: str) -> None:
+        {
+            "whole": self.whole,
+            "stream": self.stream,
+            "known": self.ask_known,
+            "abort": self.abort,
+            "hang-up": self.hang_up,
+            "past the model": lambda: self.refused(CONTEXT + self.draw.randrange(1000)),
+            "past the pool": lambda: self.refused(self.draw.randrange(POOL, CONTEXT - 200)),
+            "killed": self.killed,
+        }[kind]()
+
+    def whole(self) -> None:
+        wanted = self.draw.randrange(1, 100)
+        status, body = self.server.ask("/generate", body_of(self.prompt(), wanted))
+        if status != 200:
+            raise Failed(f"status {status}: {body[:200]!r}")
+        if (got := len(json.loads(body)["output_ids"])) != wanted:
+            raise Failed(f"{got} tokens where {wanted} were asked for")
+
+    def stream(self) -> None:
+        wanted = self.draw.randrange(2, 100)
+        with contextlib.closing(self.server.connect()) as link:
+            last = _last(self.server.stream(link, body_of(self.prompt(), wanted)))
+        meta = (last or {}).get("meta_info", {})
+        if meta.get("completion_tokens") != wanted:
+            raise Failed(f"a stream of {wanted} tokens ended with {last}"[:300])
+
+    def ask_known(self) -> None:
+        if (drift := mean_apart(self.known, ask_fixed(self.server))) > ASTRAY:
+            raise Failed(f"the fixed prompt's logprobs are off by {drift:.3f} nats under load")
+
+    def abort(self) -> None:
+        rid = f"abort-{self.draw.getrandbits(64):016x}"
+        with contextlib.closing(self.server.connect()) as link:
+            events = self.server.stream(link, body_of(self.prompt(), 400, rid=rid))
+            next(events)
+            status, _ = self.server.ask("/abort_request", {"rid": rid})
+            if status != 200:
+                raise Failed(f"an abort got status {status}")
+            last = _last(events)
+        reason = ((last or {}).get("meta_info", {}).get("finish_reason") or {}).get("type")
+        if last is not None and "error" not in last and reason not in ("abort", "length"):
+            raise Failed(f"an aborted stream ended with {last}"[:300])
+
+    def hang_up(self) -> None:
+        """Leave in the middle, by a reset where the dice say so."""
+        with contextlib.closing(self.server.connect()) as link:
+            events = self.server.stream(link, body_of(self.prompt(), 300))
+            for _ in range(self.draw.randrange(1, 4)):
+                next(events, None)
+            if self.draw.random() < 0.5 and link.sock is not None:
+                link.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def refused(self, length: int) -> None:
+        status, body = self.server.ask("/generate", body_of(prompts.ids(length, seed=0), 8))
+        if not 400 <= status < 500:
+            raise Failed(f"a prompt of {length} tokens got status {status}: {body[:200]!r}")
+
+    def killed(self) -> None:
+        """A process that streams, killed by SIGKILL once it has begun."""
+        asked = json.dumps({**body_of(self.prompt(), 400), "stream": True})
+        process = subprocess.Popen(
+            [sys.executable, "-S", "-c", _VICTIM, self.server.host, str(self.server.port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdin and process.stdout
+        timer = threading.Timer(self.server.patience, process.kill)
+        timer.start()
+        try:
+            process.stdin.write(asked.encode())
+            process.stdin.close()
+            if not process.stdout.readline():
+                raise Failed("a client got no event")
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+            timer.cancel()
+        time.sleep(1)  # a process a second is enough
+
+
+_VICTIM: Final = """
+import http.client, sys
+link = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=120)
+link.request("POST", "/generate", sys.stdin.read(), {"Content-Type": "application/json"})
+answer = link.getresponse()
+while line := answer.readline():
+    print(line.decode(), end="", flush=True)
+"""
+
+
+def _last(events: Iterable[Any]) -> Any:
+    """The last event, or None where there is none."""
+    return next(iter(deque(events, maxlen=1)), None)
+
+
+def _repeat(tally: Tally, client: Client, deeds: Mapping[str, int], until: float) -> None:
+    while time.monotonic() < until:
+        (kind,) = client.draw.choices(list(deeds), list(deeds.values()))
+        try:
+            client.do(kind)
+        except Exception as err:  # any: a client's thread must not end in silence
+            tally.failed(kind, err)
+            time.sleep(0.2)
+        else:
+            tally.did(kind)
+
+
+def gpu_memory() -> int | None:
+    """MiB in use on the first GPU, or None where nvidia-smi does not say."""
+    command = ["nvidia-smi", "-i", "0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        return int(done.stdout.split()[0])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+def load(server: Server, known: Fixed, seconds: float, clients: int, every: float) -> Tally:
+    """Send requests for ``seconds`` from ``clients`` threads; memory is sampled every ``every`` seconds."""
+    tally = Tally()
+    until = time.monotonic() + seconds
+    threads = []
+    for number in range(clients):
+        client = Client(server, random.Random(f"client {number}"), known)
+        deeds = {"killed": 1} if number == 0 else KINDS
+        asked = (tally, client, deeds, until)
+        threads.append(threading.Thread(target=_repeat, args=asked, daemon=True))
+    for thread in threads:
+        thread.start()
+    while time.monotonic() < until:
+        tally.memory.append(gpu_memory())
+        time.sleep(min(every, max(until - time.monotonic(), 0.01)))
+    for thread in threads:
+        thread.join(server.patience + 30)
+        if thread.is_alive():
+            tally.failed("client", TimeoutError("still waits for an answer"))
+    return tally
+
+
+# -- the verdict ----------------------------------------------------------------------------------
+
+
+def until_idle(server: Server, limit: float = 60.0) -> dict[str, int]:
+    """The load once nothing runs and no slot is used, or what it still is after ``limit`` seconds."""
+    end = time.monotonic() + limit
+    while True:
+        found = server.load()
+        if not any(found.values()) or time.monotonic() > end:
+            return found
+        time.sleep(0.5)
+
+
+def fresh(server: Server) -> Fixed:
+    """The fixed prompt's answer by an idle server with an empty cache."""
+    until_idle(server)
+    status, body = server.ask("/flush_cache?timeout=30", {})
+    if status != 200:
+        raise Failed(f"the cache was not flushed: {body[:200]!r}")
+    return ask_fixed(server)
+
+
+def grown(memory: list[int | None]) -> tuple[int | None, str]:
+    """MiB from the second quarter's most to the last quarter's, and what is wrong with it."""
+    known = [value for value in memory if value is not None]
+    if len(known) < 8:
+        return None, ""
+    quarter = len(known) // 4
+    growth = max(known[-quarter:]) - max(known[quarter : 2 * quarter])
+    return growth, f"GPU memory grew by {growth} MiB" if growth > GROWTH else ""
+
+
+def soak(server: Server, seconds: float, clients: int = 12, every: float = 5.0) -> dict[str, Any]:
+    """The whole run against a server that is up; ``problems`` is empty when all is well."""
+    starts = [fresh(server) for _ in range(3)]
+    begin = time.monotonic()
+    tally = load(server, starts[0], seconds, clients, every)
+    problems = list(tally.failures)
+    missing = sorted({*KINDS, "killed"} - {kind for kind, times in tally.done.items() if times})
+    if missing:
+        problems.append(f"never done: {', '.join(missing)}")
+    growth, wrong = grown(tally.memory)
+    problems += [wrong] if wrong else []
+    idle, end = None, None
+    try:
+        if any((idle := until_idle(server)).values()):
+            problems.append(f"idle, the server still has {idle}")
+        end = fresh(server)
+        problems += [wrong] if (wrong := changed(starts, end)) else []
+    except (Failed, OSError, ValueError, KeyError) as err:
+        problems.append(f"at the end: {type(err).__name__}: {err}")
+    return {
+        "seconds": round(time.monotonic() - begin, 1),
+        "done": dict(sorted(tally.done.items())),
+        "idle": idle,
+        "memory_mib": tally.memory,
+        "memory_growth_mib": growth,
+        "fixed": {"starts": [asdict(one) for one in starts], "end": asdict(end) if end else None},
+        "problems": problems,
+    }
+
+
+# -- command line ----------------------------------------------------------------------------------
+
+
+def main(given: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", type=Path, help="model folder; made by tiny_model.py if not there")
+    parser.add_argument("--flavour", choices=FLAVOURS, default="fork")
+    parser.add_argument("--seconds", type=float, default=600, help="of load (default 600)")
+    parser.add_argument("--clients", type=int, default=12, help="threads that send (default 12)")
+    parser.add_argument("--out", type=Path, help="also write the JSON there, the log beside it")
+    options = parser.parse_args(given)
+    if missing := serve.missing_sites():
+        parser.error(missing)
+    model = serve.make_model(options.model, "--heads", "16")
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "soak.log"
+        found: dict[str, Any] = {"problems": []}
+        try:
+            with started(FLAVOURS[options.flavour], model, log, CHANGES) as server:
+                found = soak(server, options.seconds, options.clients)
+        except (Failed, OSError) as err:
+            found["problems"].append(f"{type(err).__name__}: {err}")
+        found = {"flavour": options.flavour, **found}
+        text = json.dumps(found, indent=1)
+        if options.out:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(text + "\n")
+            if log.exists():
+                shutil.copy(log, options.out.with_name(f"{options.out.stem}-server.log"))
+    print(text)
+    return 1 if found["problems"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,248 @@
+"""Stock against fork, end to end: the same weights, prompts and seeds, and a witness for both.
+
+Each flavour's engine starts twice: with CUDA graphs, and without them to record the selected keys.
+``ADA_GPU_JOBS`` engines run at a time (default 3). The tables go to stdout and, with the results, to the
+folder ``ADA_GPU_OUT`` names, if it is set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import apart
+import compare
+import numpy as np
+import prompts
+import pytest
+import serve
+from flavours import FLAVOURS
+from serve import Job, Served, Witness
+
+FORKS = [name for name, flavour in FLAVOURS.items() if flavour.site == "fork"]
+GROUPS = ["prompts up to 2048", "prompts past 2048", "generated up to 2048", "generated past 2048"]
+SCENARIOS = ["crowd-2", "crowd-8", "crowd-33", "crowd-64", "prefix", "eager"]
+HEADS = 16
+SAME_KEYS = 0.98
+"""Of the keys of the first layer: both flavours see the same q and k there, to the bit, and differ by
+the order in which products are summed. Keys at the threshold may change places."""
+
+pytestmark = pytest.mark.gpu
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Everything the engines and the witness said."""
+
+    model: Path
+    served: dict[str, Served]
+    witness: Witness
+
+    def singles(self, flavour: str) -> dict[int, dict[str, Any]]:
+        served = self.served[flavour]
+        return {length: served.answer(f"single-{length}") for length in prompts.SINGLES}
+
+    def away(self, flavour: str) -> dict[str, apart.Logprobs]:
+        return apart.against_witness(self.singles(flavour), self.witness.exact)
+
+    def keys(self, flavour: str) -> dict[int, np.ndarray]:
+        rows, keys = self.served[f"{flavour}-eager"].keys(f"selected-{prompts.SELECTED}")
+        return apart.keys_by_layer(rows, keys, prompts.SELECTED)
+
+
+def jobs(model: Path) -> list[Job]:
+    config = json.loads((model / "config.json").read_text())
+    eager = serve.eager_steps(config["num_hidden_layers"], config["index_topk"])
+    found = []
+    for name, flavour in FLAVOURS.items():
+        given = serve.arguments(flavour, model)
+        found.append(Job(name, flavour, given, serve.graph_steps()))
+        without = {**given, **serve.EAGER}
+        found.append(Job(f"{name}-eager", flavour, without, eager, serve.SEPARATE_TOPK))
+    return found
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    if missing := serve.missing_sites():
+        pytest.skip(missing)
+    folder = tmp_path_factory.mktemp("serve")
+    model = serve.make_model(folder / "model", "--heads", str(HEADS))
+    served = serve.run_all(jobs(model), folder, at_once=int(os.environ.get("ADA_GPU_JOBS", "3")))
+    for one in served.values():
+        print(f"{one.job.name}: {one.seconds:.0f} s, {'; '.join(one.problems()) or 'all answered'}")
+    serve.keep_files(served.values(), "serve")
+    witness = serve.witness_of(model, sequences(served), folder / "witness", selecting="selected")
+    return Runs(model, served, witness)
+
+
+def sequences(served: dict[str, Served]) -> dict[str, list[int]]:
+    """What the witness must see: every single prompt with what each flavour generated after it."""
+    found = {"selected": prompts.single(prompts.SELECTED)}
+    for name in FLAVOURS:
+        for length in prompts.SINGLES:
+            for answer in served[name].answers.get(f"single-{length}", []):
+                tokens = apart.sequence(prompts.single(length), answer)
+                found[apart.name_of(tokens)] = tokens
+    return found
+
+
+@pytest.mark.parametrize("job", [f"{name}{kind}" for name in FLAVOURS for kind in ("", "-eager")])
+def test_every_request_is_answered(runs: Runs, job: str) -> None:
+    assert not runs.served[job].problems(), runs.served[job].why()
+
+
+@pytest.mark.parametrize("name", list(FLAVOURS))
+def test_each_flavour_is_served_as_meant(runs: Runs, name: str) -> None:
+    resolved = runs.served[name].result["resolved"]
+    backend = "flashmla_kv" if name == "stock" else "ada_dsa"
+    assert resolved["kv_cache_dtype"] == "fp8_e4m3"
+    assert resolved["dsa_prefill_backend"] == resolved["dsa_decode_backend"] == backend
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("fork", FORKS)
+def test_no_further_from_the_witness_than_stock(runs: Runs, fork: str, group: str) -> None:
+    ours, theirs = (runs.away(name)[group].distance for name in (fork, "stock"))
+    assert not compare.no_further(ours, theirs)
+
+
+@pytest.mark.parametrize("fork", FORKS)
+def test_greedy_answers_part_only_where_two_tokens_are_as_good(runs: Runs, fork: str) -> None:
+    """Two tokens are as good if their gap is within what stock itself is off by, on either of them."""
+    stock = runs.away("stock")
+    off = 2 * max(stock[group].distance.p99 for group in GROUPS)
+    ours, theirs = runs.singles(fork), runs.singles("stock")
+    partings = {length: apart.parting(theirs[length], ours[length]) for length in prompts.SINGLES}
+    wrong = {length: one for length, one in partings.items() if one.gap > off}
+    assert not wrong, f"stock is off by {off / 2:.3f} nats at most: {wrong}"
+
+
+@pytest.mark.parametrize(
+    "scenario", ["crowd-2", "crowd-8", "crowd-33", "crowd-64", "prefix", "eager"]
+)
+@pytest.mark.parametrize("fork", FORKS)
+def test_a_prompt_is_answered_alike_however_it_is_served(
+    runs: Runs, fork: str, scenario: str
+) -> None:
+    """In a crowd, from the prefix cache, without graphs: as near to being served alone as stock is.
+
+    Stock may answer to the bit the same where its products happen to keep their order.
+    """
+    ours, theirs = (apart.tails_apart(alike(runs, name, scenario)) for name in (fork, "stock"))
+    assert not compare.no_further(ours, theirs, slack=runs.witness.rounding.mean)
+
+
+def alike(runs: Runs, flavour: str, scenario: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Pairs of answers to the same prompts: served in the scenario, and served alone."""
+    if scenario == "prefix":
+        pairs = {prompts.PREFIXED: runs.served[flavour].answer("prefix-hit")}
+    elif scenario == "eager":
+        served = runs.served[f"{flavour}-eager"]
+        pairs = {length: served.answer(f"single-{length}") for length in prompts.EAGER}
+    else:
+        crowd = prompts.crowd(int(scenario.removeprefix("crowd-")))
+        pairs = {
+            len(prompt): runs.served[flavour].answer(scenario, index)
+            for index, prompt in enumerate(crowd)
+            if prompt == prompts.single(len(prompt))
+        }
+    alone = runs.singles(flavour)
+    return [(answer, alone[length]) for length, answer in pairs.items()]
+
+
+@pytest.mark.parametrize("name", list(FLAVOURS))
+def test_the_prefix_comes_from_the_cache(runs: Runs, name: str) -> None:
+    assert runs.served[name].answer("prefix-hit")["cached"] >= prompts.PREFIXED - 1000 - 64
+    assert runs.served[name].answer(f"single-{prompts.PREFIXED}")["cached"] == 0
+
+
+@pytest.mark.parametrize("fork", FORKS)
+def test_the_first_layer_selects_the_keys_that_stock_selects(runs: Runs, fork: str) -> None:
+    found = apart.keys_apart(runs.keys(fork), runs.keys("stock"))
+    assert found[0].intersection >= SAME_KEYS, found
+
+
+@pytest.mark.parametrize("fork", FORKS)
+def test_each_layer_selects_as_the_witness_does_no_worse_than_stock(runs: Runs, fork: str) -> None:
+    rows, _ = runs.served[f"{fork}-eager"].keys(f"selected-{prompts.SELECTED}")
+    own = {layer: keys[rows[rows < prompts.SELECTED]] for layer, keys in runs.witness.keys.items()}
+    ours, theirs = (apart.keys_apart(runs.keys(name), own) for name in (fork, "stock"))
+    worse = {
+        layer: (ours[layer].intersection, theirs[layer].intersection)
+        for layer in ours
+        if ours[layer].intersection < theirs[layer].intersection - 0.01
+    }
+    assert ours and not worse
+
+
+@pytest.mark.parametrize("name", list(FLAVOURS))
+def test_shared_layers_use_the_keys_of_the_full_layer_before(runs: Runs, name: str) -> None:
+    types = json.loads((runs.model / "config.json").read_text())["indexer_types"]
+    keys = runs.keys(name)
+    shared = [layer for layer, kind in enumerate(types) if kind == "shared"]
+    assert shared
+    for layer in shared:
+        assert np.array_equal(keys[layer], keys[layer - 1]), f"layer {layer}"
+
+
+def test_the_figures(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    """Writes the tables; fails only where a figure cannot be computed."""
+    text = report(runs)
+    with capsys.disabled():
+        print("\n" + text)
+    if where := os.environ.get("ADA_GPU_OUT"):
+        (Path(where) / "serve.md").write_text(text)
+
+
+def report(runs: Runs) -> str:
+    """The figures as Markdown, of the flavours that answered."""
+    told = [name for name in FLAVOURS if not runs.served[name].problems()]
+    keyed = [name for name in FLAVOURS if not runs.served[f"{name}-eager"].problems()]
+    witness = []
+    for name in told:
+        for group, logprobs in runs.away(name).items():
+            d = logprobs.distance
+            witness.append([name, group, d.tokens, d.mean, d.p99, d.max])
+    witness.append(["bf16 witness", "all tokens", *asdict(runs.witness.rounding).values()])
+    against, greedy = [], []
+    for name in FORKS if "stock" in told else []:
+        ours, stock = (runs.singles(one) if one in told else {} for one in (name, "stock"))
+        for length in ours:
+            d = apart.tails_apart([(ours[length], stock[length])])
+            against.append([name, length, d.tokens, d.mean, d.p99, d.max])
+            found = apart.parting(stock[length], ours[length])
+            same = f"{found.agreement.length}/{found.agreement.compared}"
+            greedy.append([name, length, same, found.gap])
+    layers = [
+        [name, layer, one.rows, one.intersection, one.worst]
+        for name in FORKS
+        if {name, "stock"} <= set(keyed)
+        for layer, one in apart.keys_apart(runs.keys(name), runs.keys("stock")).items()
+    ]
+    starts = [
+        [
+            name,
+            one.result.get("start_seconds", -1.0),
+            one.seconds,
+            "; ".join(one.problems()) or "all",
+        ]
+        for name, one in runs.served.items()
+    ]
+    nats = ["tokens", "mean", "p99", "max"]
+    alike = ["flavour", "prompt", *nats]
+    parts = [
+        ("Distance from the fp32 witness, nats", ["flavour", "tokens of", *nats], witness),
+        ("Distance from stock, last tokens of each prompt, nats", alike, against),
+        ("Greedy agreement with stock", ["flavour", "prompt", "tokens", "gap"], greedy),
+        (
+            "Selected keys also selected by stock",
+            ["flavour", "layer", "rows", "mean", "worst"],
+            layers,
+        ),
+        ("Engines", ["engine", "start s", "all s", "answered"], starts),
+    ]
+    return "\n".join(f"### {title}\n\n{compare.table(head, rows)}" for title, head, rows in parts)
