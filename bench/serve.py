@@ -13,11 +13,9 @@ Needs the packages that ``tests/gpu/stage.py install`` puts in place, and a Hopp
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -133,6 +131,8 @@ def about(runner: Any) -> dict[str, Any]:
 
 def run(name: str, command: list[str], environment: dict[str, str], folder: Path) -> dict[str, Any]:
     """Run a child that writes ``folder/NAME.json``; what it wrote, and ``error`` if it did not finish."""
+    from child import end_of, kill  # tests/gpu/child.py
+
     out, log = folder / f"{name}.json", folder / f"{name}.log"
     begin = time.monotonic()
     with log.open("wb") as to:
@@ -149,15 +149,13 @@ def run(name: str, command: list[str], environment: dict[str, str], folder: Path
     except subprocess.TimeoutExpired:
         code = None
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+        kill(child)
     found: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"rows": []}
     found["flavour"] = name
     found["seconds"] = round(time.monotonic() - begin, 1)
     if code != 0:
-        end = log.read_text(errors="replace").splitlines()[-25:]
-        found["error"] = "\n".join([f"exit code {code}" if code else f"over {LIMIT:.0f} s", *end])
+        ending = f"exit code {code}" if code else f"over {LIMIT:.0f} s"
+        found["error"] = "\n".join([ending, *end_of(log)])
         print(f"{name}: {found['error']}", file=sys.stderr)
     print(f"{name}: {len(found['rows'])} points in {found['seconds']} s", flush=True)
     return found
@@ -196,8 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
         runs = []
         for flavour in shared.flavours(options.flavours):
             child = [sys.executable, __file__, "--child", flavour.name, "--model", str(model)]
-            environment = {**flavour.environ(), **shared.SPARSE}
-            runs.append(run(flavour.name, child, environment, folder))
+            runs.append(run(flavour.name, child, shared.environ(flavour), folder))
         fallback = options.fallback or HOME / "fallback.zip"
         if fallback.exists():
             child = [sys.executable, str(ROOT / "bench" / "serve_fallback.py")]

@@ -6,11 +6,9 @@ tokens, in fp32 and in bf16 (``witness_of`` does so in a child process).
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -20,10 +18,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+import child
 import numpy as np
 import prompts
 from compare import Distance, distance
-from flavours import FLAVOURS, HOME, Flavour
+from flavours import FLAVOURS, Flavour
 from numpy.typing import NDArray
 
 HERE: Final = Path(__file__).parent
@@ -76,6 +75,11 @@ def arguments(flavour: Flavour, model: Path | str, **changes: Any) -> dict[str, 
     """ServerArgs fields of a flavour that serves the model folder."""
     cache = {"kv_cache_dtype": "fp8_e4m3"} if flavour.arguments else {}
     return {"model_path": str(model), **SHARED, **cache, **flavour.arguments, **changes}
+
+
+def environ(flavour: Flavour) -> dict[str, str]:
+    """The environment of a process that serves the flavour, sparse attention for every prompt."""
+    return {**flavour.environ(), **SPARSE}
 
 
 def command_line(given: Mapping[str, Any]) -> list[str]:
@@ -162,7 +166,7 @@ class Job:
     environment: dict[str, str] = field(default_factory=dict)
 
     def environ(self) -> dict[str, str]:
-        return {**self.flavour.environ(), **SPARSE, **self.environment}
+        return {**environ(self.flavour), **self.environment}
 
 
 @dataclass(frozen=True)
@@ -217,15 +221,8 @@ class Served:
 
     def why(self, lines: int = 25) -> str:
         log = self.folder / "log.txt"
-        ends = log.read_text(errors="replace").splitlines()[-lines:] if log.exists() else ["no log"]
+        ends = child.end_of(log, lines) if log.exists() else ["no log"]
         return "\n".join(["; ".join(self.problems()) or "no problem noted", f"{log} ends:", *ends])
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """The whole group: an engine's scheduler outlives a parent that is killed alone."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def limit_of(job: Job) -> float:
@@ -255,11 +252,11 @@ def run_all(jobs: Sequence[Job], folder: Path, *, at_once: int = 3) -> dict[str,
                 if code is None and seconds < limit_of(job):
                     continue
                 running.remove(entry)
-                _kill(process)  # what a finished engine may have left, too
+                child.kill(process)  # what a finished engine may have left, too
                 done[job.name] = Served(job, folder / job.name, code, seconds)
     finally:
         for _, process, _ in running:
-            _kill(process)
+            child.kill(process)
     return done
 
 
@@ -357,10 +354,9 @@ def _run_witness(model: Path, given: Path, out: Path) -> None:
     np.savez(out, **found)
 
 
-def missing_sites() -> str:
-    """Which folders of packages are not there, and what makes them; empty when all are."""
-    missing = [site for site in ("deps", "stock", "fork") if not (HOME / site).is_dir()]
-    return f"{HOME} has no {', '.join(missing)}: run tests/gpu/stage.py install" if missing else ""
+def missing_sites() -> str | None:
+    """What the comparison of stock and fork lacks here, or None."""
+    return child.missing("deps", "stock", "fork")
 
 
 def keep_files(served: Iterable[Served], name: str) -> None:

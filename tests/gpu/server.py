@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import child
 import serve
 from flavours import Flavour
 
@@ -98,7 +97,7 @@ def started(
     with log.open("wb") as out:
         process = subprocess.Popen(
             command,
-            env={**flavour.environ(), **serve.SPARSE},
+            env=serve.environ(flavour),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -110,9 +109,7 @@ def started(
         if (code := process.poll()) is not None:
             raise Failed(f"the server ended with exit code {code}. {tail_of(log)}")
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        child.kill(process)
 
 
 def wait_until_up(
@@ -129,5 +126,5 @@ def wait_until_up(
     raise Failed(f"the server was not up within {limit:.0f} s. {tail_of(log)}")
 
 
-def tail_of(log: Path, lines: int = 25) -> str:
-    return "\n".join([f"{log} ends:", *log.read_text(errors="replace").splitlines()[-lines:]])
+def tail_of(log: Path) -> str:
+    return "\n".join([f"{log} ends:", *child.end_of(log)])

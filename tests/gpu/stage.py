@@ -15,7 +15,6 @@ import importlib.metadata
 import json
 import os
 import shutil
-import subprocess
 import sys
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -25,6 +24,7 @@ from typing import Final
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import child
 import flavours
 import stage_parts
 from packaging.requirements import Requirement
@@ -146,36 +146,18 @@ def check(sites: Iterable[str]) -> tuple[list[str], bool]:
 
 def _probe(site: str) -> tuple[list[str], bool]:
     environment = flavours.FLAVOURS[site].environ()
-    try:
-        done = subprocess.run(
-            [sys.executable, str(HERE / "stage_probe.py"), site],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=CHECK_TIMEOUT,
-        )
-        out, err, code = done.stdout, done.stderr, done.returncode
-    except subprocess.TimeoutExpired as late:
-        out, err, code = _text(late.stdout), _text(late.stderr), 124
-    lines, good, ended, begun = [], True, False, ""
-    for line in out.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # what an imported module prints
-        if "begin" in row:
-            begun = row["begin"]
-        elif "end" in row:
-            ended = True
-        else:
-            good &= row["ok"]
-            verdict = "ok  " if row["ok"] else "FAIL"
-            lines.append(
-                f"{site:5} {verdict} {row['module']} {row['says']}  ({row['seconds']:.1f} s)"
-            )
+    out, err, code = child.capture([str(HERE / "stage_probe.py"), site], environment, CHECK_TIMEOUT)
+    rows, begun, ended = child.read(out)
+    lines = [
+        f"{site:5} {'ok  ' if row['ok'] else 'FAIL'} {row['module']} {row['says']}"
+        f"  ({row['seconds']:.1f} s)"
+        for row in rows
+    ]
+    good = all(row["ok"] for row in rows)
     if code != 0 or not ended:
         last = " | ".join(err.strip().splitlines()[-3:])
-        lines.append(f"{site:5} FAIL the process ended with {code} at {begun or 'start'}: {last}")
+        ending = f"the process ended with {124 if code is None else code}"
+        lines.append(f"{site:5} FAIL {ending} at {begun or 'start'}: {last}")
         good = False
     return lines, good
 
@@ -276,10 +258,6 @@ def _write_state(site: Path, state: dict[str, str]) -> None:
 
 def _tag() -> str:
     return f"cp{sys.version_info[0]}{sys.version_info[1]}"
-
-
-def _text(output: bytes | str | None) -> str:
-    return output.decode(errors="replace") if isinstance(output, bytes) else output or ""
 
 
 def _prepare(options: argparse.Namespace) -> int:

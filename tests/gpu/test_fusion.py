@@ -6,9 +6,6 @@ error near 1; rounding alone gives the bounds below.
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
 from typing import Any, Final
 
 import child
@@ -41,12 +38,10 @@ def bound(case: str) -> tuple[float, float]:
 @pytest.fixture(scope="module", params=["fork", "fork-sm89"])
 def fusion(request: pytest.FixtureRequest) -> child.Lines:
     flavour = FLAVOURS[request.param]
-    if reason := child.missing(flavour):
+    if reason := child.needs(flavour):
         pytest.skip(reason)
     lines = child.run("fusion_runner.py", [], flavour.environ(), TIMEOUT)
-    if out := os.environ.get("ADA_GPU_OUT"):
-        found = json.dumps([*lines.rows, {"fault": lines.fault}], indent=1)
-        Path(out, f"fusion-{request.param}.json").write_text(found)
+    lines.keep(f"fusion-{request.param}")
     return lines
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -64,12 +63,10 @@ def unexplained(rows: tuple[dict[str, Any], ...]) -> list[str]:
 
 def _run(flavour: str, *arguments: str) -> child.Lines:
     one = FLAVOURS[flavour]
-    if reason := child.missing(one):
+    if reason := child.needs(one):
         pytest.skip(reason)
     lines = child.run("kit_runner.py", arguments, one.environ(), TIMEOUT)
-    if out := os.environ.get("ADA_GPU_OUT"):
-        name = f"kit-{flavour}{'-'.join(arguments).replace('/', '')}.json"
-        Path(out, name).write_text(json.dumps([*lines.rows, {"fault": lines.fault}], indent=1))
+    lines.keep(f"kit-{flavour}{'-'.join(arguments).replace('/', '')}")
     return lines
 
 
@@ -240,7 +237,7 @@ def test_a_flavour_without_its_folders_says_what_to_run(
 ) -> None:
     monkeypatch.setattr(child, "HOME", tmp_path)
     (tmp_path / "fork").mkdir()
-    assert "stage.py install" in (child.missing(FLAVOURS["fork"]) or "")
+    assert "stage.py install" in (child.needs(FLAVOURS["fork"]) or "")
     (tmp_path / "deps").mkdir()
-    assert child.missing(FLAVOURS["fork"]) is None
-    assert str(tmp_path / "stock") in (child.missing(FLAVOURS["stock"]) or "")
+    assert child.needs(FLAVOURS["fork"]) is None
+    assert str(tmp_path / "stock") in (child.needs(FLAVOURS["stock"]) or "")
