@@ -13,7 +13,12 @@ from .indexer.reference import (
     query_lengths,
     unpack_index_pages,
 )
-from .kv_cache.reference import pack_rows, rows_to_bf16, scatter_rows, unpack_rows, unpack_rows_at
+from .kv_cache.reference import (
+    pack_rows,
+    scatter_rows,
+    unpack_rows,
+    unpack_rows_at,
+)
 from .sparse_mla.reference import sparse_mla
 from .topk.reference import (
     fast_topk_transform_fused,
@@ -32,7 +37,6 @@ __all__ = [
     "ordered_keys",
     "pack_rows",
     "query_lengths",
-    "rows_to_bf16",
     "scatter_rows",
     "sparse_mla",
     "unpack_index_pages",

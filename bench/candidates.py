@@ -74,12 +74,11 @@ _OTHER_BARS: dict[tuple[str, str], Mapping[int, float]] = {
 
 
 def _mla(
-    name: str, predicted: str, *, h: int, n: int, groups: int = 0, warps: int = 8, blocks: int = 1,
+    name: str, predicted: str, *, h: int, n: int, warps: int = 8, blocks: int = 1,
     registers: int = 0, swap: int = 0, archs: tuple[int, ...] = BOTH,
     spills: tuple[int, ...] = (),
 ) -> Candidate:  # fmt: skip
-    params = {"BLOCK_H": h, "BLOCK_N": n, "MAXNREG": registers}
-    params |= {"GROUPS": groups} if groups else {"SWAP": swap, "PREFETCH": 1}
+    params = {"BLOCK_H": h, "BLOCK_N": n, "MAXNREG": registers, "SWAP": swap}
     return Candidate(name, warps, 1, blocks, params, predicted, archs, spills=spills)
 
 
@@ -90,68 +89,22 @@ _TILELANG = Candidate(
 
 _MLA_8 = (
     _mla(
-        "columns 8x16 w8 b2",
-        "0.6-0.8 of the table's: Q read once for all warps, 12 HMMA a warp for 16 rows (22), two blocks of "
-        "eight warps instead of three of four, 16 warps to hide latency",
-        h=8, n=16, groups=8, blocks=2, registers=128, spills=(LOWERED,),
+        "swap 8x16 w4 b3", "0.9 at one token, 1.3 elsewhere: Q is read twice as often a row",
+        h=8, n=16, warps=4, blocks=3, swap=1, registers=168, spills=BOTH,
     ),
-    _mla(
-        "columns 8x32 w8", "0.7-1.0: half the barriers a row, one block",
-        h=8, n=32, groups=8,
-    ),
-    _mla(
-        "columns 8x16 w4 b2", "0.7-1.0: four groups of 128, half the partial scores, half the warps",
-        h=8, n=16, groups=4, warps=4, blocks=2,
-    ),
-    _mla(
-        "columns 16x16 w8 b2", "as 8x16 at half its MMA efficiency; what 16 heads take",
-        h=16, n=16, groups=8, blocks=2, registers=128, spills=(NATIVE,),
-    ),
-    _mla(
-        "swap 8x32 w4 b2", "0.8 natively at 16 tokens and more: the row of sm_89 (was 106 us, 130 at 128)",
-        h=8, n=32, warps=4, blocks=2, swap=1, archs=(NATIVE,),
-    ),
-    _mla("swap 8x64 w8", "0.8-1.0: as many rows in flight, no duplicate MMA", h=8, n=64, swap=1),
+    _mla("swap 8x64 w8", "1.15-1.2: one block", h=8, n=64, swap=1),
 )  # fmt: skip
 
 _MLA_16 = (
-    _mla(
-        "columns 16x16 w8 b2",
-        "0.6-0.8: 438 instructions a warp for 16 rows, 900 clocks of shared memory, two blocks overlap",
-        h=16, n=16, groups=8, blocks=2, registers=128, spills=(NATIVE,),
-    ),
-    _mla("columns 16x32 w8", "0.7-0.9: 725 instructions for 32 rows, one block", h=16, n=32, groups=8),
-    _mla(
-        "columns 16x16 w4 b2", "0.7-0.9: partial scores halved, half the warps",
-        h=16, n=16, groups=4, warps=4, blocks=2,
-    ),
+    _mla("16x32 w8", "0.9 at one token, 1.2-1.4 elsewhere: more barriers a row", h=16, n=32),
+    _mla("16x64 w8", "1.0-1.2 natively: one block", h=16, n=64, archs=(NATIVE,)),
 )  # fmt: skip
 
 _MLA_64 = (
+    _mla("heads 16x64 w8", "0.85 at one token, 0.96-1.0 else: rows converted four times", h=16, n=64),
     _mla(
-        "columns 32x32 w8",
-        "0.65-0.75: 220 KB of shared-memory traffic for 32 rows and heads (467), 68 HMMA a warp (104)",
-        h=32, n=32, groups=8, spills=BOTH,
-    ),
-    _mla(
-        "columns 32x16 w8", "0.75-0.9: no spill natively, but twice the barriers a row",
-        h=32, n=16, groups=8,
-    ),
-    _mla(
-        "columns 16x16 w8 b2", "0.6-0.8: rows converted four times, but two blocks overlap",
-        h=16, n=16, groups=8, blocks=2, registers=128, spills=(NATIVE,),
-    ),
-    _mla(
-        "columns 16x32 w8", "0.7-0.9: as 16x16 with half the barriers, one block",
-        h=16, n=32, groups=8,
-    ),
-    _mla(
-        "columns 16x16 w4 b2", "0.7-0.9: as 16x16 w8 with half the warps, no spill natively",
-        h=16, n=16, groups=4, warps=4, blocks=2,
-    ),
-    _mla(
-        "heads 32x64 w8", "0.7 natively (158 us at 64 tokens before, table 227): Q read half as often a row",
-        h=32, n=64, archs=(NATIVE,), spills=(NATIVE,),
+        "heads 16x32 w4 b2", "0.7 natively at one token, 1.3 else", h=16, n=32, warps=4, blocks=2,
+        archs=(NATIVE,),
     ),
 )  # fmt: skip
 
@@ -164,23 +117,18 @@ def _ragged(
     return Candidate(name, warps, stages, blocks, params, predicted, archs, knobs)
 
 
-_RAGGED_32 = (
-    _ragged(
-        "q4 128 w4 b2",
-        "0.6-0.7 natively: wgmma n128 reads 6 KB of shared memory in 48 clocks for 32 of arithmetic, n32 "
-        "3 KB in 24 for 8",
-        n=128, warps=4, blocks=2, queries=4, archs=(NATIVE,),
-    ),
-    _ragged("q2 128 w4 b4", "0.7-0.8 natively: n64, four blocks overlap", n=128, warps=4, blocks=4,
-            queries=2, archs=(NATIVE,)),
-    _ragged("q4 256 w8 b1", "0.65-0.8: half the q reads of q4 128, one block", n=256, warps=8, blocks=1,
-            queries=4, archs=(NATIVE,)),
-    _ragged("q4 128 w8 b2", "0.7-0.8: the tile's rows over two warpgroups, 16 warps", n=128, warps=8,
-            blocks=2, queries=4, archs=(NATIVE,)),
-    _ragged("q2 256 w8 b2", "0.7-0.85: n64, two warpgroups", n=256, warps=8, blocks=2, queries=2,
+_RAGGED_64 = (
+    _ragged("q2 128 w8 b2", "1.15 natively: sixteen warps", n=128, warps=8, blocks=2, queries=2,
             archs=(NATIVE,)),
-    _ragged("q4 128 w4 b2 chunk64", "0.9-1.1 of q4 128 w4 b2 at 2Kx2K: fewer starts", n=128, warps=4,
-            blocks=2, queries=4, archs=(NATIVE,), chunk=64),
+    _ragged("256 w8 b2", "1.15 natively: one query a dot", n=256, warps=8, blocks=2, archs=(NATIVE,)),
+)  # fmt: skip
+
+_RAGGED_32 = (
+    _ragged("q2 128 w4 b4", "1.03 natively: n64, four blocks overlap", n=128, warps=4, blocks=4,
+            queries=2, archs=(NATIVE,)),
+    _ragged("256 w4 b4", "1.05-1.5 natively: one query a dot", n=256, warps=4, blocks=4, archs=(NATIVE,)),
+    _ragged("q4 128 w4 b2 chunk64", "1.0-1.3: fewer starts", n=128, warps=4, blocks=2, queries=4,
+            archs=(NATIVE,), chunk=64),
     _ragged("128 w4 chunk32", "0.9 at 2Kx2K, where it was best before", n=128, warps=4, blocks=3, chunk=32),
     _ragged("q2 128 w4 b2", "0.9-1.1 under sm_89: keys converted once for two queries, the sum of heads "
             "through shared memory", n=128, warps=4, blocks=2, queries=2, archs=(LOWERED,)),
@@ -203,14 +151,9 @@ def _paged(
 
 
 _PAGED_32 = (
-    _paged("p1 s4 b4", "0.97-1.0 natively from 8 requests", pages=1, blocks=4, archs=(NATIVE,)),
-    _paged("p1 s6 b2", "0.95-1.0 at 1x128K: deeper, fewer starts", pages=1, stages=6, blocks=2,
-           archs=(NATIVE,)),
-    _paged("p2 s3 b2", "1.0: pairs of pages in wgmma too", pages=2, stages=3, blocks=2, archs=(NATIVE,)),
-    _paged("p1 s4 b2", "0.95 at B=1: fewer programs to start", pages=1, blocks=2),
-    _paged("p1 s3 b3", "0.95 from 8 requests (79 us, 85.6 at 64x32K), 1.05 at one", pages=1, stages=3,
-           archs=(LOWERED,)),
-    _paged("p2 s4 b1", "1.0-1.1: one block, two pages in flight", pages=2, blocks=1, archs=(LOWERED,)),
+    _paged("p1 s4 b3", "1.0-1.15 natively: more programs to start", pages=1, archs=(NATIVE,)),
+    _paged("p1 s4 b2", "1.1-1.2 under sm_89", pages=1, blocks=2, archs=(LOWERED,)),
+    _paged("p1 s3 b3", "1.06 under sm_89", pages=1, stages=3, archs=(LOWERED,)),
 )  # fmt: skip
 
 _PAGED_64 = (
@@ -252,14 +195,15 @@ _THINNED = (
 )  # fmt: skip
 
 GROUPS: tuple[Group, ...] = (
-    Group("mla", ("B=64 H=8", "S=2048 H=8", "B=128 H=8", "B=16 H=8", "B=1 H=8", "B=8 H=8"),
+    Group("mla", ("B=64 H=8", "S=2048 H=8", "B=1 H=8", "B=128 H=8", "B=16 H=8", "B=4 H=8"),
           {NATIVE: 0.8, LOWERED: 1.0}, _MLA_8),
-    Group("mla", ("B=64 H=64", "S=2048 H=64", "B=128 H=64", "B=8 H=64", "B=1 H=64"),
+    Group("mla", ("S=2048 H=64", "B=64 H=64", "B=1 H=64", "B=8 H=64"),
           {NATIVE: 1.2, LOWERED: 2.5}, (*_MLA_64, _TILELANG)),
+    Group("ragged", ("4096x32768 H=64",), {NATIVE: 1.2, LOWERED: 2.0}, _RAGGED_64),
     Group("ragged", ("4096x32768 H=32", "2048x2048 H=32", "2048x131072 H=32"),
           {NATIVE: 1.2, LOWERED: 2.0}, _RAGGED_32),
     Group("topk", ("1x8192", "2048x8192"), {NATIVE: 1.0, LOWERED: 1.0}, _DIRECT),
-    Group("mla", ("B=64 H=16", "B=128 H=16", "B=16 H=16", "B=1 H=16"),
+    Group("mla", ("B=64 H=16", "B=1 H=16", "B=128 H=16", "B=16 H=16"),
           {NATIVE: 0.8, LOWERED: 1.0}, _MLA_16),
     Group("topk", ("32x32768", "64x131072", "2048x32768", "1x131072", "64x32768"),
           {NATIVE: 1.0, LOWERED: 1.0}, _THINNED),

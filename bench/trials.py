@@ -301,13 +301,12 @@ def recording() -> Iterator[list]:
 
     import ada_dsa.indexer.kernel
     import ada_dsa.indexer.several
-    import ada_dsa.sparse_mla.columns
     import ada_dsa.sparse_mla.kernel
     import ada_dsa.topk.kernel
 
     modules = (
-        ada_dsa.indexer.kernel, ada_dsa.indexer.several, ada_dsa.sparse_mla.columns,
-        ada_dsa.sparse_mla.kernel, ada_dsa.topk.kernel,
+        ada_dsa.indexer.kernel, ada_dsa.indexer.several, ada_dsa.sparse_mla.kernel,
+        ada_dsa.topk.kernel,
     )  # fmt: skip
     with ExitStack() as stack:
         found = [stack.enter_context(recorded(module)) for module in modules]

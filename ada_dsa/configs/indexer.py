@@ -17,8 +17,8 @@ def _paged(pages: int) -> Mapping[str, int]:
     return MappingProxyType({"PAGES": pages})
 
 
-def _ragged(block_kv: int) -> Mapping[str, int]:
-    return MappingProxyType({"BLOCK_KV": block_kv})
+def _ragged(block_kv: int, queries: int = 0) -> Mapping[str, int]:
+    return MappingProxyType({"BLOCK_KV": block_kv} | ({"QUERIES": queries} if queries else {}))
 
 
 ROWS: tuple[Config, ...] = (
@@ -123,9 +123,9 @@ ROWS: tuple[Config, ...] = (
         "columns<=32",
         4,
         4,
-        3,
-        "sm_90: 37,888 B, 77 registers, wgmma; on an H200 three blocks against four: B=1 128K 7.8 "
-        "us (8.4), B=8 32K 13.3 (13.2)",
+        2,
+        "sm_90: 37,888 B, 77 registers, wgmma; on an H200 two blocks against three: B=1 8K 3.2 us (3.7), "
+        "128K 8.1 (8.2); B=8 8K 6.0 (6.6); B=32 8K 13.9 (14.1)",
         _paged(1),
     ),
     Config(
@@ -261,20 +261,20 @@ ROWS: tuple[Config, ...] = (
         "heads<=32",
         4,
         3,
-        4,
-        "sm_90: 46,336 B, 128 registers: four blocks in 227 KB; 174 instructions a query for "
-        "128 keys, 215 with tiles of 128",
-        _ragged(256),
+        2,
+        "sm_90: four queries a dot read the key tile once, N = 128 of wgmma; on an H200, against one query "
+        "a dot: 2Kx2K 34.8 us (53.3), 4Kx32K 1386 (1483), 2Kx128K 2887 (3036)",
+        _ragged(128, queries=4),
     ),
     Config(
         "ragged_logits",
         90,
         "heads<=64",
-        8,
+        4,
         3,
         2,
-        "sm_90: 58,880 B, 110 registers x 256 threads: two blocks",
-        _ragged(256),
+        "sm_90: two queries a dot, as heads<=32; on an H200 4Kx32K 2307 us (2672)",
+        _ragged(128, queries=2),
     ),
     Config(
         "ragged_logits",

@@ -41,21 +41,19 @@ def pack_rows(k_nope: torch.Tensor, k_rope: torch.Tensor) -> torch.Tensor:
 
 def unpack_rows(rows: torch.Tensor) -> torch.Tensor:
     """Packed rows, uint8 [N, 656], to bfloat16 [N, 576]: code times scale in float32, rounded once."""
-    rows = rows.contiguous()
-    codes = rows[:, :NOPE_DIM].contiguous().view(torch.float8_e4m3fn).float()
-    scale = rows[:, NOPE_DIM:NOPE_BYTES].contiguous().view(torch.float32)
+    return dequantise_rows(rows, KvLayout.PACKED_FP8, torch.float32).to(torch.bfloat16)
+
+
+def dequantise_rows(rows: torch.Tensor, layout: KvLayout, dtype: torch.dtype) -> torch.Tensor:
+    """Rows of any format, [N, width], to ``dtype`` [N, 576] (float32 or float64), not rounded before."""
+    if layout is not KvLayout.PACKED_FP8:
+        return (rows if layout is KvLayout.BF16 else rows.view(torch.float8_e4m3fn)).to(dtype)
+    rows = rows.view(torch.uint8)
+    codes = rows[:, :NOPE_DIM].contiguous().view(torch.float8_e4m3fn).to(dtype)
+    scale = rows[:, NOPE_DIM:NOPE_BYTES].contiguous().view(torch.float32).to(dtype)
     nope = codes.unflatten(1, (NUM_TILES, TILE)) * scale.unsqueeze(2)
     rope = rows[:, NOPE_BYTES:PACKED_BYTES].contiguous().view(torch.bfloat16)
-    return torch.cat([nope.flatten(1).to(torch.bfloat16), rope], dim=1)
-
-
-def rows_to_bf16(rows: torch.Tensor, layout: KvLayout) -> torch.Tensor:
-    """Rows of any format, [N, width], to bfloat16 [N, 576]."""
-    if layout is KvLayout.PACKED_FP8:
-        return unpack_rows(rows.view(torch.uint8))
-    if layout is KvLayout.RAW_FP8:
-        return rows.view(torch.float8_e4m3fn).to(torch.bfloat16)
-    return rows
+    return torch.cat([nope.flatten(1), rope.to(dtype)], dim=1)
 
 
 def unpack_rows_at(rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:

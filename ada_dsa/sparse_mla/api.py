@@ -99,7 +99,6 @@ def launch(
     graph's own pool, which keeps them alive for its replays, and nothing is shared between calls,
     so a result that a later layer still reads is never overwritten.
     """
-    from .columns import sparse_mla_columns_kernel
     from .kernel import sparse_mla_kernel
 
     tokens, heads, _ = q_nope.shape
@@ -113,24 +112,13 @@ def launch(
         target_lse = torch.empty(shape, dtype=torch.float32, device=device)
     else:
         target, target_lse = out, lse
-    codes = rows
-    if layout is not KvLayout.BF16:
-        codes = rows.view(torch.uint8 if plan.bytes_only else torch.float8_e4m3fn)
-    packed = layout is KvLayout.PACKED_FP8
     config, params = plan.config, plan.config.params
     options = {"maxnreg": params["MAXNREG"]} if params.get("MAXNREG") else {}
-    if params.get("GROUPS"):
-        kernel, form = sparse_mla_columns_kernel, {"GROUPS": params["GROUPS"]}
-    else:
-        kernel = sparse_mla_kernel
-        form = {"SWAP": bool(params["SWAP"]), "PREFETCH": bool(params["PREFETCH"])}
     with torch.cuda.device_of(rows):
-        kernel[(tokens * plan.head_blocks, plan.num_splits)](
+        sparse_mla_kernel[(tokens * plan.head_blocks, plan.num_splits)](
             q_nope,
             q_rope,
-            codes,
-            rows.view(torch.float32) if packed else codes,
-            rows.view(torch.bfloat16) if packed else codes,
+            rows if layout is KvLayout.BF16 else rows.view(torch.int32),
             indices,
             target,
             target_lse if target_lse is not None else target,
@@ -148,7 +136,7 @@ def launch(
             BYTES=plan.bytes_only,
             BLOCK_H=params["BLOCK_H"],
             BLOCK_N=params["BLOCK_N"],
-            **form,
+            SWAP=bool(params["SWAP"]),
             SPLIT=split,
             WRITE_LSE=return_lse,
             SPAN=plan.span,
@@ -222,15 +210,16 @@ def sparse_mla_fwd(
     """Multi-head latent attention of each token over the pool rows its index list names.
 
     Serves decode and prefill alike (``T`` = tokens). Rows are read straight from the pool, only
-    those that are named. Each is dequantised to bfloat16, as ``dequantize_k_cache`` does; scores
-    and sums are float32, probabilities enter the second product as bfloat16.
+    those that are named. fp8 rows enter both products as float16, after a scale for the row is set
+    apart, and so do the weights; bfloat16 rows and their weights as bfloat16. Scores and sums are
+    float32.
 
     Args:
         q: bfloat16 [T, H, 576], or the first 512 values [T, H, 512] when ``q_rope`` is given; any
             strides with a last stride of 1, so that views of a larger projection need no copy.
         kv: the pool, contiguous [..., 1, width], one of: packed fp8, 656 x float8_e4m3fn (or
-            uint8); raw fp8, 576 x float8_e4m3fn (or uint8); 576 x bfloat16. See
-            ``kv_cache/layout.py``.
+            uint8), scales not negative; raw fp8, 576 x float8_e4m3fn (or uint8); 576 x bfloat16.
+            See ``kv_cache/layout.py``.
         indices: int32 [T, topk] or [T, 1, topk], row numbers in the pool. A negative entry is
             absent, anywhere in the list. A repeated entry counts each time.
         sm_scale: factor on the scores.

@@ -12,6 +12,10 @@ What shapes the main loop:
   holds, issues the loads of the next one, and only then starts the dots.
 * Rows are selected by index, so a negative index simply masks its loads: nothing is read, the
   row is zero, and its score is set to -inf. NaN bytes in unselected slots cannot reach a result.
+* A row of fp8 codes has a scale for each 128 of them. Code by code, they would cost two float32
+  operations and two conversions; so a row's largest scale is left for its score and its weight, and the
+  codes, as float16 (exact), are multiplied by what the others are of it, two at a time. Q becomes
+  float16 by an exact power of two a head. float16 rounds eight times finer than bfloat16.
 * SWAP exchanges the roles of keys and heads in both dots. With heads as N, eight heads need no
   padding (the M side of an MMA is 16), and Q is re-read less often from shared memory.
 """
@@ -21,64 +25,43 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..kv_cache.kernel import decode_e4m3_bytes
+from .rows import (
+    BF16,
+    PACKED_FP8,
+    RAW_FP8,
+    halved,
+    load_rows,
+    restored,
+    shares,
+    widen,
+    widen_rotary,
+)
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
-# Row formats of the pool, see kv_cache.layout.KvLayout.
-PACKED_FP8 = tl.constexpr(0)  # 512 e4m3, 4 float32 scales, 64 bfloat16
-RAW_FP8 = tl.constexpr(1)  # 576 e4m3
-BF16 = tl.constexpr(2)  # 576 bfloat16
-
 
 @triton.jit
-def _widen(raw, scale, LAYOUT: tl.constexpr, BYTES: tl.constexpr):
-    """One [BLOCK_N, width] chunk as stored -> bfloat16, dequantised as the pool's readers do."""
-    if LAYOUT == BF16:
-        result = raw
-    else:
-        values = decode_e4m3_bytes(raw) if BYTES else raw.to(tl.float32)
-        if LAYOUT == PACKED_FP8:
-            values = values * scale[:, None]
-        result = values.to(tl.bfloat16)
-    return result
+def _half(q0, q1, q2, q3, qr, LAYOUT: tl.constexpr):
+    """Q of fp8 rows: halved, float16, times a power of two a head that keeps it in range; its inverse.
 
-
-@triton.jit
-def _load_nope(kv, scales, rows, valid, chunk: tl.constexpr, LAYOUT: tl.constexpr):
-    """Chunk ``chunk`` (128 values) of the selected rows as stored, and its scale."""
-    cols = chunk * 128 + tl.arange(0, 128)
-    if LAYOUT == PACKED_FP8:
-        raw = tl.load(kv + rows[:, None] * 656 + cols[None, :], mask=valid[:, None], other=0.0)
-        scale = tl.load(scales + rows * 164 + (128 + chunk), mask=valid, other=0.0)
-    else:
-        raw = tl.load(kv + rows[:, None] * 576 + cols[None, :], mask=valid[:, None], other=0.0)
-        scale = tl.full(rows.shape, 1.0, tl.float32)  # unused
-    return raw, scale
-
-
-@triton.jit
-def _load_rope(kv, rope, rows, valid, LAYOUT: tl.constexpr):
-    cols = tl.arange(0, 64)
-    if LAYOUT == PACKED_FP8:
-        ptrs = rope + rows[:, None] * 328 + (264 + cols)[None, :]
-    else:
-        ptrs = kv + rows[:, None] * 576 + (512 + cols)[None, :]
-    return tl.load(ptrs, mask=valid[:, None], other=0.0)
-
-
-@triton.jit
-def _load_rows(kv, scales, rope, index, LAYOUT: tl.constexpr):
-    """The selected rows as stored; a negative index reads nothing and gives a row of zeros."""
-    valid = index >= 0
-    rows = index.to(tl.int64)
-    r0, s0 = _load_nope(kv, scales, rows, valid, 0, LAYOUT)
-    r1, s1 = _load_nope(kv, scales, rows, valid, 1, LAYOUT)
-    r2, s2 = _load_nope(kv, scales, rows, valid, 2, LAYOUT)
-    r3, s3 = _load_nope(kv, scales, rows, valid, 3, LAYOUT)
-    rr = _load_rope(kv, rope, rows, valid, LAYOUT)
-    return valid, r0, r1, r2, r3, rr, s0, s1, s2, s3
+    The rotary part goes along where it meets fp8 codes too.
+    """
+    peak = tl.maximum(tl.maximum(tl.abs(q0), tl.abs(q1)), tl.maximum(tl.abs(q2), tl.abs(q3)))
+    peak = tl.max(peak.to(tl.float32), axis=1)
+    if LAYOUT == RAW_FP8:
+        peak = tl.maximum(peak, tl.max(tl.abs(qr).to(tl.float32), axis=1))
+    # The power of two at or below the peak, within what has an inverse (2^-100 to 2^126).
+    bits = peak.to(tl.int32, bitcast=True) & 0x7F800000
+    bits = tl.minimum(tl.maximum(bits, 27 << 23), 253 << 23)
+    factor = ((254 << 23) - bits).to(tl.float32, bitcast=True)[:, None]
+    q0 = halved((q0.to(tl.float32) * factor).to(tl.float16))
+    q1 = halved((q1.to(tl.float32) * factor).to(tl.float16))
+    q2 = halved((q2.to(tl.float32) * factor).to(tl.float16))
+    q3 = halved((q3.to(tl.float32) * factor).to(tl.float16))
+    if LAYOUT == RAW_FP8:
+        qr = (qr.to(tl.float32) * factor).to(tl.float16)
+    return q0, q1, q2, q3, qr, bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -89,6 +72,12 @@ def _scores(q, k, acc, SWAP: tl.constexpr):
 @triton.jit
 def _weigh(p, k, acc, SWAP: tl.constexpr):
     return tl.dot(tl.trans(k), p, acc) if SWAP else tl.dot(p, k, acc)
+
+
+@triton.jit
+def _store(ptrs, values, mask, LAYOUT: tl.constexpr, SWAP: tl.constexpr):
+    values = values.to(ptrs.dtype.element_ty)
+    tl.store(ptrs, values if LAYOUT == BF16 else restored(values, SWAP), mask=mask)
 
 
 @triton.jit
@@ -107,9 +96,7 @@ def finish(top, total):
 def sparse_mla_kernel(
     q_nope,  # bfloat16 [T, H, 512]
     q_rope,  # bfloat16 [T, H, 64]
-    kv,  # rows as e4m3 / uint8 / bfloat16
-    scales,  # the same memory as float32 (packed rows only)
-    rope,  # the same memory as bfloat16 (packed rows only)
+    kv,  # fp8 rows as int32, or bfloat16 rows
     indices,  # int32 [T, topk]
     out,  # bfloat16 [T, H, 512], or float32 [T, H, splits, 512]
     lse,  # float32 [T, H], or base-2 [T, H, splits]
@@ -128,11 +115,12 @@ def sparse_mla_kernel(
     SWAP: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    PREFETCH: tl.constexpr,
     SPLIT: tl.constexpr,  # write a partial result per split
     WRITE_LSE: tl.constexpr,
     SPAN: tl.constexpr,  # power of two >= split_len
 ):
+    # Tiles that are converted are not pipelined by Triton (above); bfloat16 rows are.
+    PREFETCH: tl.constexpr = LAYOUT != BF16
     # Head blocks of one token are neighbours in the grid: they read the same rows.
     head_blocks = tl.cdiv(num_heads, BLOCK_H)
     head_block = tl.program_id(0) % head_blocks
@@ -165,6 +153,14 @@ def sparse_mla_kernel(
         other=0.0,
     )
 
+    # What a product of codes is short of by, and a head's scores by what its Q was divided by.
+    CODE_UNIT: tl.constexpr = 256.0 if BYTES else 1.0
+    head_scale = tl.full([BLOCK_H], scale_log2, tl.float32)
+    if LAYOUT != BF16:
+        q0, q1, q2, q3, qr, unit = _half(q0, q1, q2, q3, qr, LAYOUT)
+        head_scale = head_scale * unit * CODE_UNIT
+    head_scale = head_scale[None, :] if SWAP else head_scale[:, None]
+
     if SWAP:
         acc0 = tl.zeros([128, BLOCK_H], tl.float32)
         acc1 = tl.zeros([128, BLOCK_H], tl.float32)
@@ -177,9 +173,8 @@ def sparse_mla_kernel(
         acc3 = tl.zeros([BLOCK_H, 128], tl.float32)
     KEYS: tl.constexpr = 0 if SWAP else 1
     # While keys are spread over warps, a sum across them costs two barriers a tile: it is put off
-    # until after the loop. From 64 heads on each warp holds whole rows and sums them at once,
-    # which keeps a tile of registers free.
-    DEFER_SUM: tl.constexpr = BLOCK_H < 64
+    # until after the loop, but for 32 heads, where registers are short.
+    DEFER_SUM: tl.constexpr = BLOCK_H < 32
     if DEFER_SUM:
         weights = tl.zeros([BLOCK_N, BLOCK_H] if SWAP else [BLOCK_H, BLOCK_N], tl.float32)
     else:
@@ -188,36 +183,43 @@ def sparse_mla_kernel(
 
     ahead = start + BLOCK_N + lane
     if PREFETCH:
-        valid, r0, r1, r2, r3, rr, s0, s1, s2, s3 = _load_rows(kv, scales, rope, index, LAYOUT)
+        valid, r0, r1, r2, r3, rr, s0, s1, s2, s3 = load_rows(kv, index, LAYOUT)
         index = tl.load(indices + ahead, mask=ahead < end, other=-1)
 
     for first in range(start, last, BLOCK_N):
         if not PREFETCH:
-            valid, r0, r1, r2, r3, rr, s0, s1, s2, s3 = _load_rows(kv, scales, rope, index, LAYOUT)
-        k0 = _widen(r0, s0, LAYOUT, BYTES)
-        k1 = _widen(r1, s1, LAYOUT, BYTES)
-        k2 = _widen(r2, s2, LAYOUT, BYTES)
-        k3 = _widen(r3, s3, LAYOUT, BYTES)
-        kr = _widen(rr, s0, LAYOUT, BYTES) if LAYOUT == RAW_FP8 else rr
-        scored = valid
+            valid, r0, r1, r2, r3, rr, s0, s1, s2, s3 = load_rows(kv, index, LAYOUT)
+        row_scale, s0, s1, s2, s3 = shares(valid, s0, s1, s2, s3, LAYOUT)
+        k0 = widen(r0, s0, LAYOUT, BYTES)
+        k1 = widen(r1, s1, LAYOUT, BYTES)
+        k2 = widen(r2, s2, LAYOUT, BYTES)
+        k3 = widen(r3, s3, LAYOUT, BYTES)
+        kr = widen_rotary(rr, LAYOUT, BYTES)
+        row_scale = row_scale[:, None] if SWAP else row_scale[None, :]
         ahead = first + BLOCK_N + lane
         if PREFETCH:
-            valid, r0, r1, r2, r3, rr, s0, s1, s2, s3 = _load_rows(kv, scales, rope, index, LAYOUT)
+            valid, r0, r1, r2, r3, rr, s0, s1, s2, s3 = load_rows(kv, index, LAYOUT)
             ahead += BLOCK_N
         index = tl.load(indices + ahead, mask=ahead < end, other=-1)
 
         # Independent accumulators: one would chain 36 dependent MMAs. The scale is applied before
         # they are added because Triton folds the sum of two dots back into such a chain.
         zero = tl.zeros([BLOCK_N, BLOCK_H] if SWAP else [BLOCK_H, BLOCK_N], tl.float32)
-        low = _scores(q1, k1, _scores(q0, k0, zero, SWAP), SWAP) * scale_log2
-        high = _scores(q3, k3, _scores(q2, k2, zero, SWAP), SWAP) * scale_log2
-        s = low + high + _scores(qr, kr, zero, SWAP) * scale_log2
-        if SWAP:
-            s = tl.where(scored[:, None], s, float("-inf"))
-            new_top = tl.maximum(top, tl.max(s, axis=0))
+        low = _scores(q1, k1, _scores(q0, k0, zero, SWAP), SWAP) * head_scale
+        high = _scores(q3, k3, _scores(q2, k2, zero, SWAP), SWAP) * head_scale
+        if LAYOUT == PACKED_FP8:
+            s = (low + high) * row_scale + _scores(qr, kr, zero, SWAP) * scale_log2
         else:
-            s = tl.where(scored[None, :], s, float("-inf"))
-            new_top = tl.maximum(top, tl.max(s, axis=1))
+            s = low + high + _scores(qr, kr, zero, SWAP) * head_scale
+        s = tl.where(row_scale == float("-inf"), float("-inf"), s)
+        # A weight enters the second dot times its row's scale, so that is what must not exceed 1.
+        # The bounds keep weights without the scale finite and above zero whatever a pool holds.
+        reach = s
+        if LAYOUT == PACKED_FP8:
+            reach = s + tl.log2(
+                tl.minimum(tl.maximum(row_scale, 5.421010862427522e-20), 1.2676506e30)
+            )
+        new_top = tl.maximum(top, tl.max(reach, axis=KEYS))
         # Nothing selected so far leaves the maximum at -inf; 0 avoids -inf minus -inf.
         base = tl.where(new_top == float("-inf"), 0.0, new_top)
         decay = tl.exp2(top - base)
@@ -232,7 +234,9 @@ def sparse_mla_kernel(
         else:
             total = total * decay + tl.sum(p, axis=KEYS)
         top = new_top
-        p = p.to(tl.bfloat16)
+        if LAYOUT == PACKED_FP8:
+            p = p * tl.maximum(row_scale, 0.0)  # an absent row's is -inf, and its weight 0
+        p = p.to(k0.dtype)
         acc0 = _weigh(p, k0, acc0 * spread, SWAP)
         acc1 = _weigh(p, k1, acc1 * spread, SWAP)
         acc2 = _weigh(p, k2, acc2 * spread, SWAP)
@@ -241,6 +245,7 @@ def sparse_mla_kernel(
     if DEFER_SUM:
         total = tl.sum(weights, axis=KEYS)
     inverse, log2_sum = finish(top, total)
+    inverse *= CODE_UNIT
     slot = token * num_heads + heads
     if SPLIT:
         slot = slot * num_splits + split
@@ -255,10 +260,10 @@ def sparse_mla_kernel(
         ptrs = out + slot[:, None] * 512 + d[None, :]
         ok = head_ok[:, None]
         inv = inverse[:, None]
-    tl.store(ptrs, (acc0 * inv).to(out.dtype.element_ty), mask=ok)
-    tl.store(ptrs + 128, (acc1 * inv).to(out.dtype.element_ty), mask=ok)
-    tl.store(ptrs + 256, (acc2 * inv).to(out.dtype.element_ty), mask=ok)
-    tl.store(ptrs + 384, (acc3 * inv).to(out.dtype.element_ty), mask=ok)
+    _store(ptrs, acc0 * inv, ok, LAYOUT, SWAP)
+    _store(ptrs + 128, acc1 * inv, ok, LAYOUT, SWAP)
+    _store(ptrs + 256, acc2 * inv, ok, LAYOUT, SWAP)
+    _store(ptrs + 384, acc3 * inv, ok, LAYOUT, SWAP)
 
 
 @triton.jit(do_not_specialize=["num_splits"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..kv_cache.layout import NOPE_DIM, KvLayout
-from ..kv_cache.reference import rows_to_bf16
+from ..kv_cache.reference import dequantise_rows
 
 _ROWS_AT_ONCE = 1 << 16  # gathered rows held at a time: 150 MB in float32
 
@@ -20,8 +20,8 @@ def sparse_mla(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of each token over the rows its index list names.
 
-    Rows are dequantised to bfloat16 first (as ``dequantize_k_cache`` does), everything after that
-    is in ``dtype``. A negative index is absent; a repeated index counts each time.
+    Everything is in ``dtype``, the rows too: ``dequantize_k_cache`` rounds them to bfloat16, this does
+    not. A negative index is absent; a repeated index counts each time.
 
     Args:
         q: [T, H, 576].
@@ -48,7 +48,7 @@ def sparse_mla(
         named, where = index.clamp(min=-1).unique(return_inverse=True)
         keys = torch.zeros(len(named), q.shape[2], dtype=dtype, device=q.device)
         present = named >= 0
-        keys[present] = rows_to_bf16(rows[named[present]], layout).to(dtype)
+        keys[present] = dequantise_rows(rows[named[present]], layout, dtype)
         gathered = keys[where]
         scores = torch.einsum("thd,tkd->thk", q[part].to(dtype), gathered) * sm_scale
         scores = scores.masked_fill(absent[:, None, :], float("-inf"))

@@ -146,6 +146,14 @@ def test_a_case_with_a_bound_fails_where_the_kit_would_pass(fused: list[bool]) -
     assert fused == [True, False, False]
 
 
+def test_what_is_no_tensor_is_compared_and_not_measured(fused: list[bool]) -> None:
+    """The kit compares a step's outputs whole, and some of them are None."""
+    same = kit_runner.Case("kit/a", lambda test: torch.testing.assert_close(None, None))
+    assert kit_runner._outcome(same) == {"outcome": "passed", "says": "", "error": None}
+    other = kit_runner.Case("kit/a", lambda test: torch.testing.assert_close(None, torch.ones(1)))
+    assert kit_runner._outcome(other)["outcome"] == "failed"
+
+
 def test_nan_and_a_case_that_compares_nothing_fail(fused: list[bool]) -> None:
     nan = kit_runner._outcome(kit_runner.Case("keys/a", _comparing(float("nan")), 0.02))
     assert nan["outcome"] == "failed" and nan["error"] is None

@@ -74,6 +74,28 @@ def make_problem(
     return Problem(q, kv, layout, indices)
 
 
+def uneven_problem(heads: int, topk: int, layout: KvLayout, *, device: str = "cpu") -> Problem:
+    """Two tokens whose numbers span what their formats hold: chunks of a row, rows, and heads.
+
+    Latent values of a row's four chunks are of order 1e-3, 1, 30 and 0 (all of them zero, and its scale
+    with it); every seventh row is 1e-4 of that; queries of heads are from 2^-60 to 2^6.
+    """
+    problem = make_problem(2, heads, topk, KvLayout.BF16, slots=topk + 1, absent=0.0, device=device)
+    rows = problem.kv[:, 0].view(torch.int16).view(torch.bfloat16).nan_to_num(0.0).float()
+    chunk = torch.tensor([1e-3, 1.0, 30.0, 0.0], device=device).repeat_interleave(128)
+    rows[:, :NOPE_DIM] *= chunk
+    rows[::7, :NOPE_DIM] *= 1e-4
+    powers = torch.linspace(-60, 6, heads, device=device).round().exp2()
+    q = problem.q.float() * powers[:, None]
+    rows, q = rows.to(torch.bfloat16), q.to(torch.bfloat16)
+    if layout is KvLayout.RAW_FP8:
+        rows = rows.clamp(-448, 448).to(torch.float8_e4m3fn)
+    elif layout is KvLayout.PACKED_FP8:
+        rows = kv_reference.pack_rows(rows[:, :NOPE_DIM], rows[:, NOPE_DIM:])
+        rows = rows.view(torch.float8_e4m3fn)
+    return Problem(q, poison(rows, problem.indices)[:, None], layout, problem.indices)
+
+
 def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
     """Norm of the difference over the norm of ``want``; NaN if anything is not finite."""
     norm = want.double().norm()

@@ -22,22 +22,12 @@ SHARED_PER_SM = {80: 167_936, 86: 102_400, 89: 102_400, 90: 233_472, 120: 102_40
 HEADS = (8, 16, 64)
 
 
-def _code_type(layout: KvLayout, arch: int) -> torch.dtype:
-    if layout is KvLayout.BF16:
-        return torch.bfloat16
-    return torch.float8_e4m3fn if has_native_fp8(arch) else torch.uint8
-
-
 def mla_arguments(arch: int, layout: KvLayout, heads: int, split: bool) -> dict[str, object]:
-    """What both main kernels take from ``api.launch`` at topk 2048, but for their form."""
-    packed = layout is KvLayout.PACKED_FP8
-    codes = _code_type(layout, arch)
+    """What the main kernel takes from ``api.launch`` at topk 2048, but for its form."""
     return {
         "q_nope": torch.bfloat16,
         "q_rope": torch.bfloat16,
-        "kv": codes,
-        "scales": torch.float32 if packed else codes,
-        "rope": torch.bfloat16 if packed else codes,
+        "kv": torch.bfloat16 if layout is KvLayout.BF16 else torch.int32,
         "indices": torch.int32,
         "out": torch.float32 if split else torch.bfloat16,
         "lse": torch.float32,
@@ -52,7 +42,7 @@ def mla_arguments(arch: int, layout: KvLayout, heads: int, split: bool) -> dict[
         "num_splits": 32 if split else 1,
         "scale_log2": 0.1,
         "LAYOUT": int(layout),
-        "BYTES": codes is torch.uint8,
+        "BYTES": layout is not KvLayout.BF16 and not has_native_fp8(arch),
         "SPLIT": split,
         "WRITE_LSE": True,
         "SPAN": 256 if split else 2048,
@@ -61,19 +51,17 @@ def mla_arguments(arch: int, layout: KvLayout, heads: int, split: bool) -> dict[
 
 def compile_main(config: Config, arch: int, layout: KvLayout, heads: int, split: bool) -> Compiled:
     """The main kernel of a configuration as ``api.launch`` launches it."""
-    from ada_dsa.sparse_mla.columns import sparse_mla_columns_kernel
     from ada_dsa.sparse_mla.kernel import sparse_mla_kernel
 
     params = config.params
-    if params.get("GROUPS"):
-        kernel, form = sparse_mla_columns_kernel, {"GROUPS": params["GROUPS"]}
-    else:
-        kernel = sparse_mla_kernel
-        form = {"SWAP": bool(params["SWAP"]), "PREFETCH": bool(params["PREFETCH"])}
-    form |= {"BLOCK_H": params["BLOCK_H"], "BLOCK_N": params["BLOCK_N"]}
+    form = {
+        "BLOCK_H": params["BLOCK_H"],
+        "BLOCK_N": params["BLOCK_N"],
+        "SWAP": bool(params["SWAP"]),
+    }
     limit = params.get("MAXNREG")
     return compile_kernel(
-        kernel,
+        sparse_mla_kernel,
         mla_arguments(arch, layout, heads, split) | form,
         arch,
         num_warps=config.num_warps,
@@ -87,12 +75,8 @@ def assert_main_kernel(compiled: Compiled, config: Config) -> None:
     assert_fits(compiled, config.blocks_per_sm, config.arch)
     loop = main_loop(compiled.sass)
     before = loop.split("MMA")[0].count("LDG.E.128")
-    if config.params.get("GROUPS"):
-        assert before >= 2, f"rows are not prefetched: {compiled.summary()}"
-        assert loop.count("SHFL") <= 16, f"groups are added by shuffles: {compiled.summary()}"
-        return
     assert sum(compiled.mma.values()) >= 40, f"no tensor cores: {compiled.summary()}"
-    if config.params["PREFETCH"]:
+    if config.bucket.startswith("fp8"):
         assert before >= 3, f"rows are not prefetched: {compiled.summary()}"
     else:
         assert "LDGSTS" in loop, f"not pipelined: {compiled.summary()}"
@@ -124,19 +108,6 @@ def main_loop(sass: str) -> str:
 def test_sparse_mla_fits(arch: int, layout: KvLayout, heads: int, split: bool) -> None:
     config = pick("sparse_mla", arch, heads=heads, layout=int(layout))
     assert_main_kernel(compile_main(config, arch, layout, heads, split), config)
-
-
-@pytest.mark.parametrize("layout", [KvLayout.PACKED_FP8, KvLayout.RAW_FP8], ids=lambda x: x.name)
-@pytest.mark.parametrize("arch", ARCHS)
-def test_columns_kernel_fits(arch: int, layout: KvLayout) -> None:
-    """No row of the table takes it yet; eight heads a block in tiles of 16 rows."""
-    params = {"BLOCK_H": 8, "BLOCK_N": 16, "GROUPS": 8}
-    config = Config("sparse_mla", 80, "test", 8, 1, 1, "gate", params)
-    compiled = compile_main(config, arch, layout, 8, split=True)
-    assert_main_kernel(compiled, config)
-    # The least there can be: 4 of scores and 4 of results a warp, and the rotary part.
-    hmma = main_loop(compiled.sass).count("HMMA")
-    assert 8 < hmma <= 12, f"warps repeat each other's work: {compiled.summary()}"
 
 
 def test_the_gate_covers_every_table_row() -> None:
@@ -173,7 +144,7 @@ def test_combine_fits(arch: int, block_s: int) -> None:
 def test_kv_cache_kernels_fit(arch: int, indexed: bool) -> None:
     from ada_dsa.kv_cache.kernel import pack_rows_kernel, unpack_rows_kernel
 
-    codes = _code_type(KvLayout.PACKED_FP8, arch)
+    codes = torch.float8_e4m3fn if has_native_fp8(arch) else torch.uint8
     rows = {
         "codes": codes,
         "scales": torch.float32,

@@ -88,7 +88,6 @@ def test_topk_of_long_and_short_rows() -> None:
     assert torch.equal(got.cpu(), want)
 
 
-@pytest.mark.parametrize("groups", [0, 8])
 @pytest.mark.parametrize(
     ("layout", "heads"),
     [
@@ -98,16 +97,12 @@ def test_topk_of_long_and_short_rows() -> None:
         (KvLayout.BF16, 8),
     ],
 )
-def test_sparse_mla(layout: KvLayout, heads: int, groups: int) -> None:
-    """Split and combined; the table's kernel, and the one that divides latent values among warps."""
-    if groups and layout is KvLayout.BF16:
-        pytest.skip("that kernel is for fp8 rows")
+def test_sparse_mla(layout: KvLayout, heads: int) -> None:
+    """Split and combined, and by the public function."""
     problem = make_problem(2, heads, 96, layout, absent=0.3, slots=150)
-    params = {"BLOCK_H": 8 if heads == 8 else 16, "BLOCK_N": 16, "GROUPS": groups}
-    config = configs.Config("sparse_mla", 80, "test", 8, 1, 1, "sanitizer", params)
     plan = plan_launch(
         arch=target_arch(), num_sms=4, layout=layout, num_tokens=2, num_heads=heads, topk=96,
-        config=config if groups else None, num_splits=2,
+        num_splits=2,
     )  # fmt: skip
     q, kv, index = (x.cuda() for x in (problem.q, problem.kv, problem.indices))
     out, lse = launch(q[..., :512], q[..., 512:], kv[:, 0], layout, index, SM_SCALE, plan, True)
@@ -117,9 +112,8 @@ def test_sparse_mla(layout: KvLayout, heads: int, groups: int) -> None:
     assert lse is not None
     assert_close(out.cpu(), want, 4e-3, f"{layout.name} {heads}")
     assert (lse.cpu() - want_lse).abs().max() < 5e-3
-    if not groups:
-        whole = sparse_mla_fwd(q, kv, index, SM_SCALE)
-        assert_close(whole.cpu(), want, 4e-3, f"{layout.name} {heads}, by the public function")
+    whole = sparse_mla_fwd(q, kv, index, SM_SCALE)
+    assert_close(whole.cpu(), want, 4e-3, f"{layout.name} {heads}, by the public function")
 
 
 def test_kv_rows() -> None:

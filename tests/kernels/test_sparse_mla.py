@@ -8,11 +8,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mla_data import SM_SCALE, Problem, assert_close, make_problem, make_rows, poison
+from mla_data import (
+    SM_SCALE,
+    Problem,
+    assert_close,
+    make_problem,
+    make_rows,
+    poison,
+    uneven_problem,
+)
 
 from ada_dsa import sparse_mla_fwd
 from ada_dsa.kv_cache.layout import NOPE_DIM, ROW_DIM, KvLayout
-from ada_dsa.kv_cache.reference import rows_to_bf16
+from ada_dsa.kv_cache.reference import dequantise_rows
 from ada_dsa.sparse_mla import reference
 from ada_dsa.sparse_mla.plan import choose_splits, plan_launch
 
@@ -31,7 +39,8 @@ def naive(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
         named = [int(i) for i in problem.indices[t] if i >= 0]
         if not named:
             continue
-        keys = [rows_to_bf16(rows[i : i + 1], problem.layout)[0].double() for i in named]
+        named_rows = [rows[i : i + 1] for i in named]
+        keys = [dequantise_rows(row, problem.layout, torch.float64)[0] for row in named_rows]
         for h in range(heads):
             scores = [float(problem.q[t, h].double() @ key) * SM_SCALE for key in keys]
             top = max(scores)
@@ -191,8 +200,9 @@ def check(problem: Problem, what: str) -> None:
     assert torch.equal(lse[empty], want_lse[empty].float()), f"{what}: lse of empty rows not -inf"
     if (~empty).any():
         assert_close(out[~empty], want[~empty], KERNEL_LIMIT, f"{what}: output")
-        difference = (lse[~empty] - want_lse[~empty]).abs().max()
-        assert difference < 5e-3, f"{what}: lse differs by {float(difference):.2e}"
+        # float16 rounds the terms of a score by up to 2^-11 of each, and most scores are sums of many.
+        difference = (lse[~empty] - want_lse[~empty]).abs() - want_lse[~empty].abs() * 2**-12
+        assert difference.max() < 5e-3, f"{what}: lse differs by {float(difference.max()):.2e} more"
 
 
 @gpu
@@ -282,6 +292,19 @@ def test_kernel_extreme_scores(layout: KvLayout) -> None:
     problem = make_problem(4, 8, 128, layout, absent=0.0, device=CUDA)
     problem.q.mul_(50)
     check(problem, f"extreme scores {layout.name}")
+
+
+@gpu
+@pytest.mark.parametrize("heads", [8, 16, 64])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_kernel_numbers_of_every_size(layout: KvLayout, heads: int) -> None:
+    problem = uneven_problem(heads, 2048, layout, device=CUDA)
+    want, _ = oracle(problem)
+    out, _ = run(problem)
+    for chunk in range(3):
+        part = slice(chunk * 128, chunk * 128 + 128)
+        assert_close(out[..., part], want[..., part], KERNEL_LIMIT, f"{layout.name} chunk {chunk}")
+    assert not out[..., 384:].any()
 
 
 @gpu

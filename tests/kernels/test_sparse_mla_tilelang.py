@@ -83,7 +83,8 @@ def test_the_generated_source_computes_attention(lowered: Any, tmp_path: Path) -
     out = (partial.double() * share[..., None]).sum(dim=2)
     for token in (0, 2):
         assert_close(out[token], want[token], LIMIT, f"token {token}")
-        assert torch.allclose(total[token], want_lse[token], atol=1e-4, rtol=0)
+        # It rounds rows to bfloat16, which moves a score by 2^-9 of its terms.
+        assert torch.allclose(total[token], want_lse[token], atol=4e-3, rtol=0)
 
 
 def test_tilelang_is_imported_only_when_asked_for() -> None:

@@ -40,7 +40,7 @@ def test_every_candidate_launches_on_every_shape(number: int, arch: int) -> None
             assert main.options["num_warps"] == candidate.warps
             taken = {name.lower(): value for name, value in main.args.items()} | main.options
             for name, value in candidate.params.items():
-                if value and name not in ("MAXNREG", "SWAP", "PREFETCH"):
+                if value and name not in ("MAXNREG", "SWAP"):
                     assert taken[name.lower()] == value, f"{candidate.name}: {name} was not used"
 
 
@@ -95,7 +95,7 @@ def test_results_that_differ_from_the_oracle_are_wrong() -> None:
 
 def test_the_check_names_what_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """A candidate squeezed into 40 registers spills; one that is known to is let through."""
-    squeezed = {"BLOCK_H": 8, "BLOCK_N": 16, "GROUPS": 8, "MAXNREG": 40}
+    squeezed = {"BLOCK_H": 8, "BLOCK_N": 16, "SWAP": 1, "MAXNREG": 40}
     tried = (
         Candidate("squeezed", 8, 1, 1, squeezed, "spills"),
         Candidate("known", 8, 1, 1, squeezed, "spills, and says so", spills=BOTH),

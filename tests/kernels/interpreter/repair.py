@@ -9,6 +9,9 @@ replaces the methods concerned; ``test_repair.py`` proves the result bit-equal t
 The repair decodes to float32, computes there, and rounds once to nearest even. That is what the
 hardware does for the operations covered: a product of two bfloat16 numbers is exact in float32,
 and for a sum the double rounding is innocuous because 24 >= 2 * 8 + 2 significand bits.
+The interpreter has no inline assembly: the three instructions that the kernels use are done in numpy
+too, each after its description in the PTX ISA.
+
 float32 -> float8_e4m3fn saturates to +-448 and keeps NaN, as ``cvt.rn.satfinite.e4m3x2.f32`` does
 (PTX ISA, "cvt") and as torch does.
 """
@@ -16,6 +19,7 @@ float32 -> float8_e4m3fn saturates to +-448 and keeps NaN, as ``cvt.rn.satfinite
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -61,6 +65,44 @@ def f32_to_e4m3(values: np.ndarray) -> np.ndarray:
     code = np.where(np.isnan(values), 0x7F, code)
     return (code | np.where(np.signbit(values), 0x80, 0)).astype(np.uint8)
 
+
+def _pair(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Two float16 as int32, the first in the lower half."""
+    bits = [np.ascontiguousarray(half).view(np.uint16).astype(np.uint32) for half in (low, high)]
+    return (bits[0] | (bits[1] << np.uint32(16))).view(np.int32)
+
+
+def _halves(pair: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    bits = np.ascontiguousarray(pair).view(np.uint32)
+    low, high = (bits & np.uint32(0xFFFF)), bits >> np.uint32(16)
+    return low.astype(np.uint16).view(np.float16), high.astype(np.uint16).view(np.float16)
+
+
+def _unpack_four(words: np.ndarray) -> tuple[np.ndarray, ...]:
+    bits = np.ascontiguousarray(words).view(np.uint32)
+    codes = [(bits >> np.uint32(8 * n)) & np.uint32(0xFF) for n in range(4)]
+    half = [e4m3_to_f32(code).astype(np.float16) for code in codes]
+    return _pair(half[0], half[1]), _pair(half[2], half[3])
+
+
+def _multiply_pairs(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, ...]:
+    with np.errstate(all="ignore"):
+        low, high = (a * b for a, b in zip(_halves(one), _halves(other), strict=True))
+    return (_pair(low, high),)
+
+
+def _twice(values: np.ndarray) -> tuple[np.ndarray, ...]:
+    with np.errstate(all="ignore"):
+        half = values.astype(np.float16)
+    return (_pair(half, half),)
+
+
+ASSEMBLY: dict[str, Callable[..., tuple[np.ndarray, ...]]] = {
+    "cvt.rn.f16x2.e4m3x2": _unpack_four,
+    "mul.rn.f16x2": _multiply_pairs,
+    "cvt.rn.f16x2.f32": _twice,
+}
+"""By an instruction that only that piece of assembly holds."""
 
 _DECODE: dict[Any, Callable[[np.ndarray], np.ndarray]] = {
     tl.bfloat16: bf16_to_f32,
@@ -135,9 +177,17 @@ def install() -> None:
         product = np.matmul(_decoded(a), _decoded(b), dtype=d.data.dtype)
         return handle_type(product + d.data, d.dtype.scalar)
 
+    def create_inline_asm(
+        self: Any, asm: str, constraints: str, values: Any, types: Any, is_pure: bool, pack: int
+    ) -> Any:
+        (run,) = (function for name, function in ASSEMBLY.items() if name in asm)
+        results = [handle_type(data, tl.int32) for data in run(*(one.data for one in values))]
+        return SimpleNamespace(get_result=results.__getitem__)
+
     builder.cast_impl = cast_impl
     builder.create_fp_to_fp = create_fp_to_fp
     builder.binary_op = binary_op
     builder.ternary_op = ternary_op
     builder.create_dot = create_dot
+    builder.create_inline_asm = create_inline_asm
     builder._narrow_floats_repaired = True

@@ -8,6 +8,18 @@ import torch
 import triton
 import triton.language as tl
 
+from ada_dsa.sparse_mla.rows import _multiply, _pairs, _spread, _twice
+
+
+@triton.jit
+def _words_kernel(words, factor, dst, BYTES: tl.constexpr, COUNT: tl.constexpr):
+    """[COUNT, 32] words of four codes, as a chunk of a packed row is widened; ``factor`` one a row."""
+    row, column = tl.arange(0, COUNT), tl.arange(0, 32)
+    first, second = _pairs(tl.load(words + row[:, None] * 32 + column[None, :]), BYTES)
+    factors = _twice(tl.load(factor + row))[:, None]
+    wide = _spread(_multiply(first, factors), _multiply(second, factors), False)
+    tl.store(dst + row[:, None] * 128 + tl.arange(0, 128)[None, :], wide)
+
 
 @triton.jit
 def _cast_kernel(src, dst, n, BLOCK: tl.constexpr):
@@ -117,3 +129,16 @@ def test_dot_of_random_bfloat16_values() -> None:
     _dot_kernel[(1,)](a, b, out, M=16, N=32, K=512)
     want = a.double() @ b.double()
     assert (out - want).norm() / want.norm() < 1e-6
+
+
+@pytest.mark.parametrize("unit", [1.0, 256.0], ids=["native", "bytes"])
+def test_codes_are_widened_and_multiplied_like_torch(unit: float) -> None:
+    """The inline assembly, and the decoding without it: every code, times every kind of factor."""
+    codes = torch.arange(256, dtype=torch.uint8).view(2, 128)
+    factor = torch.tensor([1.0, 0.3333, 1.5, 0.0, 2.0**-20, 7e-8, 65504.0, float("nan")])
+    words = codes[torch.arange(16) % 2].contiguous()
+    factors = factor.repeat_interleave(2)
+    out = torch.empty(16, 128, dtype=torch.float16)
+    _words_kernel[(1,)](words.view(torch.int32), factors, out, BYTES=unit != 1.0, COUNT=16)
+    half = (words.view(torch.float8_e4m3fn).float() / unit).half()
+    _assert_same_bits(out, half * factors.half()[:, None])

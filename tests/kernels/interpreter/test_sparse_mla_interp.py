@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mla_data import SM_SCALE, Problem, assert_close, make_problem
+from mla_data import SM_SCALE, Problem, assert_close, make_problem, uneven_problem
 
 from ada_dsa.configs import ROWS, Config
 from ada_dsa.kv_cache.layout import KvLayout
@@ -20,12 +20,6 @@ from ada_dsa.sparse_mla.plan import plan_launch
 
 CONFIGS = {f"{row.arch} {row.bucket}": row for row in ROWS if row.op == "sparse_mla"}
 HEADS = {"heads<=8": 6, "heads<=16": 12, "heads>16": 40}
-
-
-def columns(block_h: int, block_n: int, groups: int) -> Config:
-    """A configuration of the kernel that divides latent values among warps."""
-    params = {"BLOCK_H": block_h, "BLOCK_N": block_n, "GROUPS": groups}
-    return Config("sparse_mla", 80, "test", 8, 1, 1, "interpreter", params)
 
 
 # numpy reports the infinities that the kernels make on purpose and then select away.
@@ -68,7 +62,10 @@ def check(problem: Problem, out: torch.Tensor, lse: torch.Tensor, what: str) -> 
     assert not out[empty].any() and torch.equal(lse[empty], want_lse[empty].float())
     if (~empty).any():
         assert_close(out[~empty], want[~empty], 4e-3, what)
-        assert (lse[~empty] - want_lse[~empty]).abs().max() < 1e-4, f"{what}: lse"
+        # Codes of a packed row are rounded to float16 when multiplied by their share of its scale: a score
+        # of a single key is off by 3e-4 (one sigma); to bfloat16 it would be 2.5e-3.
+        limit = 2e-3 if problem.layout is KvLayout.PACKED_FP8 else 1e-4
+        assert (lse[~empty] - want_lse[~empty]).abs().max() < limit, f"{what}: lse"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -93,25 +90,6 @@ def test_splits_and_their_combination(splits: int, arch: int) -> None:
     check(problem, out, lse, f"{splits} splits")
 
 
-@pytest.mark.parametrize("arch", [86, 89])
-@pytest.mark.parametrize("layout", [KvLayout.PACKED_FP8, KvLayout.RAW_FP8])
-@pytest.mark.parametrize(
-    ("heads", "shape"), [(6, (8, 16, 8)), (20, (16, 32, 4)), (40, (32, 16, 16))]
-)
-def test_columns(heads: int, shape: tuple[int, int, int], layout: KvLayout, arch: int) -> None:
-    problem = make_problem(2, heads, 75, layout, absent=0.3, slots=200)
-    out, lse = run(problem, columns(*shape), splits=1, arch=arch)
-    check(problem, out, lse, f"{shape} {layout.name}")
-
-
-def test_columns_splits_and_empty_tokens() -> None:
-    problem = make_problem(3, 8, 130, KvLayout.PACKED_FP8, absent=0.2, slots=200)
-    problem.indices[1, :40] = -1
-    problem.indices[2] = -1
-    out, lse = run(problem, columns(8, 16, 8), splits=3)
-    check(problem, out, lse, "3 splits")
-
-
 @pytest.mark.parametrize("layout", list(KvLayout))
 def test_absent_entries_anywhere(layout: KvLayout) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -124,6 +102,22 @@ def test_absent_entries_anywhere(layout: KvLayout) -> None:
     problem = make_problem(5, 8, 70, layout, slots=90, indices=indices)
     out, lse = run(problem, splits=1)
     check(problem, out, lse, layout.name)
+
+
+@pytest.mark.parametrize("arch", [86, 89])
+@pytest.mark.parametrize("layout", list(KvLayout))
+def test_numbers_of_every_size(layout: KvLayout, arch: int) -> None:
+    """Chunk by chunk, so that the large ones do not hide the small ones."""
+    problem = uneven_problem(8, 70, layout)
+    out, lse = run(problem, splits=2, arch=arch)
+    want, want_lse = reference.sparse_mla(
+        problem.q, problem.kv[:, 0], layout, problem.indices, SM_SCALE, torch.float64
+    )
+    for chunk in range(3):
+        part = slice(chunk * 128, chunk * 128 + 128)
+        assert_close(out[..., part], want[..., part], 4e-3, f"{layout.name} chunk {chunk}")
+    assert not out[..., 384:].any()
+    assert ((lse - want_lse).abs() / want_lse.abs()).max() < 1e-4
 
 
 def test_strided_query_and_indices() -> None:

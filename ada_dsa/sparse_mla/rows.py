@@ -1,0 +1,190 @@
+"""Rows of the pool as the kernel holds them: loaded ahead as stored, widened to an operand of a dot.
+
+fp8 rows are loaded as 32-bit words, whatever is in them. As bytes, Triton would carry each code from one
+tile to the next in a register of its own, and take words apart and put them together again.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Row formats of the pool, see kv_cache.layout.KvLayout.
+PACKED_FP8 = tl.constexpr(0)  # 512 e4m3, 4 float32 scales, 64 bfloat16
+RAW_FP8 = tl.constexpr(1)  # 576 e4m3
+BF16 = tl.constexpr(2)  # 576 bfloat16
+
+
+@triton.jit
+def _half_bits(codes):
+    """Two e4m3 codes in the low bytes of an int32's halves -> the float16 of 2^-8 times each; NaN stays."""
+    magnitude = codes & 0x7F007F
+    bits = ((codes & 0x800080) << 8) | (magnitude << 7)
+    # Adding one to NaN's seven bits carries; bit 14 makes the exponent all ones, and NaN of it again.
+    return bits | (((magnitude + 0x10001) & 0x800080) << 7)
+
+
+@triton.jit
+def _pairs(words, BYTES: tl.constexpr):
+    """int32 of four e4m3 codes -> two int32 of two float16 each, exact; BYTES: of 2^-8 times the codes."""
+    if BYTES:
+        first = _half_bits((words & 0xFF) | ((words & 0xFF00) << 8))
+        second = _half_bits(((words >> 16) & 0xFF) | ((words >> 8) & 0xFF0000))
+    else:
+        first, second = tl.inline_asm_elementwise(
+            """{
+            .reg .b16 low, high;
+            mov.b32 {low, high}, $2;
+            cvt.rn.f16x2.e4m3x2 $0, low;
+            cvt.rn.f16x2.e4m3x2 $1, high;
+            }""",
+            "=r,=r,r",
+            [words],
+            dtype=(tl.int32, tl.int32),
+            is_pure=True,
+            pack=1,
+        )
+    return first, second
+
+
+@triton.jit
+def _twice(share):
+    """float32 -> int32 of it as float16, twice."""
+    return tl.inline_asm_elementwise(
+        "cvt.rn.f16x2.f32 $0, $1, $1;", "=r,f", [share], dtype=tl.int32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def _multiply(pair, factors):
+    """Products of two float16 each, held in int32."""
+    return tl.inline_asm_elementwise(
+        "mul.rn.f16x2 $0, $1, $2;", "=r,r,r", [pair, factors], dtype=tl.int32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def halved(values):
+    """[H, 128] -> the same in the order of a widened chunk, which is that of Q and of the sums.
+
+    A thread loads 16 codes. The first eight of them go to the first half of the tile's row and the others
+    to the second: threads side by side then store side by side, without bank conflicts.
+    """
+    rows: tl.constexpr = values.shape[0]
+    apart = tl.permute(tl.reshape(values, [rows, 8, 2, 8]), 0, 2, 1, 3)
+    return tl.reshape(apart, [rows, 128])
+
+
+@triton.jit
+def restored(sums, SWAP: tl.constexpr):
+    """[H, 128], or [128, H] if SWAP, from the order of :func:`halved` to that of the latent values."""
+    if SWAP:
+        heads: tl.constexpr = sums.shape[1]
+        together = tl.permute(tl.reshape(sums, [2, 8, 8, heads]), 1, 0, 2, 3)
+        result = tl.reshape(together, [128, heads])
+    else:
+        rows: tl.constexpr = sums.shape[0]
+        together = tl.permute(tl.reshape(sums, [rows, 2, 8, 8]), 0, 2, 1, 3)
+        result = tl.reshape(together, [rows, 128])
+    return result
+
+
+@triton.jit
+def _spread(first, second, HALVES: tl.constexpr):
+    """Two int32 [N, M] of two float16 each -> float16 [N, 4 M]; HALVES: in the order of :func:`halved`.
+
+    Built by selection: after ``tl.join`` Triton gives a dot an operand layout that ldmatrix cannot load.
+    """
+    rows: tl.constexpr = first.shape[0]
+    words: tl.constexpr = first.shape[1]
+    parts: tl.constexpr = 2 if HALVES else 1
+    shape: tl.constexpr = [rows, words // (2 * parts), parts, 2, 1]
+    place = tl.arange(0, 4)[None, None, None, None, :]
+    word = tl.where(place < 2, tl.reshape(first, shape), tl.reshape(second, shape))
+    each = (word >> ((place & 1) * 16)).to(tl.uint16).to(tl.float16, bitcast=True)
+    return tl.reshape(tl.permute(each, 0, 2, 1, 3, 4), [rows, 4 * words])
+
+
+@triton.jit
+def widen(raw, share, LAYOUT: tl.constexpr, BYTES: tl.constexpr):
+    """A chunk of the latent values as stored -> [BLOCK_N, 128]; ``share`` is of the row's scale."""
+    if LAYOUT == BF16:
+        result = raw
+    else:
+        first, second = _pairs(raw, BYTES)
+        if LAYOUT == PACKED_FP8:
+            factors = _twice(share)[:, None]
+            first = _multiply(first, factors)
+            second = _multiply(second, factors)
+        result = _spread(first, second, True)
+    return result
+
+
+@triton.jit
+def widen_rotary(raw, LAYOUT: tl.constexpr, BYTES: tl.constexpr):
+    """The rotary part as stored -> [BLOCK_N, 64]."""
+    if LAYOUT == PACKED_FP8:
+        shape: tl.constexpr = [raw.shape[0], raw.shape[1], 1]
+        each = tl.reshape(raw, shape) >> (tl.arange(0, 2) * 16)[None, None, :]
+        each = each.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+        result = tl.reshape(each, [raw.shape[0], 2 * raw.shape[1]])
+    elif LAYOUT == RAW_FP8:
+        first, second = _pairs(raw, BYTES)
+        result = _spread(first, second, False)
+    else:
+        result = raw
+    return result
+
+
+@triton.jit
+def shares(valid, s0, s1, s2, s3, LAYOUT: tl.constexpr):
+    """A row's largest scale, -inf where it is absent, and each chunk's scale as a share of it."""
+    if LAYOUT == PACKED_FP8:
+        largest = tl.maximum(tl.maximum(s0, s1), tl.maximum(s2, s3))
+        inverse = tl.where(largest == 0.0, 0.0, 1.0 / largest)
+        s0, s1, s2, s3 = s0 * inverse, s1 * inverse, s2 * inverse, s3 * inverse
+    else:
+        largest = s0
+    return tl.where(valid, largest, float("-inf")), s0, s1, s2, s3
+
+
+@triton.jit
+def _load_nope(kv, rows, valid, chunk: tl.constexpr, LAYOUT: tl.constexpr):
+    """Chunk ``chunk`` (128 values) of the selected rows as stored, and its scale."""
+    scale = tl.full(rows.shape, 1.0, tl.float32)
+    if LAYOUT == PACKED_FP8:
+        ptrs = kv + rows[:, None] * 164 + (chunk * 32 + tl.arange(0, 32))[None, :]
+        scale = tl.load(kv + rows * 164 + (128 + chunk), mask=valid, other=0)
+        scale = scale.to(tl.float32, bitcast=True)
+    elif LAYOUT == RAW_FP8:
+        ptrs = kv + rows[:, None] * 144 + (chunk * 32 + tl.arange(0, 32))[None, :]
+    else:
+        ptrs = kv + rows[:, None] * 576 + (chunk * 128 + tl.arange(0, 128))[None, :]
+    return tl.load(ptrs, mask=valid[:, None], other=0), scale
+
+
+@triton.jit
+def _load_rotary(kv, rows, valid, LAYOUT: tl.constexpr):
+    if LAYOUT == PACKED_FP8:
+        ptrs = kv + rows[:, None] * 164 + (132 + tl.arange(0, 32))[None, :]
+    elif LAYOUT == RAW_FP8:
+        ptrs = kv + rows[:, None] * 144 + (128 + tl.arange(0, 16))[None, :]
+    else:
+        ptrs = kv + rows[:, None] * 576 + (512 + tl.arange(0, 64))[None, :]
+    return tl.load(ptrs, mask=valid[:, None], other=0)
+
+
+@triton.jit
+def load_rows(kv, index, LAYOUT: tl.constexpr):
+    """The selected rows as stored; a negative index reads nothing and gives a row of zeros.
+
+    ``kv`` points to int32 words of fp8 rows, 164 or 144 of them, or to the 576 values of bfloat16 rows.
+    """
+    valid = index >= 0
+    rows = index.to(tl.int64)
+    r0, s0 = _load_nope(kv, rows, valid, 0, LAYOUT)
+    r1, s1 = _load_nope(kv, rows, valid, 1, LAYOUT)
+    r2, s2 = _load_nope(kv, rows, valid, 2, LAYOUT)
+    r3, s3 = _load_nope(kv, rows, valid, 3, LAYOUT)
+    rr = _load_rotary(kv, rows, valid, LAYOUT)
+    return valid, r0, r1, r2, r3, rr, s0, s1, s2, s3
