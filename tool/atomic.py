@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import io
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -44,6 +43,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     writer that was killed leaves a hidden file beside; the next one removes it. The lock tells
     such a file from one another writer still fills.
     """
+    import tempfile  # slow to import, and most commands write nothing
+
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     fd, temp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_LEFTOVER)

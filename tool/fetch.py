@@ -10,13 +10,11 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import Version
@@ -25,12 +23,16 @@ from tool.errors import EnvironmentFault, IntegrityError, ToolError, UsageError
 from tool.home import Home
 from tool.lock import LockedRelease, LockedWheel
 
+if TYPE_CHECKING:
+    import tempfile
+
 PROJECT: Final = "sglang"
 STDERR: Final = 2
 PYTHONS: Final = ("cp310", "cp311", "cp312", "cp313", "cp314")
 MACHINES: Final = ("x86_64", "aarch64")
 _GLIBC: Final = range(17, 41)
 """manylinux_2_N tags to offer: pip compares platform tags exactly when it is given any."""
+_DOWNLOAD: Final = ".download."
 
 
 class Yanked(UsageError):
@@ -105,7 +107,7 @@ def wheel(
     tag = next(iter(tags))
     python = tag.interpreter if tag.interpreter.startswith("cp") else None
     machine = None if tag.platform == "any" else tag.platform
-    with tempfile.TemporaryDirectory(dir=_made(home.wheels), prefix=".download.") as temp:
+    with _download_folder(home) as temp:
         got = _pip_download(Path(temp), locked.version, python, machine and [machine], quiet=quiet)
         digest = sha256(got)
         if got.name != wanted.filename or digest != wanted.sha256:
@@ -128,7 +130,7 @@ def discover(home: Home, release: Version, *, quiet: bool) -> tuple[LockedWheel,
     found: dict[str, LockedWheel] = {}
     for machine in MACHINES:
         for python in PYTHONS:
-            with tempfile.TemporaryDirectory(dir=_made(home.wheels), prefix=".download.") as temp:
+            with _download_folder(home) as temp:
                 try:
                     got = _pip_download(
                         Path(temp), release, python, _platforms(machine), quiet=quiet, new=True
@@ -262,11 +264,15 @@ def _platforms(machine: str) -> list[str]:
     return [f"manylinux_2_{n}_{machine}" for n in _GLIBC] + [f"manylinux2014_{machine}"]
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(".download.*"):  # left by a killed run; we hold the lock
+def _download_folder(home: Home) -> tempfile.TemporaryDirectory[str]:
+    """A folder beside the wheels, removed when its block ends. The data folder's lock must be held."""
+    import shutil
+    import tempfile  # both slow to import, and a cached wheel needs neither
+
+    home.wheels.mkdir(parents=True, exist_ok=True)
+    for stale in home.wheels.glob(f"{_DOWNLOAD}*"):  # left by a killed run; we hold the lock
         shutil.rmtree(stale, ignore_errors=True)
-    return folder
+    return tempfile.TemporaryDirectory(dir=home.wheels, prefix=_DOWNLOAD)
 
 
 def sha256(path: Path) -> str:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,6 +72,9 @@ class Home:
         return Git(self.repository)
 
     def _create(self) -> None:
+        import shutil
+        import tempfile
+
         self.data.mkdir(parents=True, exist_ok=True)
         temp = Path(tempfile.mkdtemp(dir=self.data, prefix=".sglang.git."))
         try:

@@ -17,7 +17,6 @@ import contextlib
 import errno
 import json
 import os
-import shutil
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -214,6 +213,8 @@ class _Landing:
             error = failure(("reset",), self._checkout.returncode, words)
             if b"unable to write" not in words:
                 raise error
+            import shutil
+
             # git does not say why; how much room there is does.
             free = shutil.disk_usage(self._staged.parent).free
             raise EnvironmentFault(
@@ -352,6 +353,8 @@ def _discard(git: Git, staged: Path, folder: Path) -> None:
     being named there (a worktree deleted by hand leaves one); and one that git was killed in before
     it had written where it lives.
     """
+    import shutil
+
     admin = _admin_of(staged)
     # First the one only this folder names: without the folder nothing would lead to it any more.
     if admin is not None and admin.is_dir():

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
 import sys
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +50,8 @@ class Store:
         sources = sorted(Path(__file__).parent.glob("*.py"))
         folder = self._root / _hex(b"".join(source.read_bytes() for source in sources))
         if not folder.is_dir():
+            import shutil
+
             shutil.rmtree(self._root, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
         return folder

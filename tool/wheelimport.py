@@ -8,10 +8,9 @@ dates and modes are fixed.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Final
+from typing import IO, TYPE_CHECKING, Final
 
 from packaging.version import Version
 
@@ -19,6 +18,9 @@ from tool import progress
 from tool.errors import IntegrityError
 from tool.git import Git, failure
 from tool.progress import Step
+
+if TYPE_CHECKING:
+    import zipfile
 
 IDENTITY: Final = "ada-dsa series <series@ada-dsa.invalid>"
 DATE: Final = "946684800 +0000"
@@ -44,6 +46,8 @@ def import_wheel(git: Git, path: Path, release: Version, *, quiet: bool = True) 
     Raises:
         IntegrityError: the archive is damaged or has unsafe member names.
     """
+    import zipfile  # slow to import, and the engine needs only this module's constants
+
     ref = ref_of(release)
     process = git.start("fast-import", "--quiet", "--done", "--date-format=raw")
     assert process.stdin is not None and process.stderr is not None
