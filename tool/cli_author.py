@@ -1,4 +1,4 @@
-"""The commands of a patch author; registered by ``tool.cli``."""
+"""The commands of a patch author; found by ``tool.cli``."""
 
 from __future__ import annotations
 

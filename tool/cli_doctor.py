@@ -1,4 +1,4 @@
-"""The command that examines an environment; registered by ``tool.cli``."""
+"""The command that examines an environment; found by ``tool.cli``."""
 
 from __future__ import annotations
 

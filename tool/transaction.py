@@ -7,7 +7,6 @@ journal, and completes it. Until then it can also be taken back.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 from collections.abc import Mapping
@@ -112,10 +111,14 @@ def _read(path: Path) -> bytes | None:
 
 
 def _pack(data: bytes | None) -> str | None:
+    import base64  # every command looks for a journal, few write or read one
+
     return None if data is None else base64.b64encode(data).decode()
 
 
 def _unpack(text: str | None) -> bytes | None:
+    import base64
+
     return None if text is None else base64.b64decode(text)
 
 

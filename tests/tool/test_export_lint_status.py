@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from lab import TREE, UTILS, Lab, git, header
 
-from tool import lint, series
+from tool import cli, cli_author, cli_doctor, cli_rebase, cli_series, lint, series
 
 EDITED = TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")
 AGAIN = EDITED.replace("return 20\n", "return 2020\n")
@@ -164,6 +165,25 @@ class TestCommandLine:
         assert "Exit codes" in "\n".join(text)
         heavy = {"git", "unidiff", "rich", "packaging", "torch", "sglang", "ada_dsa"}
         assert not heavy & set(modules.split())
+
+    def test_every_command_is_found_without_the_others(self) -> None:
+        defined = {
+            command.name: module.__name__
+            for module in (cli_author, cli_doctor, cli_rebase, cli_series)
+            for command in module.COMMANDS
+        }
+        context = click.Context(cli.main)
+        assert cli.main.list_commands(context) == sorted(map(str, defined))
+        for name, module in defined.items():
+            script = f"import sys; sys.argv[1:] = ['{name}', '--help']; import tool.cli\n"
+            script += "try: tool.cli.main()\nexcept SystemExit: print(*sys.modules)"
+            done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+            *text, modules = done.stdout.splitlines()
+            assert f"{name} [OPTIONS]" in text[0]
+            assert {m for m in modules.split() if m in defined.values()} == {module}
+
+    def test_a_misspelt_command_is_recognized(self, lab: Lab) -> None:
+        assert "'lint'" in lab.tool("lit", code=2).stderr
 
     def test_json_is_one_document_on_stdout(self, lab: Lab, fork: Path) -> None:
         env = os.environ | {
