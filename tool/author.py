@@ -37,7 +37,8 @@ from tool.git import Git
 from tool.home import Home
 from tool.lock import Lock, LockedRelease
 from tool.patchfile import Header
-from tool.series import LOCK_FILE, PATCH_DIR, SERIES_FILE, Patch, Series
+from tool.project import LOCK_FILE, PATCH_DIR, SERIES_FILE
+from tool.series import Patch, Series
 from tool.series_edit import SeriesText
 from tool.upstream import Request
 

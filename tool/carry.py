@@ -25,8 +25,9 @@ from tool.git import Git
 from tool.history import Row
 from tool.lock import Lock, LockedRelease, LockedWheel
 from tool.patchfile import Header
+from tool.project import LOCK_FILE, PATCH_DIR, SERIES_FILE
 from tool.replay import Step
-from tool.series import LOCK_FILE, PATCH_DIR, SERIES_FILE, Patch, Series
+from tool.series import Patch, Series
 from tool.series_edit import SeriesText
 from tool.verdict import UPSTREAM, Kind
 

@@ -106,15 +106,23 @@ def options(*names: str) -> Callable[[_Command], _Command]:
 
 def load(series_dir: Path | None, *, settle: bool = True) -> tuple[Series, Home]:
     """The series and the tool's folders. ``settle``: first finish what a killed command was writing."""
-    from tool import home, series, transaction
+    from tool import series
 
-    root = series_dir.absolute() if series_dir else series.find_root(Path.cwd())
+    root, folders = locate(series_dir, settle=settle)
+    return series.load(root), folders
+
+
+def locate(series_dir: Path | None, *, settle: bool = True) -> tuple[Path, Home]:
+    """The project's folder and the tool's folders, as ``load``."""
+    from tool import home, project, transaction
+
+    root = series_dir.absolute() if series_dir else project.find_root(Path.cwd())
     folders = home.locate()
     if settle and transaction.pending(folders):
         with folders.exclusive():
             if done := transaction.complete(folders):
                 report.note(done)
-    return series.load(root), folders
+    return root, folders
 
 
 def request_of(

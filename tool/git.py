@@ -295,18 +295,22 @@ def is_oid(text: str) -> bool:
 
 
 @lru_cache(maxsize=1)
-def require_version() -> tuple[int, int]:
-    """The installed git's (major, minor). Raises EnvironmentFault below ``MINIMUM``."""
+def version() -> str:
+    """What the installed git says it is. Raises EnvironmentFault when there is none."""
     try:
-        text = subprocess.run(["git", "version"], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(["git", "version"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as err:
         raise EnvironmentFault("git is not installed", next_step="install git ≥ 2.32") from err
-    match = re.search(r"(\d+)\.(\d+)", text)
-    version = (int(match[1]), int(match[2])) if match else (0, 0)
-    if version < MINIMUM:
+
+
+def require_version() -> tuple[int, int]:
+    """The installed git's (major, minor). Raises EnvironmentFault below ``MINIMUM``."""
+    match = re.search(r"(\d+)\.(\d+)", version())
+    found = (int(match[1]), int(match[2])) if match else (0, 0)
+    if found < MINIMUM:
         raise EnvironmentFault(
-            f"git {version[0]}.{version[1]} is too old",
+            f"git {found[0]}.{found[1]} is too old",
             why="three-way application into an index needs git 2.32",
             next_step="install git ≥ 2.32",
         )
-    return version
+    return found

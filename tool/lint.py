@@ -31,7 +31,8 @@ from tool import bundle, patchfile
 from tool.errors import UsageError
 from tool.git import Git
 from tool.patchfile import PatchFile
-from tool.series import PATCH_DIR, SERIES_FILE, Patch, Series
+from tool.project import PATCH_DIR, SERIES_FILE
+from tool.series import Patch, Series
 
 _ALWAYS: Final = ("Origin", "Releases", "Drop-When")
 _FATE: Final = ("Forwarded", "Applied-Upstream")

@@ -20,8 +20,9 @@ from tool import atomic
 from tool.errors import IntegrityError, UsageError
 from tool.home import Home
 from tool.lock import LockedWheel
+from tool.project import LOCK_FILE, PATCH_DIR, SERIES_FILE
 from tool.replay import Decision
-from tool.series import LOCK_FILE, PATCH_DIR, SERIES_FILE, Series
+from tool.series import Series
 from tool.verdict import Kind
 
 FILE: Final = "rebase.json"

@@ -25,11 +25,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from tool.errors import UsageError
-
-SERIES_FILE = "series.txt"
-LOCK_FILE = "series.lock"
-PATCH_DIR = "patches"
-KERNEL_DIR = "ada_dsa"
+from tool.project import KERNEL_DIR, LOCK_FILE, PATCH_DIR, SERIES_FILE
 
 _PATCH_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\.patch")
 _CHANGE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
@@ -119,21 +115,6 @@ class Series:
     @property
     def kernel_dir(self) -> Path:
         return self.root / KERNEL_DIR
-
-
-def find_root(start: Path) -> Path:
-    """The nearest folder at or above ``start`` that holds series.txt.
-
-    Raises:
-        UsageError: there is none.
-    """
-    for folder in (start, *start.parents):
-        if (folder / SERIES_FILE).is_file():
-            return folder
-    raise UsageError(
-        f"no {SERIES_FILE} in {start} or any folder above it",
-        next_step="change into a checkout of this project, or pass --series DIR",
-    )
 
 
 def parse_release(text: str) -> Version:

@@ -9,7 +9,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from tool.errors import UsageError
-from tool.series import SERIES_FILE, Patch
+from tool.project import SERIES_FILE
+from tool.series import Patch
 
 
 class SeriesText:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from tool import git as gits
 from tool import patchfile
 from tool.engine import Applied
-from tool.git import Git, require_version
+from tool.git import Git
 from tool.lock import FileChange
 from tool.series import Patch
 from tool.store import Store
@@ -30,7 +31,7 @@ class VerdictCache:
     def __init__(self, store: Store, git: Git, old: str | None, new: str) -> None:
         self._store = store
         self._git = git
-        self._words = "verdict", require_version(), old, new
+        self._words = "verdict", gits.version(), old, new
 
     def get(self, patch: Patch, commit: str, tree: str) -> Verdict | None:
         """What ``put`` was given for the same question, if it still stands."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from tool import series
+from tool import project, series
 from tool.errors import UsageError
 
 GOOD = """\
@@ -71,6 +71,6 @@ def test_is_found_from_below_and_missed_with_the_way_out(tmp_path: Path) -> None
     load(tmp_path, GOOD)
     below = tmp_path / "a" / "b"
     below.mkdir(parents=True)
-    assert series.find_root(below) == tmp_path
+    assert project.find_root(below) == tmp_path
     with pytest.raises(UsageError, match=r"no series\.txt"):
-        series.find_root(Path("/"))
+        project.find_root(Path("/"))
