@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -36,7 +37,7 @@ class Home:
     def wheels(self) -> Path:
         return self.cache / "wheels"
 
-    @property
+    @cached_property
     def store(self) -> Store:
         """What need not be worked out twice."""
         return Store(self.cache / "known")

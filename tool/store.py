@@ -15,8 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from tool import atomic
-
 _DIGEST: Final = 64
 
 
@@ -39,7 +37,8 @@ class Store:
         """Keep ``value``; where that cannot be written, it will be worked out again."""
         body = json.dumps(value).encode()
         with contextlib.suppress(OSError):
-            atomic.write(self._path(words), _hex(body).encode() + body)
+            # Written in place: what a kill cuts short is damaged, and so missing.
+            self._path(words).write_bytes(_hex(body).encode() + body)
 
     def _path(self, words: tuple[object, ...]) -> Path:
         return self._folder / _hex(repr((sys.version, *words)).encode())
