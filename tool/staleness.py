@@ -68,11 +68,12 @@ def _nameless(aim: Aim, contents: Mapping[str, bytes]) -> Iterator[str]:
     names = [n for n in _names(contents[aim.result]) if n.line in added]
     # A variable or parameter of the patch is its own; an attribute the author found there is not.
     own = {n.text for n in names if n.binds}
+    used = [n for n in names if n.text.encode() in lost and (n.attribute or n.text not in own)]
+    if not used:
+        return  # spares reading the file as the author had it
     had = {(n.text, n.attribute) for n in _names(contents[aim.before])}
-    used = [n for n in names if (n.text, n.attribute) in had and (n.attribute or n.text not in own)]
-    for name in dict.fromkeys(n.text for n in used):
-        if name.encode() in lost:
-            yield f"{aim.path}: the patch uses {name}, which this file of the release has not"
+    for name in dict.fromkeys(n.text for n in used if (n.text, n.attribute) in had):
+        yield f"{aim.path}: the patch uses {name}, which this file of the release has not"
 
 
 @dataclass(frozen=True)
