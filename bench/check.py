@@ -3,10 +3,12 @@
     python bench/check.py [--onto v0.5.23 --from v0.5.22] [--rounds 9]
 
 Everything starts from a warm cache: releases are imported, patches were applied before, Python's
-bytecode is written. The four ways of the second table take turns:
+bytecode is written. The five ways of the second table take turns:
 
 * ``tool drift`` asked for the first time: what it keeps is deleted before every round;
-* ``tool drift`` asked again, as after a patch beside it was mended;
+* ``tool drift`` asked the same again;
+* ``tool drift`` asked again after series.txt was edited, or a patch beside these: every verdict is
+  known, the answer as a whole is not;
 * ``git apply --cached --3way`` of every patch on an index that is there already: the reference;
 * the same as a person types it: ``git read-tree``, the patches, ``git write-tree``.
 
@@ -51,23 +53,33 @@ def drift(root: Path, onto: str, source: str, rounds: int) -> list[tuple[str, Me
     """``tool drift`` and plain git, taking turns."""
     from tool.home import locate
 
-    tool = [
-        sys.executable, "-m", "tool", "drift", "--offline", "-q", "--series", str(root),
-        "--onto", onto, "--from", source,
-    ]  # fmt: skip
-    found = json.loads(_run([*tool, "--json"], allowed=(0, 1)))["result"]
-    names = [p["patch"] for p in found["patches"] if p["verdict"] != "retired"]
-    ours = ["/bin/sh", "-c", f"{shlex.join(tool)} || [ $? = 1 ]"]
     known = locate().cache / "known"
 
     def forget() -> None:
         shutil.rmtree(known)
 
     with tempfile.TemporaryDirectory() as temp:
+        project = Path(temp) / "project"
+        shutil.copytree(root / "patches", project / "patches")
+        for name in ("series.txt", "series.lock"):
+            shutil.copyfile(root / name, project / name)
+
+        def edit() -> None:
+            with (project / "series.txt").open("a") as series:
+                series.write("# another line\n")
+
+        tool = [
+            sys.executable, "-m", "tool", "drift", "--offline", "-q", "--series", str(project),
+            "--onto", onto, "--from", source,
+        ]  # fmt: skip
+        found = json.loads(_run([*tool, "--json"], allowed=(0, 1)))["result"]
+        names = [p["patch"] for p in found["patches"] if p["verdict"] != "retired"]
+        ours = ["/bin/sh", "-c", f"{shlex.join(tool)} || [ $? = 1 ]"]
         plain = Plain(Path(temp), locate().repository, found["base"], root / "patches", names)
         ways: dict[str, tuple[Callable[[], None], list[str]]] = {
             "tool drift, first time": (forget, ours),
             "tool drift, again": (lambda: None, ours),
+            "tool drift, verdicts known": (edit, ours),
             REFERENCE: (plain.prepare, plain.bare()),
             "git read-tree, apply, write-tree": (lambda: None, plain.typed()),
         }
