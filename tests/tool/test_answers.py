@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +79,21 @@ def test_the_answer_is_the_one_without_what_was_kept(
     monkeypatch.setattr("tool.store.Store.get", lambda *_: None)
     works()
     assert ask(lab) == kept and works() == 2
+
+
+def test_a_known_answer_loads_nothing_heavy(lab: Lab) -> None:
+    """What makes it slow is what is imported; bench/check.py times it."""
+    carried_to(lab, UPSTREAM["moved"])
+    ask(lab)
+    options = ["drift", "--onto", f"v{NEXT}", "--offline", "--series", str(lab.root)]
+    script = f"import sys; sys.argv[1:] = {options}; import tool.cli\n"
+    script += "try: tool.cli.main()\nexcept SystemExit: print(*sys.modules)"
+    env = os.environ | {"TOOL_CACHE_DIR": str(lab.home.cache), "TOOL_DATA_DIR": str(lab.home.data)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
+    *words, modules = done.stdout.splitlines()
+    assert words == lab.tool(*options[:4]).stdout.splitlines()
+    heavy = {"tool.drift", "tool.series", "packaging.version", "tempfile", "shutil"}
+    assert "tool.answers" in modules.split() and not heavy & set(modules.split())
 
 
 EDITS: dict[str, Callable[[bytes], bytes]] = {
