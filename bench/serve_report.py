@@ -1,6 +1,6 @@
-"""docs/serving.md and docs/serving.svg from the results of ``bench/serve.py``.
+"""A page and its plot from the results of ``bench/serve.py``.
 
-python bench/serve_report.py RESULTS.json docs/serving.md
+python bench/serve_report.py RESULTS.json docs/serving-8-heads.md
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ COLOURS: Final = {"stock": "#888888", "fork": "#1f6feb", "fork-sm89": "#d1242f"}
 HEAD: Final = """# Speed of serving
 
 A tiny GLM-MoE-DSA model (`tests/gpu/tiny_model.py`), so that attention dominates: per-head sizes, index
-heads and top-k are GLM-5.2's. One decode step is the whole step of sglang's model runner, from the token
-ids in to the next ids out, with CUDA graphs; the median. "On the GPU" is the captured graph alone, without
-what the CPU does between two of them. "sm_89 lowering" is the fork on its path for an RTX 4090, compiled
-by Triton's sm_89 lowering and run on this Hopper GPU; it is no measurement of an RTX 4090.
+heads and top-k are GLM-5.2's. Of its 64 attention heads a rank has 8 at TP=8. One decode step is the whole
+step of sglang's model runner, from the token ids in to the next ids out, with CUDA graphs; the median. "On
+the GPU" is the captured graph alone, without what the CPU does between two of them. "sm_89 lowering" is the
+fork on its path for an RTX 4090, compiled by Triton's sm_89 lowering and run on this Hopper GPU; it is no
+measurement of an RTX 4090.
 
-Made by `python bench/serve.py --docs docs/serving.md`.
+Made by `python bench/serve.py --heads {heads} --docs FILE`.
 """
 
 Point = tuple[str, int, int]
@@ -118,7 +119,8 @@ def markdown(result: Mapping[str, Any], plot: str | None) -> str:
     """The page; ``plot`` is the image's file name, if there is one."""
     runs = by_flavour(result)
     served = {name: times(runs[name]) for name in NAMES if name in runs}
-    lines = [HEAD]
+    heads = {run["about"]["heads"] for run in result["runs"] if "heads" in run.get("about", {})}
+    lines = [HEAD.format(heads=" ".join(map(str, sorted(heads))) or "N")]
     for name in (*NAMES, "fallback"):
         if about := runs.get(name, {}).get("about"):
             said = ", ".join(f"{key} {value}" for key, value in about.items() if value != "")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that serves a model on a GPU, in one command:
 #
-#   tests/gpu/run.sh [-o FOLDER] [check] [verify] [kit] [fusion] [serve] [parallel] [soak] [bench]
+#   tests/gpu/run.sh [-o FOLDER] [check] [verify] [kit] [fusion] [serve] [parallel] [soak] [bench8] [bench64]
 #
 # check     import sglang and all it needs, stock and forked
 # verify    prove the installed fork against series.lock
@@ -10,7 +10,7 @@
 # serve     stock against fork against the witness
 # parallel  two GPUs: tensor and pipeline parallel
 # soak      SOAK seconds (default 600) of mixed load
-# bench     decode and prefill times, into FOLDER/serve.json
+# bench8, bench64   decode and prefill times of a model with so many heads, into FOLDER/serve-8.json ...
 #
 # Default: check+verify kit+fusion serve parallel soak. Steps joined by + run at the same time. Needs the
 # folders of stage.py; a step ends after LIMIT seconds (default 900) at the latest. Logs and results go to FOLDER
@@ -62,14 +62,17 @@ one() { # WORD
     serve) suite serve test_serve.py ;;
     parallel) suite parallel test_parallel.py ;;
     soak) LIMIT=$((SOAK + 300)) step soak python3 tests/gpu/soak.py "$out/.model" --seconds "$SOAK" --out "$out/soak.json" ;;
-    bench) PYTHONPATH="$PYTHONPATH:$home/peers" step bench python3 bench/serve.py --json "$out/serve.json" ;;
+    bench*)
+        PYTHONPATH="$PYTHONPATH:$home/peers" \
+            step "$1" python3 bench/serve.py --heads "${1#bench}" --json "$out/serve-${1#bench}.json"
+        ;;
     esac
 }
 
 for words in $steps; do
     for word in ${words//+/ }; do
         case $word in
-        check | verify | kit | fusion | serve | parallel | soak | bench) ;;
+        check | verify | kit | fusion | serve | parallel | soak | bench8 | bench64) ;;
         *) echo "unknown step $word; the first lines of tests/gpu/run.sh list them" >&2 && exit 2 ;;
         esac
     done

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import random
 import shutil
 import socket
@@ -261,8 +262,15 @@ def _repeat(tally: Tally, client: Client, deeds: Mapping[str, int], until: float
 
 
 def gpu_memory() -> int | None:
-    """MiB in use on the first GPU, or None where nvidia-smi does not say."""
-    command = ["nvidia-smi", "-i", "0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    """MiB in use on the first visible GPU, or None where nvidia-smi does not say."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
+    command = [
+        "nvidia-smi",
+        "-i",
+        first,
+        "--query-gpu=memory.used",
+        "--format=csv,noheader,nounits",
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
         return int(done.stdout.split()[0])

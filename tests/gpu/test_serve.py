@@ -238,10 +238,10 @@ def report(runs: Runs) -> str:
         for name, one in runs.served.items()
     ]
     nats = ["tokens", "mean", "p99", "max"]
-    alike = ["flavour", "prompt", *nats]
+    by_prompt = ["flavour", "prompt", *nats]
     parts = [
         ("Distance from the fp32 witness, nats", ["flavour", "tokens of", *nats], witness),
-        ("Distance from stock, last tokens of each prompt, nats", alike, against),
+        ("Distance from stock, last tokens of each prompt, nats", by_prompt, against),
         (
             "Distance from itself, the same prompts served alone, nats",
             ["flavour", "served", *nats],
