@@ -249,10 +249,10 @@ def main() -> int:
     for case in all_cases(options.group):
         rows.append(run_case(case, limits, options.seconds))
         print(f"{case.group}: {case.name}: {_number(rows[-1].ours, '.1f')} us", file=sys.stderr)
+        if options.json:  # after each case: a run that is stopped keeps what it has
+            results = [asdict(row) | {"ratio": row.ratio, "share": row.share} for row in rows]
+            options.json.write_text(json.dumps(about | {"rows": results}, indent=1) + "\n")
     print_rows(rows)
-    if options.json:
-        results = [asdict(row) | {"ratio": row.ratio, "share": row.share} for row in rows]
-        options.json.write_text(json.dumps(about | {"rows": results}, indent=1) + "\n")
     return 1 if any("ours" in row.errors for row in rows) else 0
 
 

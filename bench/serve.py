@@ -197,24 +197,28 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temp:
         folder = Path(temp)
         model = shared.make_model(options.model or folder / "model", "--heads", str(options.heads))
-        runs = []
+        runs: list[dict[str, Any]] = []
+        result = {
+            "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "runs": runs,
+        }
+
+        def note(one: dict[str, Any]) -> None:
+            runs.append(one)
+            if options.json:  # after each: a benchmark that is stopped keeps what it has
+                options.json.parent.mkdir(parents=True, exist_ok=True)
+                options.json.write_text(json.dumps(result, indent=1) + "\n")
+
         for flavour in shared.flavours(options.flavours):
             child = [sys.executable, __file__, "--child", flavour.name, "--model", str(model)]
-            runs.append(run(flavour.name, child, shared.environ(flavour), folder))
+            note(run(flavour.name, child, shared.environ(flavour), folder))
         fallback = options.fallback or HOME / "fallback.zip"
         if fallback.exists():
             child = [sys.executable, str(ROOT / "bench" / "serve_fallback.py")]
             child += ["--from", str(fallback), "--heads", str(options.heads), "--json"]
             path = os.pathsep.join(map(str, (ROOT, HOME / "deps", HOME / "peers")))
             environment = {**os.environ, "PYTHONPATH": path, "TRITON_OVERRIDE_ARCH": "sm89"}
-            runs.append(run("fallback", child, environment, folder))
-    result = {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "runs": runs,
-    }
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+            note(run("fallback", child, environment, folder))
     import serve_report
 
     if options.docs:

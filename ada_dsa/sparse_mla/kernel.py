@@ -173,8 +173,8 @@ def sparse_mla_kernel(
         acc3 = tl.zeros([BLOCK_H, 128], tl.float32)
     KEYS: tl.constexpr = 0 if SWAP else 1
     # While keys are spread over warps, a sum across them costs two barriers a tile: it is put off
-    # until after the loop, but for 32 heads, where registers are short.
-    DEFER_SUM: tl.constexpr = BLOCK_H < 32
+    # until after the loop, but for 32 heads of fp8 rows, where registers are short.
+    DEFER_SUM: tl.constexpr = BLOCK_H < 32 or LAYOUT == BF16
     if DEFER_SUM:
         weights = tl.zeros([BLOCK_N, BLOCK_H] if SWAP else [BLOCK_H, BLOCK_N], tl.float32)
     else:
