@@ -151,8 +151,8 @@ def _paged(
 
 
 _PAGED_32 = (
-    _paged("p1 s4 b3", "1.0-1.15 natively: more programs to start", pages=1, archs=(NATIVE,)),
-    _paged("p1 s4 b2", "1.1-1.2 under sm_89", pages=1, blocks=2, archs=(LOWERED,)),
+    _paged("p1 s4 b2", "0.86-1.0 natively up to 128 MB of keys, 1.07 beyond; 1.1-1.2 under sm_89", pages=1,
+           blocks=2),
     _paged("p1 s3 b3", "1.06 under sm_89", pages=1, stages=3, archs=(LOWERED,)),
 )  # fmt: skip
 

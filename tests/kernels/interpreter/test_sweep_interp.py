@@ -50,7 +50,7 @@ def _no_gpu_is_asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     [
         ("mla", "S=2 H=8", candidates._MLA_8[:1]),
         ("mla", "S=2 H=16", candidates._MLA_16[:1]),
-        ("paged", "B=2 ctx=256", candidates._PAGED_32[2:3]),
+        ("paged", "B=2 ctx=256", candidates._PAGED_32[1:2]),
         ("ragged", "40x300 H=32", (candidates._RAGGED_32[-3], candidates._RAGGED_32[-1])),
         ("topk", "1x8192", candidates._DIRECT[:1]),
     ],
@@ -68,7 +68,7 @@ def test_candidates_equal_the_oracle(
 
 
 def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    shape, tried = "B=2 ctx=256", candidates._PAGED_32[2:3]
+    shape, tried = "B=2 ctx=256", candidates._PAGED_32[1:2]
     monkeypatch.setattr(sweep, "GROUPS", (Group("paged", (shape,), BARS, tried),))
     monkeypatch.setattr(trials.Paged, "error", lambda *_: 0.1)
     ready = {Trial(0, shape, TABLE): "", Trial(0, shape, tried[0].name): "RuntimeError: gone"}
