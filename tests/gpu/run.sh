@@ -12,8 +12,8 @@
 # soak      SOAK seconds (default 600) of mixed load
 # bench8, bench64   decode and prefill times of a model with so many heads, into FOLDER/serve-8.json ...
 #
-# Default: check+verify kit+fusion serve parallel soak. Steps joined by + run at the same time. Needs the
-# folders of stage.py; a step ends after LIMIT seconds (default 900) at the latest. Logs and results go to FOLDER
+# Default: check+verify kit+fusion serve parallel soak. Steps joined by + run at the same time, and a step
+# takes the GPUs that follow its name: soak@2+serve@0+parallel@0,1+kit@1. Needs the folders of stage.py; a step ends after LIMIT seconds (default 900) at the latest. Logs and results go to FOLDER
 # (default: a new temporary one); the exit code is that of the worst step.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
@@ -53,7 +53,11 @@ suite() { # NAME FILE : the tests of a file that need a GPU; none passed is no s
     return 5
 }
 
-one() { # WORD
+one() { # WORD[@GPUS]
+    if [[ $1 == *@* ]]; then
+        export CUDA_VISIBLE_DEVICES=${1#*@}
+        set -- "${1%@*}"
+    fi
     case $1 in
     check) step check python3 tests/gpu/stage.py check ;;
     verify) step verify python3 -m tool verify "$home/fork" ;;
@@ -71,7 +75,7 @@ one() { # WORD
 
 for words in $steps; do
     for word in ${words//+/ }; do
-        case $word in
+        case ${word%@*} in
         check | verify | kit | fusion | serve | parallel | soak | bench8 | bench64) ;;
         *) echo "unknown step $word; the first lines of tests/gpu/run.sh list them" >&2 && exit 2 ;;
         esac
@@ -86,7 +90,7 @@ for words in $steps; do
     done
     for word in ${words//+/ }; do
         wait "${jobs[$word]}" || worst=$?
-        cat "$out/$word.end" && rm "$out/$word.end"
+        cat "$out/${word%@*}.end" && rm "$out/${word%@*}.end"
     done
 done
 rm -rf "$out/.model"
