@@ -1,21 +1,15 @@
-"""Indexer cases: paged and ragged logits against DeepGEMM; and a sweep of configurations.
+"""Indexer cases: paged and ragged logits against DeepGEMM.
 
-    python bench/run.py --group logits
-    python bench/indexer.py [--case B=8]
-
-The second form times other warps, stages and block sizes for each case, for ``configs.py``.
+python bench/run.py --group logits
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import itertools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 
@@ -25,13 +19,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 from registry import Case  # noqa: E402
 
 from ada_dsa import (  # noqa: E402
-    configs,
     fp8_mqa_logits,
     fp8_paged_mqa_logits,
 )
-from ada_dsa._launch import num_sms  # noqa: E402
-from ada_dsa.arch import target_arch  # noqa: E402
-from ada_dsa.indexer import api  # noqa: E402
 
 FP8 = torch.float8_e4m3fn
 PAGE, ROW_BYTES, DIM = 64, 132, 128
@@ -204,84 +194,3 @@ def cases(device: torch.device) -> Iterator[Case]:
             num_q * heads * DIM + num_kv * ROW_BYTES + work.pairs * 4,
             2 * work.pairs * heads * DIM,
         )  # fmt: skip
-
-
-# -- sweep ----------------------------------------------------------------------------------------
-
-
-def time_graph(call: Callable[[], object], calls: int = 20, replays: int = 11) -> float:
-    """Median microseconds of one call inside a replayed CUDA graph."""
-    for _ in range(3):
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(calls):
-            call()
-    times = []
-    for _ in range(replays):
-        begin = torch.cuda.Event(enable_timing=True)
-        end = torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1000 / calls)
-    return sorted(times)[len(times) // 2]
-
-
-def sweep(word: str, device: torch.device) -> None:
-    target = target_arch(device)
-    sms = num_sms(device)
-    for name, lens, heads, next_n in paged_shapes():
-        if word not in name:
-            continue
-        work = paged_work(lens, device, heads=heads, next_n=next_n)
-        base = configs.pick("paged_logits", target, heads=heads, next_n=next_n)
-        out = torch.empty((len(lens) * next_n, work.width), device=device)
-        for pages, warps, stages, blocks in itertools.product(
-            (1, 2), (4, 8), (3, 4, 6), (1, 2, 3, 4, 6)
-        ):
-            config = dataclasses.replace(
-                base, num_warps=warps, num_stages=stages, params=MappingProxyType({"PAGES": pages})
-            )
-            tables = itertools.cycle(work.tables)
-
-            def call(config: configs.Config = config, blocks: int = blocks) -> None:
-                api.launch_paged(
-                    work.q, work.pool, work.weights, work.lens, next(tables), out,  # noqa: B023
-                    work.width, target=target, config=config, programs=blocks * sms,  # noqa: B023
-                )  # fmt: skip
-
-            mark = " <- table" if (config, blocks) == (base, base.blocks_per_sm) else ""
-            what = f"pages={pages} w={warps} s={stages} b={blocks}"
-            print(f"paged {name} {what}: {time_graph(call):.1f} us{mark}")
-    for num_q, num_kv, heads in RAGGED_SHAPES:
-        name = f"{num_q}x{num_kv} H={heads}"
-        if word not in name:
-            continue
-        ragged = ragged_work(num_q, num_kv, device, heads)
-        row = configs.pick("ragged_logits", target, heads=heads)
-        out = torch.empty((num_q, num_kv), device=device)
-        for block, warps, stages, chunk in itertools.product(
-            (64, 128, 256), (4, 8), (2, 3, 4), (32, 64, 128, 256)
-        ):
-            config = dataclasses.replace(
-                row, num_warps=warps, num_stages=stages,
-                params=MappingProxyType({**row.params, "BLOCK_KV": block}),
-            )  # fmt: skip
-
-            def run(config: configs.Config = config, chunk: int = chunk) -> None:
-                api.launch_ragged(
-                    ragged.q, *ragged.kv, ragged.weights, ragged.ks, ragged.ke, out, 0,  # noqa: B023
-                    target=target, config=config, chunk=chunk,
-                )  # fmt: skip
-
-            took = time_graph(run, calls=3, replays=5)
-            print(f"ragged {name} BN={block} w={warps} s={stages} chunk={chunk}: {took:.1f} us")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", default="", help="only cases whose name contains this")
-    sweep(parser.parse_args().case, torch.device("cuda", 0))

@@ -1,14 +1,10 @@
-"""Sparse MLA cases: decode and prefill against FlashMLA; and a sweep of configurations.
+"""Sparse MLA cases: decode and prefill against FlashMLA.
 
-    python bench/run.py --group "sparse MLA"
-    python bench/sparse_mla.py [--heads 8] [--tokens 1 8 64 128] [--layout packed]
-
-The second form times every candidate tile configuration and split count, for ``configs.py``.
+python bench/run.py --group "sparse MLA"
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib.util
 import itertools
@@ -16,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 
@@ -26,11 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 from registry import Case, nvcc  # noqa: E402
 
 from ada_dsa import dequantize_k_cache_paged, sparse_mla_fwd  # noqa: E402
-from ada_dsa.arch import target_arch  # noqa: E402
-from ada_dsa.configs import Config  # noqa: E402
 from ada_dsa.kv_cache.layout import PACKED_BYTES, ROW_DIM, KvLayout  # noqa: E402
-from ada_dsa.sparse_mla.api import launch  # noqa: E402
-from ada_dsa.sparse_mla.plan import plan_launch  # noqa: E402
 
 TOPK = 2048
 SM_SCALE = 256**-0.5
@@ -235,111 +226,3 @@ def cases(device: torch.device) -> Iterator[Case]:
         work = make_work(tokens, heads, context, KvLayout.PACKED_FP8)
         peers = {"FlashMLA + dequant": flash_mla_prefill(work, every)} if native else {}
         yield _case("sparse MLA prefill, packed fp8", f"S={tokens} H={heads}", work, peers)
-
-
-# -------------------------------------------------------------------------------------------- sweep
-
-
-def candidates(heads: int) -> Iterator[Config]:
-    """Tile configurations worth timing for a head count; some spill or do not fit."""
-    fewest = 8 if heads <= 8 else 16
-    for swap, block_h, block_n, warps, prefetch, registers in itertools.product(
-        (1, 0), (8, 16, 32, 64), (16, 32, 64), (4, 8), (1, 0), (0, 128, 168)
-    ):
-        if block_h < (fewest if swap else 16) or block_h > max(heads, 16):
-            continue
-        if registers and (warps == 4 and registers == 128 and block_n > 16):
-            continue
-        if block_h == 64 and warps == 4:
-            continue
-        blocks = 65_536 // (warps * 32 * (registers or 255))
-        params = {
-            "SWAP": swap,
-            "BLOCK_H": block_h,
-            "BLOCK_N": block_n,
-            "PREFETCH": prefetch,
-            "MAXNREG": registers,
-        }
-        yield Config(
-            "sparse_mla",
-            0,
-            "sweep",
-            warps,
-            1 if prefetch else 2,
-            max(1, blocks),
-            "",
-            MappingProxyType(params),
-        )
-
-
-def sweep(heads: int, tokens: list[int], layout: KvLayout, splits: list[int]) -> None:
-    from run import measure
-
-    arch = target_arch()
-    sms = torch.cuda.get_device_properties(0).multi_processor_count
-    works = {t: make_work(t, heads, 1 << 20, layout) for t in tokens}
-    results: list[tuple[float, str]] = []
-    for config in candidates(heads):
-        cells: list[str] = []
-        total = 0.0
-        for count, work in works.items():
-            best: tuple[float, int] | None = None
-            for wanted in splits or [0]:
-                plan = plan_launch(
-                    arch=arch,
-                    num_sms=sms,
-                    layout=layout,
-                    num_tokens=count,
-                    num_heads=heads,
-                    topk=TOPK,
-                    config=config,
-                    num_splits=wanted or None,
-                )
-
-                def call(index: torch.Tensor, plan=plan, work=work) -> torch.Tensor:  # type: ignore[no-untyped-def]
-                    return launch(
-                        work.q[..., :512],
-                        work.q[..., 512:],
-                        work.pool[:, 0],
-                        layout,
-                        index,
-                        SM_SCALE,
-                        plan,
-                        False,
-                    )[0]
-
-                times, errors = measure({"ours": rotating(work, call)}, 0.05)
-                if times["ours"] is None:
-                    cells.append(errors["ours"][:60])
-                    continue
-                if best is None or times["ours"] < best[0]:
-                    best = (times["ours"], plan.num_splits)
-            if best is None:
-                total = float("inf")
-                break
-            cells.append(f"B={count}: {best[0]:.1f} us at {best[1]}")
-            total += best[0] / (8 + count)
-        label = f"warps={config.num_warps} {dict(config.params)}"
-        results.append((total, f"{label}: {'; '.join(cells)}"))
-        print(results[-1][1], flush=True)
-    print("\nbest first:")
-    for _, line in sorted(results)[:12]:
-        print(line)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 64, 128])
-    parser.add_argument("--splits", type=int, nargs="*", default=[], help="default: the plan's own")
-    parser.add_argument(
-        "--layout", choices=[x.name.lower() for x in KvLayout], default="packed_fp8"
-    )
-    options = parser.parse_args()
-    sweep(options.heads, options.tokens, KvLayout[options.layout.upper()], options.splits)
-
-
-if __name__ == "__main__":
-    main()

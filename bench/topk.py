@@ -1,20 +1,15 @@
-"""Top-k cases: selection of 2048 with the page-table transform fused; and a sweep.
+"""Top-k cases: selection of 2048 with the page-table transform fused.
 
     python bench/run.py --group top-k
-    python bench/topk.py [--case 1x131072]
 
 Peers: sglang-kernel's fused kernel and flashinfer's where installed (flashinfer compiles its own with
 nvcc when first called, about a minute), and ``torch.topk`` alone (unsorted, no transform) for scale.
-The second form times other warps, splits and sample sizes.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import dataclasses
 import importlib
-import itertools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,13 +20,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from indexer import time_graph  # noqa: E402
 from registry import Case, nvcc  # noqa: E402
 
-from ada_dsa import configs, fast_topk_transform_fused  # noqa: E402
-from ada_dsa._launch import num_sms  # noqa: E402
-from ada_dsa.arch import target_arch  # noqa: E402
-from ada_dsa.topk import api  # noqa: E402
+from ada_dsa import fast_topk_transform_fused  # noqa: E402
 
 TOPK = 2048
 SHAPES = (
@@ -127,58 +118,3 @@ def cases(device: torch.device) -> Iterator[Case]:
         # One read of the scores, k table entries read (a 32-byte sector each at worst), k written.
         moved = rows * (width * 4 + TOPK * 8)
         yield Case("top-k", f"{rows}x{width}", ours(work), peers(work), moved, 0)
-
-
-# -- sweep ----------------------------------------------------------------------------------------
-
-
-def sweep(word: str, device: torch.device) -> None:
-    target = target_arch(device)
-    rows_of_table = configs.ROWS
-    for rows, width in SHAPES:
-        if word not in f"{rows}x{width}":
-            continue
-        work = make_work(rows, width, device)
-        transform = api.Transform(api.PAGED, table=work.table, cu_seqlens=work.cu_seqlens)
-        planned = api.plan(rows, width, TOPK, num_sms(device), target, True)
-        splits = {planned.splits, 1, 2, 4, 8, 16, 32, 64} if planned.splits else {0}
-        for split, samples, warps in itertools.product(
-            sorted(splits), (512, 1024, 2048, 4096, 8192), ((8, 32), (8, 16), (4, 32), (16, 32))
-        ):
-            if rows * split > 4096:
-                continue
-            limits = {"topk_thin": warps[0], "topk_select": warps[1]}
-            configs.ROWS = tuple(
-                dataclasses.replace(
-                    row, num_warps=limits[row.op],
-                    params={**row.params, "maxnreg": min(255, 65_536 // (32 * limits[row.op]))},
-                )
-                if row.op in limits
-                else row
-                for row in rows_of_table
-            )  # fmt: skip
-            how = api.Plan(split, samples, planned.compact)
-
-            def call(how: api.Plan = how) -> None:
-                api.launch(
-                    work.score,
-                    work.lengths,
-                    None,
-                    transform,
-                    TOPK,
-                    target=target,
-                    how=how,  # noqa: B023
-                )
-
-            took = time_graph(call, calls=10, replays=7)
-            configs.ROWS = rows_of_table
-            mark = " <- planned" if how == planned and warps == (8, 32) else ""
-            print(
-                f"{rows}x{width} splits={split} samples={samples} warps={warps}: {took:.1f} us{mark}"
-            )
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", default="", help="only shapes whose name contains this")
-    sweep(parser.parse_args().case, torch.device("cuda", 0))
