@@ -18,10 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 from registry import Case  # noqa: E402
 
-from ada_dsa import (  # noqa: E402
-    fp8_mqa_logits,
-    fp8_paged_mqa_logits,
-)
+from ada_dsa import fp8_mqa_logits, fp8_paged_mqa_logits  # noqa: E402
 
 FP8 = torch.float8_e4m3fn
 PAGE, ROW_BYTES, DIM = 64, 132, 128

@@ -40,9 +40,14 @@ from .rows import (
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
+# Within these a row's scale counts for the running maximum: weights without it then stay finite and
+# above zero, whatever a pool holds.
+LEAST_SCALE = tl.constexpr(2.0**-64)
+MOST_SCALE = tl.constexpr(2.0**100)
+
 
 @triton.jit
-def _half(q0, q1, q2, q3, qr, LAYOUT: tl.constexpr):
+def _float16_query(q0, q1, q2, q3, qr, LAYOUT: tl.constexpr):
     """Q of fp8 rows: halved, float16, times a power of two a head that keeps it in range; its inverse.
 
     The rotary part goes along where it meets fp8 codes too.
@@ -157,7 +162,7 @@ def sparse_mla_kernel(
     CODE_UNIT: tl.constexpr = 256.0 if BYTES else 1.0
     head_scale = tl.full([BLOCK_H], scale_log2, tl.float32)
     if LAYOUT != BF16:
-        q0, q1, q2, q3, qr, unit = _half(q0, q1, q2, q3, qr, LAYOUT)
+        q0, q1, q2, q3, qr, unit = _float16_query(q0, q1, q2, q3, qr, LAYOUT)
         head_scale = head_scale * unit * CODE_UNIT
     head_scale = head_scale[None, :] if SWAP else head_scale[:, None]
 
@@ -213,12 +218,9 @@ def sparse_mla_kernel(
             s = low + high + _scores(qr, kr, zero, SWAP) * head_scale
         s = tl.where(row_scale == float("-inf"), float("-inf"), s)
         # A weight enters the second dot times its row's scale, so that is what must not exceed 1.
-        # The bounds keep weights without the scale finite and above zero whatever a pool holds.
         reach = s
         if LAYOUT == PACKED_FP8:
-            reach = s + tl.log2(
-                tl.minimum(tl.maximum(row_scale, 5.421010862427522e-20), 1.2676506e30)
-            )
+            reach = s + tl.log2(tl.minimum(tl.maximum(row_scale, LEAST_SCALE), MOST_SCALE))
         new_top = tl.maximum(top, tl.max(reach, axis=KEYS))
         # Nothing selected so far leaves the maximum at -inf; 0 avoids -inf minus -inf.
         base = tl.where(new_top == float("-inf"), 0.0, new_top)
