@@ -118,7 +118,7 @@ def _ragged(
 
 
 _RAGGED_64 = (
-    _ragged("q2 128 w8 b2", "1.15 natively: sixteen warps", n=128, warps=8, blocks=2, queries=2,
+    _ragged("q2 128 w8 b1", "1.15 natively: one block of eight warps", n=128, warps=8, blocks=1, queries=2,
             archs=(NATIVE,)),
     _ragged("256 w8 b2", "1.15 natively: one query a dot", n=256, warps=8, blocks=2, archs=(NATIVE,)),
 )  # fmt: skip
