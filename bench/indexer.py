@@ -61,27 +61,39 @@ def index_pool(pages: int, device: torch.device) -> torch.Tensor:
     return pool.view(pages, PAGE, 1, ROW_BYTES)
 
 
+def page_table(lens: list[int], pages: torch.Tensor, width: int) -> torch.Tensor:
+    """int32 ``[len(lens), width]``: each sequence's share of ``pages``, in order, then page 0."""
+    table = pages.new_zeros((len(lens), width))
+    at = 0
+    for row, tokens in zip(table, lens, strict=True):
+        count = -(-tokens // PAGE)
+        row[:count] = pages[at : at + count]
+        at += count
+    return table
+
+
 def paged_work(
-    lens: list[int], device: torch.device, *, heads: int = 32, next_n: int = 1, most: int = 64
+    lens: list[int],
+    device: torch.device,
+    *,
+    heads: int = 32,
+    next_n: int = 1,
+    most: int = 64,
+    longest: int = 0,
 ) -> PagedWork:
-    """Every rotation (at most ``most``) reads other pages; together they exceed twice the L2 cache."""
+    """Every rotation (at most ``most``) reads other pages; together they exceed twice the L2 cache.
+
+    The page tables are wide enough for ``longest`` tokens, and never narrower than the work needs.
+    """
     g = torch.Generator(device).manual_seed(1)
     batch = len(lens)
-    width = -(-max(lens) // PAGE)
+    width = -(-max(*lens, longest) // PAGE)
     needed = sum(-(-n // PAGE) for n in lens)
     cache = torch.cuda.get_device_properties(device).L2_cache_size
     rotations = min(most, max(2, 2 * cache // (needed * PAGE * ROW_BYTES) + 1))
     pool = index_pool(needed * rotations + 1, device)
     order = torch.randperm(needed * rotations, generator=g, device=device).int() + 1
-    tables = []
-    for part in order.split(needed):
-        table = torch.zeros((batch, width), dtype=torch.int32, device=device)
-        at = 0
-        for b, n in enumerate(lens):
-            pages = -(-n // PAGE)
-            table[b, :pages] = part[at : at + pages]
-            at += pages
-        tables.append(table)
+    tables = [page_table(lens, pages, width) for pages in order.split(needed)]
     q = torch.randn((batch, next_n, heads, DIM), generator=g, device=device).to(FP8)
     weights = torch.randn((batch * next_n, heads), generator=g, device=device)
     back = torch.arange(next_n - 1, -1, -1, device=device)

@@ -215,7 +215,8 @@ def main(arguments: list[str] | None = None) -> int:
         fallback = options.fallback or HOME / "fallback.zip"
         if fallback.exists():
             child = [sys.executable, str(ROOT / "bench" / "serve_fallback.py")]
-            child += ["--from", str(fallback), "--heads", str(options.heads), "--json"]
+            child += ["--from", str(fallback), "--heads", str(options.heads)]
+            child += ["--context-length", str(changes()["context_length"]), "--json"]
             path = os.pathsep.join(map(str, (ROOT, HOME / "deps", HOME / "peers")))
             environment = {**os.environ, "PYTHONPATH": path, "TRITON_OVERRIDE_ARCH": "sm89"}
             note(run("fallback", child, environment, folder))

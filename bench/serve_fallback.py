@@ -6,9 +6,12 @@
 From 0.5.22 on, stock on an RTX 4090 computes the indexer's logits in torch and attends by TileLang over raw
 e4m3 rows. Those releases need a newer torch than most machines have, so their server is not started:
 ``fp8_paged_mqa_logits_torch`` and ``tilelang_sparse_fwd`` are loaded from the wheel, unchanged, and timed
-in a CUDA graph, as ours are, on the same shapes. Stock's logits get a page table of exactly the context's
-width; its server would give them the width of the longest context. Top-k is the same in both and left out.
-Run it under ``TRITON_OVERRIDE_ARCH=sm89``; TileLang compiles for the GPU at hand.
+in a CUDA graph, as ours are, on the same shapes. A captured step of a server has page tables as wide as its
+``--context-length`` (``dsa_backend.py``: ``max_seqlen_k = self.req_to_token.shape[1]``), whatever its
+requests hold, so both logits get tables of that width; stock's, which compute every column, are also timed
+with a table of just the context's width. Columns past a request name page 0, which the cache then holds.
+Top-k is the same in both and left out. Run it under ``TRITON_OVERRIDE_ARCH=sm89``; TileLang compiles for
+the GPU at hand.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
+from serve_report import NARROW
 
 BENCH: Final = Path(__file__).resolve().parent
 LOGITS: Final = "sglang/srt/layers/attention/dsv4/indexer.py"
@@ -104,71 +108,84 @@ def load_sparse(archive: Path, folder: Path) -> Callable[..., torch.Tensor]:
     return function
 
 
-def compare(
+def ways_at(
     logits: Callable[..., torch.Tensor],
     sparse: Callable[..., torch.Tensor],
+    point: tuple[int, int],
     heads: int,
-    note: Callable[..., None],
-) -> None:
-    """Time both functions and ours at every point; ``note`` is called with each row.
+    longest: int,
+) -> tuple[dict[str, Callable[[], object]], Callable[[], float]]:
+    """What to time at ``(streams, context)``, and how far stock's logits are from ours.
 
-    A row has ``us`` per call by way, ``errors`` by way, and ``logits_off``: the mean difference of the
-    two logits over ours' mean size. Stock's are products in bf16.
+    That is the mean difference over ours' mean size; stock's are products in bf16.
     """
-    import gc
-
     import indexer
-    import run
     import sparse_mla
     from sparse_mla import SM_SCALE, KvLayout
 
     from ada_dsa import fp8_paged_mqa_logits
 
-    device = torch.device("cuda")
+    streams, context = point
+    index = indexer.paged_work([context] * streams, torch.device("cuda"), longest=longest)
+    lens = index.lens[:, 0].contiguous()
+    wide = index.tables[0]
+    narrow = wide[:, : -(-context // PAGE)].contiguous()
+    theirs = sparse_mla.make_work(streams, heads, 1 << 18, KvLayout.RAW_FP8)
+    ours = sparse_mla.make_work(streams, heads, 1 << 18, KvLayout.PACKED_FP8)
+
+    def stock(table: torch.Tensor) -> torch.Tensor:
+        width = table.shape[1] * PAGE
+        given = (index.q, index.pool, index.weights, lens, table, None, width)
+        return logits(*given, clean_logits=False)
+
+    def off() -> float:
+        other = stock(narrow)
+        given = (index.q, index.pool, index.weights, index.lens, narrow, None, other.shape[1])
+        own = fp8_paged_mqa_logits(*given)
+        seen = torch.arange(other.shape[1], device=other.device) < lens[:, None]
+        return float((own - other).abs()[seen].mean() / own.abs()[seen].mean())
+
+    ways: dict[str, Callable[[], object]] = {
+        "our logits": indexer.ours_paged(index),
+        "their logits": lambda: stock(wide),
+        NARROW: lambda: stock(narrow),
+        "our attention": sparse_mla.rotating(ours, sparse_mla.ours(ours)),
+        "their attention": sparse_mla.rotating(
+            theirs, lambda at: sparse(theirs.q, theirs.pool, at.unsqueeze(1), SM_SCALE, 512)
+        ),
+    }
+    return ways, off
+
+
+def compare(
+    logits: Callable[..., torch.Tensor],
+    sparse: Callable[..., torch.Tensor],
+    heads: int,
+    longest: int,
+    note: Callable[..., None],
+) -> None:
+    """Time both functions and ours at every point; ``note`` is called with each row.
+
+    ``longest`` is the server's ``--context-length``, in tokens. A row has ``us`` per call by way,
+    ``errors`` by way, and ``logits_off`` (see :func:`ways_at`).
+    """
+    import gc
+
+    import run
+
     for context in CONTEXTS:
         for streams in STREAMS:
             gc.collect()
             torch.cuda.empty_cache()
-            index = indexer.paged_work([context] * streams, device)
-            lens = index.lens[:, 0].contiguous()
-            table = index.tables[0].contiguous()
-            theirs_rows = sparse_mla.make_work(streams, heads, 1 << 18, KvLayout.RAW_FP8)
-            our_rows = sparse_mla.make_work(streams, heads, 1 << 18, KvLayout.PACKED_FP8)
-            ways: dict[str, Callable[[], object]] = {
-                "our logits": indexer.ours_paged(index),
-                "their logits": lambda: logits(
-                    index.q,
-                    index.pool,
-                    index.weights,
-                    lens,
-                    table,
-                    None,
-                    index.width,
-                    clean_logits=False,
-                ),
-                "our attention": sparse_mla.rotating(our_rows, sparse_mla.ours(our_rows)),
-                "their attention": sparse_mla.rotating(
-                    theirs_rows,
-                    lambda at: sparse(
-                        theirs_rows.q, theirs_rows.pool, at.unsqueeze(1), SM_SCALE, 512
-                    ),
-                ),
-            }
+            ways, off = ways_at(logits, sparse, (streams, context), heads, longest)
             times, errors = run.measure(ways, 0.2)
-            off = None
-            if "their logits" not in errors:
-                pages = (index.lens, table, None, index.width)
-                ours = fp8_paged_mqa_logits(index.q, index.pool, index.weights, *pages)
-                theirs = ways["their logits"]()
-                assert isinstance(theirs, torch.Tensor)
-                off = float((ours - theirs).abs().mean() / ours.abs().mean())
             note(
                 kind="functions",
                 streams=streams,
                 context=context,
                 us=times,
                 errors=errors,
-                logits_off=off,
+                logits_off=None if NARROW in errors else off(),
             )
 
 
@@ -179,6 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--from", dest="archive", type=Path, required=True, metavar="WHEEL|ZIP")
     parser.add_argument("--cut", type=Path, metavar="SMALL.zip")
     parser.add_argument("--heads", type=int, default=64)
+    parser.add_argument("--context-length", type=int, default=max(CONTEXTS), metavar="TOKENS")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     if options.cut:
@@ -199,6 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
             "lowering": os.environ.get("TRITON_OVERRIDE_ARCH", ""),
             "from": options.archive.name,
             "heads": options.heads,
+            "context_length": options.context_length,
         },
         "rows": [],
     }
@@ -211,7 +230,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         sparse = load_sparse(options.archive, Path(folder))
-        compare(load_logits(options.archive), sparse, options.heads, note)
+        logits = load_logits(options.archive)
+        compare(logits, sparse, options.heads, options.context_length, note)
     return 1 if any(row["errors"] for row in found["rows"]) else 0
 
 

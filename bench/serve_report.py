@@ -24,6 +24,7 @@ LAYERS: Final = 78
 """GLM-5.2 computes index logits on 21 of its 78 layers and attends on all."""
 
 NAMES: Final = {"stock": "stock", "fork": "fork", "fork-sm89": "fork, sm_89 lowering"}
+NARROW: Final = "their logits, context's width"
 COLOURS: Final = {"stock": "#888888", "fork": "#1f6feb", "fork-sm89": "#d1242f"}
 
 HEAD: Final = """# Speed of serving
@@ -62,19 +63,17 @@ def by_flavour(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {run["flavour"]: run for run in result["runs"]}
 
 
-def step_functions(row: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Microseconds of the functions of one step of GLM-5.2, ours and stock's; None where one failed."""
+def step_functions(row: Mapping[str, Any], theirs: str = "their logits") -> float | None:
+    """How many times as long stock's functions of one step of GLM-5.2 take; None where one failed.
+
+    ``theirs`` is the way that stock's logits were given their page table.
+    """
+    parts = (("our logits", "our attention"), (theirs, "their attention"))
     us = row["us"]
-    if any(
-        us.get(f"{who} {what}") is None
-        for who in ("our", "their")
-        for what in ("logits", "attention")
-    ):
+    if any(us.get(way) is None for ways in parts for way in ways):
         return None
-    ours, theirs = (
-        INDEXERS * us[f"{who} logits"] + LAYERS * us[f"{who} attention"] for who in ("our", "their")
-    )
-    return ours, theirs
+    ours, stock = (INDEXERS * us[logits] + LAYERS * us[attention] for logits, attention in parts)
+    return float(stock / ours)
 
 
 def bars(result: Mapping[str, Any]) -> list[Bar]:
@@ -89,8 +88,7 @@ def bars(result: Mapping[str, Any]) -> list[Bar]:
                 ratio = fork[point]["ms"] / stock[point]["ms"]
                 found.append(Bar("fork over stock", streams, context, ratio, ratio <= NEAR))
     for row in runs.get("fallback", {"rows": []})["rows"]:
-        if row["context"] >= LONG and (parts := step_functions(row)):
-            ratio = parts[1] / parts[0]
+        if row["context"] >= LONG and (ratio := step_functions(row)):
             found.append(
                 Bar(
                     "stock's fallback over fork",
@@ -130,7 +128,7 @@ def markdown(result: Mapping[str, Any], plot: str | None) -> str:
     lines += _decode(served)
     lines += _prefill(served)
     if "fallback" in runs:
-        lines += _fallback(runs["fallback"]["rows"])
+        lines += _fallback(runs["fallback"])
     missing = [
         f"- {NAMES.get(name, name)}: {str(run['error']).splitlines()[0]}"
         for name, run in runs.items()
@@ -213,32 +211,38 @@ def _prefill(served: Mapping[str, Mapping[Point, Mapping[str, Any]]]) -> list[st
     return ["## Prefill of one prompt, in chunks of 8K", "", *_table(head, rows), ""]
 
 
-def _fallback(given: Sequence[Mapping[str, Any]]) -> list[str]:
-    ways = ("our logits", "their logits", "our attention", "their attention")
+def _fallback(run: Mapping[str, Any]) -> list[str]:
+    ways = ("our logits", "their logits", NARROW, "our attention", "their attention")
     head = ["streams", "context", *(f"{way} us" for way in ways)]
     head += ["logits ratio", "attention ratio", "a step's functions, ratio"]
+    head += ["the same at the context's width"]
     rows = []
-    for row in given:
+    for row in run["rows"]:
         us = row["us"]
         cells = [str(row["streams"]), _context(row["context"])]
         cells += [f"{us[way]:.1f}" if us.get(way) else "n/a" for way in ways]
-        for what in ("logits", "attention"):
-            ours, theirs = us.get(f"our {what}"), us.get(f"their {what}")
-            cells.append(f"{theirs / ours:.1f}" if ours and theirs else "n/a")
-        parts = step_functions(row)
-        cells.append(f"{parts[1] / parts[0]:.1f}" if parts else "n/a")
-        rows.append(cells)
+        ratios = [
+            us[f"their {what}"] / us[f"our {what}"]
+            if us.get(f"our {what}") and us.get(f"their {what}")
+            else None
+            for what in ("logits", "attention")
+        ]
+        ratios += [step_functions(row), step_functions(row, NARROW)]
+        rows.append([*cells, *(f"{ratio:.1f}" if ratio else "n/a" for ratio in ratios)])
     failed = [
         f"- {row['streams']} streams at {_context(row['context'])}, {way}: {error}"
-        for row in given
+        for row in run["rows"]
         for way, error in row["errors"].items()
     ]
+    longest = run.get("about", {}).get("context_length")
     return [
         "## Stock's sm_89 fallback, by functions",
         "",
         "The logits in torch and TileLang's attention of the released wheel against the fork's kernels",
         "under the sm_89 lowering, one layer each (`bench/serve_fallback.py`). In GLM-5.2 a step has",
-        f"{INDEXERS} of the first and {LAYERS} of the second.",
+        f"{INDEXERS} of the first and {LAYERS} of the second. A captured step's page tables are as wide as",
+        f"the server's `--context-length`, here {longest} tokens, and stock's logits compute all of it;",
+        '"context\'s width" is what they would take with tables of just the context.',
         "",
         *_table(head, rows),
         "",

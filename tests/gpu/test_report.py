@@ -19,6 +19,7 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
 
+import indexer
 import serve_fallback
 import serve_report
 
@@ -52,11 +53,17 @@ def a_run(name: str, factor: float) -> dict[str, Any]:
 
 def a_result() -> dict[str, Any]:
     runs = [a_run("stock", 1.0), a_run("fork", 1.05), a_run("fork-sm89", 2.0)]
-    us = {"our logits": 10.0, "their logits": 900.0, "our attention": 20.0, "their attention": 30.0}
+    us = {
+        "our logits": 10.0,
+        "their logits": 900.0,
+        serve_report.NARROW: 100.0,
+        "our attention": 20.0,
+        "their attention": 30.0,
+    }
     errors = {"their logits": "OutOfMemoryError: 64 GiB"}
     fallback = {
         "flavour": "fallback",
-        "about": {"device": "none"},
+        "about": {"device": "none", "context_length": 132_096},
         "rows": [
             {"kind": "functions", "streams": 1, "context": 2048, "us": us, "errors": {}},
             {"kind": "functions", "streams": 1, "context": 131_072, "us": us, "errors": {}},
@@ -98,8 +105,9 @@ def test_the_page_has_every_number() -> None:
         in text
     )
     assert "| 8K | 81.9 | 86.0 | 163.8 | 100,000 | 95,238 | 50,000 |" in text
-    assert "| 1 | 128K | 10.0 | 900.0 | 20.0 | 30.0 | 90.0 | 1.5 | 12.0 |" in text
-    assert "| 64 | 128K | 10.0 | n/a | 20.0 | 30.0 | n/a | 1.5 | n/a |" in text
+    assert "| 1 | 128K | 10.0 | 900.0 | 100.0 | 20.0 | 30.0 | 90.0 | 1.5 | 12.0 | 2.5 |" in text
+    assert "| 64 | 128K | 10.0 | n/a | 100.0 | 20.0 | 30.0 | n/a | 1.5 | n/a | 2.5 |" in text
+    assert "`--context-length`, here 132096 tokens" in text
     assert "- 64 streams at 128K, their logits: OutOfMemoryError: 64 GiB" in text
     assert "Not measured" not in text
 
@@ -176,6 +184,12 @@ def test_every_point_fits_the_pool_that_is_asked_for() -> None:
     pool = bench_serve.changes()["max_total_tokens"]
     assert pool >= max(bench_serve.STREAMS) * (max(bench_serve.CONTEXTS) + 64)
     assert bench_serve.changes()["context_length"] > max(bench_serve.CONTEXTS)
+
+
+def test_a_page_table_may_be_wider_than_what_it_holds() -> None:
+    table = indexer.page_table([100, 1], torch.tensor([5, 4, 3], dtype=torch.int32), 4)
+    assert table.dtype == torch.int32
+    assert table.tolist() == [[5, 4, 0, 0], [3, 0, 0, 0]]
 
 
 def test_the_spread_is_in_milliseconds() -> None:
