@@ -47,6 +47,13 @@ def cut(wheel: Path, small: Path) -> None:
     with zipfile.ZipFile(wheel) as whole, zipfile.ZipFile(small, "w", zipfile.ZIP_DEFLATED) as part:
         for member in MEMBERS:
             part.writestr(member, whole.read(member))
+        part.comment = wheel.name.encode()
+
+
+def origin(archive: Path) -> str:
+    """The file name of the wheel: its own, or the one it was cut from."""
+    with zipfile.ZipFile(archive) as opened:
+        return opened.comment.decode() or archive.name
 
 
 def load_logits(archive: Path) -> Callable[..., torch.Tensor]:
@@ -215,7 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
             "triton": triton.__version__,
             "tilelang": tilelang.__version__,
             "lowering": os.environ.get("TRITON_OVERRIDE_ARCH", ""),
-            "from": options.archive.name,
+            "from": origin(options.archive),
             "heads": options.heads,
             "context_length": options.context_length,
         },

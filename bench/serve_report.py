@@ -27,7 +27,7 @@ NAMES: Final = {"stock": "stock", "fork": "fork", "fork-sm89": "fork, sm_89 lowe
 NARROW: Final = "their logits, context's width"
 COLOURS: Final = {"stock": "#888888", "fork": "#1f6feb", "fork-sm89": "#d1242f"}
 
-HEAD: Final = """# Speed of serving
+HEAD: Final = """# Speed of serving, {heads} heads on a GPU
 
 A tiny GLM-MoE-DSA model (`tests/gpu/tiny_model.py`), so that attention dominates: per-head sizes, index
 heads and top-k are GLM-5.2's. Of its 64 attention heads a rank has 8 at TP=8. One decode step is the whole

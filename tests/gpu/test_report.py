@@ -99,6 +99,7 @@ def test_a_missed_bar_is_named() -> None:
 
 def test_the_page_has_every_number() -> None:
     text = serve_report.markdown(a_result(), "serving.svg")
+    assert text.startswith("# Speed of serving, 64 heads on a GPU\n")
     assert "![decode step over context](serving.svg)" in text
     assert (
         "| 64 | 128K | 8.000 | 8.400 | 16.000 | 8,000 | 7,619 | 4,000 | 1.05 | 1.10 | 4.00 |"
@@ -204,8 +205,10 @@ def test_the_released_logits_are_those_of_the_oracle(
     from ada_dsa.indexer import reference
 
     small = tmp_path / "small.zip"
-    serve_fallback.cut(released_wheel("0.5.23"), small)
+    wheel = released_wheel("0.5.23")
+    serve_fallback.cut(wheel, small)
     assert small.stat().st_size < 200_000
+    assert serve_fallback.origin(small) == serve_fallback.origin(wheel) == wheel.name
     g = torch.Generator().manual_seed(0)
     keys = torch.randn((6, 64 * 128), generator=g).to(torch.float8_e4m3fn).view(torch.uint8)
     scales = (torch.rand((6, 64), generator=g) + 0.5).view(torch.uint8)
