@@ -13,8 +13,9 @@
 # bench8, bench64   decode and prefill times of a model with so many heads, into FOLDER/serve-8.json ...
 #
 # Default: check+verify kit+fusion serve parallel soak. Steps joined by + run at the same time, and a step
-# takes the GPUs that follow its name: soak@2+serve@0+parallel@0,1+kit@1. Needs the folders of stage.py; a step ends after LIMIT seconds (default 900) at the latest. Logs and results go to FOLDER
-# (default: a new temporary one); the exit code is that of the worst step.
+# takes the GPUs that follow its name: soak@2+serve@0+parallel@0,1+kit@1. Needs the folders of stage.py. A
+# step ends after LIMIT seconds (default 900) at the latest, the soak after SOAK + LIMIT. Logs and results go
+# to FOLDER (default: a new temporary one); the exit code is that of the worst step.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -65,7 +66,7 @@ one() { # WORD[@GPUS]
     fusion) suite fusion test_fusion.py ;;
     serve) suite serve test_serve.py ;;
     parallel) suite parallel test_parallel.py ;;
-    soak) LIMIT=$((SOAK + 300)) step soak python3 tests/gpu/soak.py "$out/.model" --seconds "$SOAK" --out "$out/soak.json" ;;
+    soak) LIMIT=$((SOAK + LIMIT)) step soak python3 tests/gpu/soak.py "$out/.model" --seconds "$SOAK" --out "$out/soak.json" ;;
     bench*)
         PYTHONPATH="$PYTHONPATH:$home/peers" \
             step "$1" python3 bench/serve.py --heads "${1#bench}" --json "$out/serve-${1#bench}.json"
