@@ -33,7 +33,7 @@ PREFILLS: Final = (2048, 8192, 32_768)
 CHUNK: Final = 8192
 WARM: Final = 5
 STEPS: Final = 30
-LIMIT: Final = 240.0
+LIMIT: Final = 400.0
 """Seconds that a flavour may take, its start included."""
 
 

@@ -26,7 +26,7 @@ from flavours import FLAVOURS, Flavour
 from numpy.typing import NDArray
 
 HERE: Final = Path(__file__).parent
-START: Final = 200.0
+START: Final = 300.0
 """Seconds a start and the first requests may take: imports, nvcc and Triton builds, graph capture."""
 STEP: Final = 60.0
 """Seconds within which a call must return, lest the engine is taken to hang."""
