@@ -291,15 +291,11 @@ def gpu_memory() -> int | None:
         return None
 
 
-def load(
-    tally: Tally, server: Server, known: Fixed, seconds: float, clients: int, every: float
-) -> None:
-    """Send requests for ``seconds`` from ``clients`` threads; memory is sampled every ``every`` seconds."""
+def load(tally: Tally, clients: list[Client], seconds: float, every: float) -> None:
+    """Let every client send for ``seconds``; memory is sampled every ``every`` seconds."""
     until = time.monotonic() + seconds
     threads = []
-    done = sum(tally.done.values())  # so that each quarter sends other requests
-    for number in range(clients):
-        client = Client(server, random.Random(f"client {number} after {done}"), known)
+    for number, client in enumerate(clients):
         deeds = {"killed": 1} if number == 0 else KINDS
         asked = (tally, client, deeds, until)
         threads.append(threading.Thread(target=_repeat, args=asked, daemon=True))
@@ -308,8 +304,8 @@ def load(
     while time.monotonic() < until:
         tally.memory.append(gpu_memory())
         time.sleep(min(every, max(until - time.monotonic(), 0.01)))
-    for thread in threads:
-        thread.join(server.patience + 30)
+    for thread, client in zip(threads, clients, strict=True):
+        thread.join(client.server.patience + 30)
         if thread.is_alive():
             tally.failed("client", TimeoutError("still waits for an answer"))
 
@@ -328,7 +324,7 @@ def until_idle(server: Server, limit: float = 60.0) -> dict[str, int]:
 
 
 def rest(server: Server) -> dict[str, int]:
-    """Wait until the server is idle and empty its caches, the allocator's too. Returns what it had to do."""
+    """Wait until the server is idle and empty its caches, the allocator's too. Returns what it still does."""
     found = until_idle(server)
     status, body = server.ask("/flush_cache?timeout=30", {})
     if status != 200:
@@ -357,18 +353,19 @@ def soak(server: Server, seconds: float, clients: int = 12, every: float = 5.0) 
     starts = [fresh(server) for _ in range(3)]
     begin = time.monotonic()
     tally, problems = Tally(), []
+    senders = [Client(server, random.Random(f"client {i}"), starts[0]) for i in range(clients)]
     rested: list[int | None] = []
     idle, end = None, None
     try:
         for _ in range(QUARTERS):
-            load(tally, server, starts[0], seconds / QUARTERS, clients, every)
+            load(tally, senders, seconds / QUARTERS, every)
             if any((idle := rest(server)).values()):
                 problems.append(f"idle, the server still has {idle}")
             rested.append(gpu_memory())
         end = fresh(server)
         problems += [wrong] if (wrong := changed(starts, end)) else []
     except (Failed, OSError, ValueError, KeyError) as err:
-        problems.append(f"at the end: {type(err).__name__}: {err}")
+        problems.append(f"at rest: {type(err).__name__}: {err}")
     growth, wrong = grown(rested)
     problems += [wrong] if wrong else []
     missing = sorted({*KINDS, "killed"} - {kind for kind, times in tally.done.items() if times})
