@@ -7,8 +7,10 @@ commands are the tool's own.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -123,10 +125,16 @@ class Lab:
 
     # -- commands ---------------------------------------------------------------------------------
 
+    @property
+    def environ(self) -> dict[str, str]:
+        """This process's environment, with this project's folders."""
+        folders = {"TOOL_CACHE_DIR": str(self.home.cache), "TOOL_DATA_DIR": str(self.home.data)}
+        return os.environ | folders
+
     def tool(self, *args: str, code: int | None = 0) -> Result:
         """Run a command on this project; asserts the exit code, unless that is None."""
-        env = {"TOOL_CACHE_DIR": str(self.home.cache), "TOOL_DATA_DIR": str(self.home.data)}
-        result = CliRunner().invoke(main, [*args, "--series", str(self.root)], env=env)
+        given = [*args, "--series", str(self.root)]
+        result = CliRunner().invoke(main, given, env=self.environ)
         assert code in (None, result.exit_code), (
             f"exit {result.exit_code}\n{result.output}\n{result.stderr}"
         )
@@ -205,3 +213,12 @@ def git(folder: Path, *args: str) -> str:
         ["git", *identity, *args], cwd=folder, capture_output=True, text=True, check=True
     )
     return done.stdout.strip()
+
+
+def loaded_by(*args: str, env: dict[str, str] | None = None) -> tuple[list[str], set[str]]:
+    """What ``tool ARGS`` prints, and the modules it has loaded by its end."""
+    script = f"import sys; sys.argv[1:] = {args}; import tool.cli\n"
+    script += "try: tool.cli.main()\nexcept SystemExit: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
+    *text, modules = done.stdout.splitlines()
+    return text, set(modules.split())

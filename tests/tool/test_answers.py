@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import NEXT, TREE, UTILS, Lab, git
+from lab import NEXT, TREE, UTILS, Lab, git, loaded_by
 
 from tool import drift as command
 from tool import git as gits
@@ -86,14 +83,10 @@ def test_a_known_answer_loads_nothing_heavy(lab: Lab) -> None:
     carried_to(lab, UPSTREAM["moved"])
     ask(lab)
     options = ["drift", "--onto", f"v{NEXT}", "--offline", "--series", str(lab.root)]
-    script = f"import sys; sys.argv[1:] = {options}; import tool.cli\n"
-    script += "try: tool.cli.main()\nexcept SystemExit: print(*sys.modules)"
-    env = os.environ | {"TOOL_CACHE_DIR": str(lab.home.cache), "TOOL_DATA_DIR": str(lab.home.data)}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
-    *words, modules = done.stdout.splitlines()
+    words, modules = loaded_by(*options, env=lab.environ)
     assert words == lab.tool(*options[:4]).stdout.splitlines()
     heavy = {"tool.drift", "tool.series", "packaging.version", "tempfile", "shutil"}
-    assert "tool.answers" in modules.split() and not heavy & set(modules.split())
+    assert "tool.answers" in modules and not heavy & modules
 
 
 EDITS: dict[str, Callable[[bytes], bytes]] = {

@@ -37,10 +37,6 @@ def command(lab: Lab, into: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def environment(lab: Lab) -> dict[str, str]:
-    return os.environ | {"TOOL_CACHE_DIR": str(lab.home.cache), "TOOL_DATA_DIR": str(lab.home.data)}
-
-
 def kernels(lab: Lab, text: str) -> None:
     (lab.root / "ada_dsa" / "__init__.py").write_text(f'"""{text}."""\n')
 
@@ -57,7 +53,7 @@ def kill_after(lab: Lab, tree: Path, delay: float) -> None:
     """Start an apply and SIGKILL it and everything it started after ``delay`` seconds."""
     process = subprocess.Popen(
         command(lab, tree),
-        env=environment(lab),
+        env=lab.environ,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -70,7 +66,7 @@ def kill_after(lab: Lab, tree: Path, delay: float) -> None:
 
 def duration(lab: Lab, tree: Path) -> float:
     start = time.monotonic()
-    subprocess.run(command(lab, tree), env=environment(lab), check=True, capture_output=True)
+    subprocess.run(command(lab, tree), env=lab.environ, check=True, capture_output=True)
     return time.monotonic() - start
 
 
@@ -159,7 +155,7 @@ def test_a_file_size_limit_leaves_the_old_state(ready: Lab, tmp_path: Path, limi
 
     done = subprocess.run(
         command(ready, tree),
-        env=environment(ready),
+        env=ready.environ,
         capture_output=True,
         text=True,
         preexec_fn=shrink,

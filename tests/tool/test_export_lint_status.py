@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
-from lab import TREE, UTILS, Lab, git, header
+from lab import TREE, UTILS, Lab, git, header, loaded_by
 
 from tool import cli, cli_author, cli_doctor, cli_rebase, cli_series, lint, series
 
@@ -158,13 +158,10 @@ def test_status_tells_what_each_patch_does(lab: Lab, fork: Path) -> None:
 class TestCommandLine:
     def test_help_loads_nothing_heavy(self) -> None:
         """What makes --help slow is what it imports; bench/apply.py times it."""
-        script = "import sys; sys.argv[1:] = ['--help']; import tool.cli\n"
-        script += "try: tool.cli.main()\nexcept SystemExit: print(*sys.modules)"
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-        *text, modules = done.stdout.splitlines()
+        text, modules = loaded_by("--help")
         assert "Exit codes" in "\n".join(text)
         heavy = {"git", "unidiff", "rich", "packaging", "torch", "sglang", "ada_dsa"}
-        assert not heavy & set(modules.split())
+        assert not heavy & modules
 
     def test_every_command_is_found_without_the_others(self) -> None:
         defined = {
@@ -175,28 +172,21 @@ class TestCommandLine:
         context = click.Context(cli.main)
         assert cli.main.list_commands(context) == sorted(map(str, defined))
         for name, module in defined.items():
-            script = f"import sys; sys.argv[1:] = ['{name}', '--help']; import tool.cli\n"
-            script += "try: tool.cli.main()\nexcept SystemExit: print(*sys.modules)"
-            done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-            *text, modules = done.stdout.splitlines()
+            text, modules = loaded_by(str(name), "--help")
             assert f"{name} [OPTIONS]" in text[0]
-            assert {m for m in modules.split() if m in defined.values()} == {module}
+            assert modules & set(defined.values()) == {module}
 
     def test_a_misspelt_command_is_recognized(self, lab: Lab) -> None:
         assert "'lint'" in lab.tool("lit", code=2).stderr
 
     def test_json_is_one_document_on_stdout(self, lab: Lab, fork: Path) -> None:
-        env = os.environ | {
-            "TOOL_CACHE_DIR": str(lab.home.cache),
-            "TOOL_DATA_DIR": str(lab.home.data),
-        }
         for args, code in (
             (["status", "--json"], 0),
             (["apply", "--json", "--sglang-ref", "-x"], 2),
         ):
             done = subprocess.run(
                 [sys.executable, "-m", "tool", *args, "--series", str(lab.root)],
-                capture_output=True, text=True, env=env,
+                capture_output=True, text=True, env=lab.environ,
             )  # fmt: skip
             envelope = json.loads(done.stdout)
             assert done.returncode == code == envelope["exit_code"]

@@ -391,7 +391,7 @@ def kill_after(lab: Lab, delay: float, *args: str) -> None:
         silent = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silent, 1)
         os.dup2(silent, 2)
-        os.environ |= {"TOOL_CACHE_DIR": str(lab.home.cache), "TOOL_DATA_DIR": str(lab.home.data)}
+        os.environ |= lab.environ
         with contextlib.suppress(SystemExit):
             main(["rebase", "-q", "--series", str(lab.root), *args])
         os._exit(0)
