@@ -30,6 +30,7 @@ from typing import Any, Final
 
 import prompts
 import serve
+from compare import distance
 from flavours import FLAVOURS
 from server import Failed, Server, body_of, started
 
@@ -95,11 +96,6 @@ def ask_fixed(server: Server) -> Fixed:
     return Fixed([token for _, token in generated], gaps, tail)
 
 
-def mean_apart(one: Fixed, other: Fixed) -> float:
-    pairs = list(zip(one.tail, other.tail, strict=True))
-    return sum(abs(a - b) for a, b in pairs) / len(pairs)
-
-
 def parting(one: Fixed, other: Fixed) -> int | None:
     """The place of the first token that differs; None where all are the same."""
     pairs = enumerate(zip(one.ids, other.ids, strict=True))
@@ -113,10 +109,10 @@ def changed(starts: list[Fixed], end: Fixed) -> str:
     change places where their gap is within what the worst logprob varied by, on either of them.
     """
     first = starts[0]
-    varied = max(mean_apart(first, other) for other in starts)
-    if (drift := mean_apart(first, end)) > 2 * varied + PART:
+    apart = [distance(first.tail, other.tail) for other in starts]
+    varied, worst = max(one.mean for one in apart), max(one.max for one in apart)
+    if (drift := distance(first.tail, end.tail).mean) > 2 * varied + PART:
         return f"the fixed prompt's logprobs moved by {drift:.4f} nats; they varied by {varied:.4f}"
-    worst = max(abs(a - b) for other in starts for a, b in zip(first.tail, other.tail, strict=True))
     partings = [(at, start) for start in starts if (at := parting(start, end)) is not None]
     if len(partings) < len(starts) or any(
         start.gaps[at] <= max(PART, 2 * worst) for at, start in partings
@@ -193,7 +189,8 @@ class Client:
             raise Failed(f"a stream of {wanted} tokens ended with {last}"[:300])
 
     def ask_known(self) -> None:
-        if (drift := mean_apart(self.known, ask_fixed(self.server))) > ASTRAY:
+        drift = distance(self.known.tail, ask_fixed(self.server).tail).mean
+        if drift > ASTRAY:
             raise Failed(f"the fixed prompt's logprobs are off by {drift:.3f} nats under load")
 
     def abort(self) -> None:
