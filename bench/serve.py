@@ -22,7 +22,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import torch
+    from serve_rig import Rig
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 GPU: Final = ROOT / "tests" / "gpu"
@@ -86,22 +90,23 @@ def measure(flavour: str, given: dict[str, Any], out: Path) -> None:
     points = [(streams, context) for context in CONTEXTS for streams in STREAMS]
     # Twice, and the first time is not noted: for its first second a process takes half a millisecond longer
     # between two graphs than ever after, whichever flavour it serves.
-    for noted in (False, True):
-        for streams, context in points:
-            point = {"kind": "decode", "streams": streams, "context": context}
-            if streams * (context + 64) > rig.capacity:
-                if noted:
-                    note(**point, reason=f"the pool holds {rig.capacity} tokens")
-                continue
-            rig.clear()
-            batch = rig.streams(streams, context - WARM - STEPS, source)
-            steps, graphs = rig.decode(batch, WARM + STEPS)
-            if not noted:
-                continue
-            if len(graphs) < len(steps):
-                note(**point, reason=f"{len(steps) - len(graphs)} steps ran without a CUDA graph")
-                continue
-            note(**point, **spread(steps[WARM:]), gpu_ms=spread(graphs[WARM:])["ms"])
+    for streams, context in points:
+        decode(rig, streams, context, source)
+    for streams, context in points:
+        timed = decode(rig, streams, context, source)
+        note(kind="decode", streams=streams, context=context, **timed)
+
+
+def decode(rig: Rig, streams: int, context: int, rows: list[torch.Tensor]) -> dict[str, Any]:
+    """Times of a step that ends at ``context`` tokens a stream, or the ``reason`` why there are none."""
+    if streams * (context + 64) > rig.capacity:
+        return {"reason": f"the pool holds {rig.capacity} tokens"}
+    rig.clear()
+    batch = rig.streams(streams, context - WARM - STEPS, rows)
+    steps, graphs = rig.decode(batch, WARM + STEPS)
+    if len(graphs) < len(steps):
+        return {"reason": f"{len(steps) - len(graphs)} steps ran without a CUDA graph"}
+    return {**spread(steps[WARM:]), "gpu_ms": spread(graphs[WARM:])["ms"]}
 
 
 def spread(seconds: list[float]) -> dict[str, float]:

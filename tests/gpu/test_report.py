@@ -193,6 +193,36 @@ def test_a_page_table_may_be_wider_than_what_it_holds() -> None:
     assert table.tolist() == [[5, 4, 0, 0], [3, 0, 0, 0]]
 
 
+class SmallRig:
+    """Steps of 3 ms, of which the graph takes 2; it counts what it has run."""
+
+    capacity = 10_000
+
+    def __init__(self, graphs: int) -> None:
+        self.graphs, self.ran = graphs, 0
+
+    def clear(self) -> None:
+        pass
+
+    def streams(self, count: int, tokens: int, rows: list[torch.Tensor]) -> tuple[int, int]:
+        return count, tokens
+
+    def decode(self, batch: tuple[int, int], steps: int) -> tuple[list[float], list[float]]:
+        self.ran += 1
+        assert batch == (2, 2048 - steps)
+        return [0.003] * steps, [0.002] * min(steps, self.graphs)
+
+
+def test_a_step_has_its_times_or_the_reason_why_not() -> None:
+    rig = SmallRig(graphs=1000)
+    timed = bench_serve.decode(rig, 2, 2048, [])
+    assert timed == {"ms": 3.0, "least_ms": 3.0, "most_ms": 3.0, "gpu_ms": 2.0}
+    assert bench_serve.decode(rig, 8, 2048, []) == {"reason": "the pool holds 10000 tokens"}
+    assert rig.ran == 1
+    without = bench_serve.decode(SmallRig(graphs=33), 2, 2048, [])
+    assert without == {"reason": "2 steps ran without a CUDA graph"}
+
+
 def test_the_spread_is_in_milliseconds() -> None:
     assert bench_serve.spread([0.003, 0.001, 0.002]) == {"ms": 2.0, "least_ms": 1.0, "most_ms": 3.0}
 
