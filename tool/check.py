@@ -90,7 +90,7 @@ def check(
             bases[release] = _base(git, home, series, lock, release, offline, quiet)
         with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
             known = preimages.known(lock)
-            outlines = Outlines(git, home.store)
+            outlines = Outlines(git)
             return tuple(
                 pool.map(
                     lambda r: _release(git, series, lock.get(r), bases[r], known, outlines),

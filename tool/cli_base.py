@@ -106,15 +106,7 @@ def options(*names: str) -> Callable[[_Command], _Command]:
 
 def load(series_dir: Path | None, *, settle: bool = True) -> tuple[Series, Home]:
     """The series and the tool's folders. ``settle``: first finish what a killed command was writing."""
-    from tool import series
-
-    root, folders = locate(series_dir, settle=settle)
-    return series.load(root), folders
-
-
-def locate(series_dir: Path | None, *, settle: bool = True) -> tuple[Path, Home]:
-    """The project's folder and the tool's folders, as ``load``."""
-    from tool import home, project, transaction
+    from tool import home, project, series, transaction
 
     root = series_dir.absolute() if series_dir else project.find_root(Path.cwd())
     folders = home.locate()
@@ -122,7 +114,7 @@ def locate(series_dir: Path | None, *, settle: bool = True) -> tuple[Path, Home]
         with folders.exclusive():
             if done := transaction.complete(folders):
                 report.note(done)
-    return root, folders
+    return series.load(root), folders
 
 
 def request_of(

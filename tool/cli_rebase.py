@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from tool import report
-from tool.cli_base import load, locate, options, reporting, request_of
+from tool.cli_base import load, options, reporting, request_of
 from tool.report import Report
 
 if TYPE_CHECKING:
-    from tool.answers import Answer
     from tool.drift import Drift
-    from tool.git import Git
 
 
 @click.command()
@@ -65,21 +63,13 @@ def drift(
     series_dir: Path | None,
 ) -> Report:
     """Show what carrying the series to another release would meet; changes nothing."""
-    from tool import answers
+    from tool import drift as command
+    from tool.series import parse_release
 
-    root, home = locate(series_dir)
-
-    def work(git: Git) -> Answer:
-        # All of this is slow to import, and not needed for an answer that is known.
-        from tool import drift as command
-        from tool.series import load, parse_release
-
-        request = request_of(onto, source, release, offline, quiet)
-        start = parse_release(source_release) if source_release else None
-        done = command.within(git, home, load(root), request, source=start)
-        return answers.Answer(drift_report(done), done.rests_on)
-
-    return answers.ask(home, root, (onto, source_release, source, release), work)
+    series, home = load(series_dir)
+    request = request_of(onto, source, release, offline, quiet)
+    start = parse_release(source_release) if source_release else None
+    return drift_report(command.drift(series, home, request, source=start))
 
 
 def drift_report(done: Drift) -> Report:

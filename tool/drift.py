@@ -40,17 +40,6 @@ class Drift:
         trees = [s.applied.tree for s in self.steps if s.applied is not None]
         return trees[-1] if trees else self.base.tree
 
-    @property
-    def rests_on(self) -> frozenset[str] | None:
-        """The objects without which asking again would have something to do: the base, pre-images and
-        results; None where what another repository holds is part of the answer."""
-        if self.base.source != upstream.PYPI:
-            return None
-        applied = [s.applied for s in self.steps if s.applied is not None]
-        results = {oid for a in applied for oid in (a.commit, a.tree)}
-        begun = {oid for _, oid in preimages.orphans([s.patch for s in self.steps], ())}
-        return frozenset({self.base.commit} | results | begun)
-
 
 def drift(series: Series, home: Home, request: Request, *, source: Version | None) -> Drift:
     """Judge every patch of release ``source`` (default: the newest one below) on ``request``.
@@ -61,13 +50,10 @@ def drift(series: Series, home: Home, request: Request, *, source: Version | Non
     with home.exclusive():
         git = home.open_repository()
         landing.recover(git, home)
-        return within(git, home, series, request, source=source)
+        return _drift(git, home, series, request, source)
 
 
-def within(
-    git: Git, home: Home, series: Series, request: Request, *, source: Version | None
-) -> Drift:
-    """``drift`` for a caller that holds the data folder's lock."""
+def _drift(git: Git, home: Home, series: Series, request: Request, source: Version | None) -> Drift:
     lock = locks.load(series.lock_path)
     release = upstream.release_of(series, request)
     start = target.older(lock, release, source)
@@ -75,10 +61,9 @@ def within(
     compose.check_patch_files(patches, lock.get(start))
     base = target.resolve(git, home, series, lock, request, whole=False).base
     old = ready(git, home, series, lock, start, patches, request)
-    store = home.store
 
     def judged(on: Base) -> tuple[Step, ...]:
-        return tuple(replay.replay(git, series, on, patches, old_tree=old, store=store))
+        return tuple(replay.replay(git, series, on, patches, old_tree=old))
 
     steps = judged(base)
     failing = {s.patch.name for s in steps if s.stops}

@@ -14,14 +14,12 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 from tool import scratch
 from tool.errors import EnvironmentFault
 from tool.git import Git, require_version
-from tool.store import Store
 
 APP: Final = "ada-dsa"
 PATIENCE: Final = 2.0
@@ -36,11 +34,6 @@ class Home:
     @property
     def wheels(self) -> Path:
         return self.cache / "wheels"
-
-    @cached_property
-    def store(self) -> Store:
-        """What need not be worked out twice."""
-        return Store(self.cache / "known")
 
     @property
     def repository(self) -> Path:

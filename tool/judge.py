@@ -21,7 +21,6 @@ from tool.presence import Aim, Presence, brief
 from tool.proofs import Outlines, authors_results
 from tool.series import Patch
 from tool.staleness import doubts
-from tool.store import Store
 from tool.successor import Search
 from tool.verdict import Kind, Trouble, Verdict
 
@@ -31,9 +30,9 @@ _SHOWN: Final = 6
 class Judge:
     """Judges patches one after another on ``index``; ``old`` is the tree of the release they come from."""
 
-    def __init__(self, index: Git, old: str | None, new: str, store: Store | None) -> None:
+    def __init__(self, index: Git, old: str | None, new: str) -> None:
         self._index = index
-        self._outlines = Outlines(index, store)
+        self._outlines = Outlines(index)
         self._presence = Presence(index, self._outlines)
         self._search = Search(index, self._outlines, old, new)
 

@@ -27,7 +27,6 @@ from tool.git import Git
 from tool.lock import ABSENT, FileChange
 from tool.patchfile import PatchFile
 from tool.pycheck import Outline
-from tool.store import Store
 
 UNBOUND: Final = "is used, and nothing in the file binds it any more"
 
@@ -172,30 +171,18 @@ def changed_lines(git: Git, before: str, after: str, outlines: Outlines) -> Iter
 
 
 class Outlines:
-    """Outlines by blob id, which means one content everywhere: a file is parsed once a process, or
-    once for all where there is a ``store``."""
+    """Outlines by blob id. An id means one content everywhere, so a process parses a file once."""
 
     _known: ClassVar[dict[str, Outline]] = {}
 
-    def __init__(self, git: Git, store: Store | None = None) -> None:
+    def __init__(self, git: Git) -> None:
         self._git = git
-        self._store = store
 
     def of(self, oid: str) -> Outline:
         """Raises SyntaxError when the file is not Python."""
         if oid not in self._known:
-            self._known[oid] = self._stored(oid) or self._parsed(oid)
+            self._known[oid] = pycheck.outline(self._git.blobs([oid])[oid])
         return self._known[oid]
-
-    def _stored(self, oid: str) -> Outline | None:
-        plain = self._store.get("outline", oid) if self._store else None
-        return pycheck.from_plain(plain) if plain is not None else None
-
-    def _parsed(self, oid: str) -> Outline:
-        found = pycheck.outline(self._git.blobs([oid])[oid])
-        if self._store:
-            self._store.put(pycheck.to_plain(found), "outline", oid)
-        return found
 
     def or_empty(self, oid: str) -> Outline:
         """The outline, or one without symbols for a file that is not Python."""

@@ -15,7 +15,7 @@ import symtable
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 MODULE: Final = "<module>"
 _REDEFINES: Final = {"overload", "setter", "getter", "deleter", "register"}
@@ -53,18 +53,6 @@ def outline(source: bytes) -> Outline:
     counts: Counter[str] = Counter()
     _collect(ast.parse(source).body, "", (), spans, counts)
     return Outline(tuple(spans), counts, frozenset(_unbound(source)))
-
-
-def to_plain(outline: Outline) -> list[Any]:
-    """``outline`` as JSON can hold it."""
-    spans = [(s.name, s.first, s.last) for s in outline.spans]
-    return [spans, outline.counts, sorted(outline.unbound)]
-
-
-def from_plain(plain: list[Any]) -> Outline:
-    """Inverse of ``to_plain``."""
-    spans, counts, unbound = plain
-    return Outline(tuple(Span(*span) for span in spans), Counter(counts), frozenset(unbound))
 
 
 def duplicates(outline: Outline) -> dict[str, int]:

@@ -348,7 +348,6 @@ def _replay(
         series.for_release(state.source),
         old_tree=lock.get(state.source).base_tree,
         decisions=state.decisions,
-        store=home.store,
     ):
         steps.append(step)
         if _is_open(step, state) or step.patch.name == until:

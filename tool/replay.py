@@ -10,20 +10,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from packaging.version import Version
 
-from tool import engine
+from tool import engine, proofs
 from tool.engine import Applied, Base
 from tool.git import Git
+from tool.judge import Judge
 from tool.series import Patch, Series
-from tool.store import Store
 from tool.verdict import Kind, Verdict
-from tool.verdict_cache import VerdictCache
-
-if TYPE_CHECKING:
-    from tool.judge import Judge
 
 
 @dataclass(frozen=True)
@@ -71,16 +66,14 @@ def replay(
     *,
     old_tree: str | None,
     decisions: Mapping[str, Decision] | None = None,
-    store: Store | None = None,
 ) -> Iterator[Step]:
     """Judge ``patches`` in order on ``base``; the caller may stop listening at any step.
 
-    A patch that does not carry over is left out for those after it. A verdict that ``store`` has is
-    not worked out again.
+    A patch that does not carry over is left out for those after it.
     """
     decided = decisions or {}
     with contextlib.ExitStack() as stack:
-        court = _Court(git, stack, old_tree, base.tree, store)
+        court = _Court(git, stack, old_tree, base.tree)
         commit, tree = base.commit, base.tree
         for patch in patches:
             decision = decided.get(patch.name)
@@ -103,40 +96,27 @@ class _Court:
         stack: contextlib.ExitStack,
         old_tree: str | None,
         new_tree: str,
-        store: Store | None,
     ) -> None:
         self._git = git
         self._stack = stack
         self._trees = old_tree, new_tree
-        self._store = store
-        self._known = VerdictCache(store, git, old_tree, new_tree) if store else None
         self._held: str | None = None
         self._index: Git | None = None
         self._judge: Judge | None = None
 
     def judge(self, patch: Patch, commit: str, tree: str) -> Verdict:
-        """The verdict on ``patch`` on top of ``commit``, known or new."""
-        known = self._known.get(patch, commit, tree) if self._known else None
-        if known is not None:
-            return known
+        """The verdict on ``patch`` on top of ``commit``."""
         index = self._holding(tree)
         if self._judge is None:
-            # All that parses and compares comes with it: nothing to load for known verdicts.
-            from tool.judge import Judge
-
-            self._judge = Judge(index, *self._trees, self._store)
+            self._judge = Judge(index, *self._trees)
         verdict = self._judge.judge(patch, commit, tree)
         self._held = verdict.applied.tree if verdict.applied else tree
-        if self._known:
-            self._known.put(verdict, patch, commit, tree)
         return verdict
 
     def obey(self, decision: Decision, patch: Patch, commit: str, tree: str) -> Step:
         """Apply what a person decided."""
         applied = None
         if decision.content is not None:
-            from tool import proofs
-
             patch = replace(patch, given=decision.content)
             index = self._holding(tree)
             applied = engine.apply_one(index, patch, commit, tree)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from tool import pycheck
@@ -67,8 +65,3 @@ def test_symbol_at_is_the_innermost_definition() -> None:
 )
 def test_a_name_nothing_binds(source: str, names: set[str]) -> None:
     assert pycheck.outline(source.encode()).unbound == names
-
-
-def test_outlines_survive_json() -> None:
-    found = pycheck.outline((METHOD + "print(nothing)\n").encode())
-    assert pycheck.from_plain(json.loads(json.dumps(pycheck.to_plain(found)))) == found
