@@ -5,7 +5,7 @@
 Three ways to the same wheel, each in a process of its own, taking turns in one run:
 
 * ``tool build``: the whole command from a warm cache (apply, prove, overlay);
-* overlay: :func:`tool.build.build_fork_wheel` alone, the part the hand-made way corresponds to;
+* overlay: :func:`tool.wheel.overlay.build_fork_wheel` alone, the part the hand-made way corresponds to;
 * by hand: ``wheel unpack``, copy the files over, ``wheel pack``.
 
 The hand-made wheel is checked to install the same package files. Needs the ``wheel`` package.
@@ -28,12 +28,15 @@ from pathlib import Path
 from meter import Measurement, measure, table
 from packaging.version import Version
 
-from tool import home, lock, provenance, series
-from tool.build import KERNEL_PREFIX, build_fork_wheel
-from tool.provenance import Provenance
-from tool.stamp import stamp_metadata
-from tool.wheelfile import Wheel, parse_record
-from tool.wheelimport import PREFIX
+from tool.project import workspace as home
+from tool.series import lockfile as lock
+from tool.series import model as series
+from tool.upstream.wheel_import import PREFIX
+from tool.wheel import sbom as provenance
+from tool.wheel.archive import Wheel, parse_record
+from tool.wheel.overlay import KERNEL_PREFIX, build_fork_wheel
+from tool.wheel.sbom import Provenance
+from tool.wheel.version import stamp_metadata
 
 REFERENCE = "by hand: wheel unpack + copy + wheel pack"
 

@@ -51,7 +51,7 @@ def check(root: Path, rounds: int) -> str:
 
 def drift(root: Path, onto: str, source: str, rounds: int) -> list[tuple[str, Measurement]]:
     """``tool drift`` and plain git, taking turns."""
-    from tool.home import locate
+    from tool.project.workspace import locate
 
     known = locate().cache / "known"
 

@@ -37,12 +37,13 @@ from packaging.version import Version
 from peers_tools import Quilt, QuiltMerge, QuiltNoFuzz, Stg, Tool
 from peers_ways import ROOT, Case, Desk, Piece, Way, environment
 
-from tool import lock as locks
-from tool import patchfile, series_edit
-from tool import series as series_files
-from tool.canonical import canonical_diff
-from tool.git import Git
-from tool.home import Home, locate
+from tool.git.diff import canonical_diff
+from tool.git.repository import Git
+from tool.project.workspace import Home, locate
+from tool.series import edit as series_edit
+from tool.series import lockfile as locks
+from tool.series import model as series_files
+from tool.series import patchfile
 
 JOBS: Final = ("0.5.9:0.5.10", "0.5.12.post1:0.5.13")
 WAYS: Final[tuple[type[Way], ...]] = (Tool, Quilt, QuiltNoFuzz, QuiltMerge, Stg)

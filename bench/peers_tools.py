@@ -11,7 +11,7 @@ from pathlib import Path
 from packaging.version import Version
 from peers_ways import Case, Typed, Way, environment
 
-from tool import lock
+from tool.series import lockfile as lock
 
 
 class Quilt(Way):

@@ -18,10 +18,10 @@ from packaging.version import Version
 from peers_tools import Quilt, QuiltMerge, QuiltNoFuzz, Stg, StgMerged, Tool
 from peers_ways import Case, Piece, Way
 
-from tool.canonical import canonical_diff
-from tool.git import Git
-from tool.home import Home
-from tool.wheelimport import import_wheel
+from tool.git.diff import canonical_diff
+from tool.git.repository import Git
+from tool.project.workspace import Home
+from tool.upstream.wheel_import import import_wheel
 
 SOURCE: Final = "0.5.9"
 ONTO: Final = "0.5.10"

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tool import pycheck
+from tool.analysis import outline as pycheck
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 ABSENT: Final = "0" * 40

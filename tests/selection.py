@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from packaging.version import InvalidVersion, Version
 
-from tool import lock, series
+from tool.series import lockfile as lock
+from tool.series import model as series
 
 BASE = "ADA_BASE_REF"
 """Names a git ref; a release is touched when its patches differ from those at the merge base."""

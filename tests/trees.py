@@ -17,10 +17,15 @@ sys.path.insert(0, str(Path(__file__).parent / "patched"))
 
 import releases
 
-from tool import apply, fetch, home, landing, lock, series
+from tool.apply import worktree as apply
 from tool.errors import EnvironmentFault
-from tool.git import Git
-from tool.upstream import Request
+from tool.git.repository import Git
+from tool.project import checkout as landing
+from tool.project import workspace as home
+from tool.series import lockfile as lock
+from tool.series import model as series
+from tool.upstream import download as fetch
+from tool.upstream.resolve import Request
 
 ROOT = Path(__file__).parent.parent
 CACHE = home.locate().cache

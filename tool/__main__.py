@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tool.cli import main
+from tool.cli.app import main
 
 if __name__ == "__main__":
     main()

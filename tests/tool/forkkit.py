@@ -10,11 +10,11 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from tool.build import BuiltWheel, build_fork_wheel
-from tool.gitid import FILE, blob_id, file_mode, tree_id
-from tool.lock import ABSENT, FileChange, Lock, LockedPatch, LockedRelease, LockedWheel
-from tool.provenance import PatchProvenance
-from tool.wheelfile import RecordRow, Wheel, format_record
+from tool.git.objects import FILE, blob_id, file_mode, tree_id
+from tool.series.lockfile import ABSENT, FileChange, Lock, LockedPatch, LockedRelease, LockedWheel
+from tool.wheel.archive import RecordRow, Wheel, format_record
+from tool.wheel.overlay import BuiltWheel, build_fork_wheel
+from tool.wheel.sbom import PatchProvenance
 
 COMMA = "sglang/srt/configs/E=8,N=64,device_name=X,block_shape=[128, 128].json"
 SCRIPT = "sglang/test/run.sh"

@@ -18,13 +18,17 @@ from typing import Any
 from click.testing import CliRunner, Result
 from packaging.version import Version
 
-from tool import engine, lock, proofs, series, wheelimport
-from tool.cli import main
-from tool.compose import locked_patches
-from tool.engine import Base
-from tool.fetch import sha256
-from tool.home import Home
-from tool.lock import LockedRelease, LockedWheel
+from tool.apply import checks as proofs
+from tool.apply import engine
+from tool.apply.compose import locked_patches
+from tool.apply.engine import Base
+from tool.cli.app import main
+from tool.project.workspace import Home
+from tool.series import lockfile as lock
+from tool.series import model as series
+from tool.series.lockfile import LockedRelease, LockedWheel
+from tool.upstream import wheel_import as wheelimport
+from tool.upstream.download import sha256
 
 RELEASE = "0.5.23"
 UTILS = "python/sglang/srt/utils.py"
@@ -190,8 +194,8 @@ def tree_diff(git_dir: Path, tree: str, edits: dict[str, str | None]) -> bytes:
     """The canonical diff from ``tree`` to ``tree`` with ``edits`` (None deletes)."""
     from dataclasses import replace
 
-    from tool.canonical import canonical_diff
-    from tool.git import Git
+    from tool.git.diff import canonical_diff
+    from tool.git.repository import Git
 
     git = Git(git_dir)
     index = replace(git, index_file=git_dir / "lab-index")
@@ -217,8 +221,8 @@ def git(folder: Path, *args: str) -> str:
 
 def loaded_by(*args: str, env: dict[str, str] | None = None) -> tuple[list[str], set[str]]:
     """What ``tool ARGS`` prints, and the modules it has loaded by its end."""
-    script = f"import sys; sys.argv[1:] = {args}; import tool.cli\n"
-    script += "try: tool.cli.main()\nexcept SystemExit: print(*sys.modules)"
+    script = f"import sys; sys.argv[1:] = {args}; from tool.cli.app import main\n"
+    script += "try: main()\nexcept SystemExit: print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
     *text, modules = done.stdout.splitlines()
     return text, set(modules.split())

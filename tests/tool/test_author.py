@@ -9,7 +9,7 @@ import pytest
 from lab import B_ONLY, TREE, TWINS, UTILS, Lab, git
 from packaging.version import Version
 
-from tool import series
+from tool.series import model as series
 
 STOCK = TREE["sglang/srt/utils.py"]
 ANSWER = STOCK.replace("return 3\n", "return 33\n")

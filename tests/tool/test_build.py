@@ -38,12 +38,13 @@ from forkkit import (
 from packaging.metadata import Metadata
 from packaging.version import Version
 
-from tool import provenance, stamp
-from tool.build import KERNEL_PREFIX, kernel_digest
 from tool.errors import EnvironmentFault, IntegrityError, ToolError, UsageError
-from tool.lock import LockedWheel
-from tool.provenance import PatchProvenance
-from tool.wheelfile import Wheel, content_digest, parse_record
+from tool.series.lockfile import LockedWheel
+from tool.wheel import sbom as provenance
+from tool.wheel import version as stamp
+from tool.wheel.archive import Wheel, content_digest, parse_record
+from tool.wheel.overlay import KERNEL_PREFIX, kernel_digest
+from tool.wheel.sbom import PatchProvenance
 
 FORK_INFO = "sglang-0.5.23+ada.1.dist-info"
 

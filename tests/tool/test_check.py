@@ -8,7 +8,7 @@ import pytest
 from lab import TREE, TWINS, UTILS, Lab, header
 from packaging.version import Version
 
-from tool import lock
+from tool.series import lockfile as lock
 
 EDITED = TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")
 LATER = TREE | {"sglang/srt/utils.py": "# a line more\n" + TREE["sglang/srt/utils.py"]}

@@ -11,8 +11,9 @@ import pytest
 from packaging.version import Version
 
 from ada_dsa import arch, support
-from tool import doctor_judge, series
-from tool.doctor_env import Check, Driver, Environment, Gpu, Owner, SelfTest, Torch
+from tool.doctor import diagnose as doctor_judge
+from tool.doctor.environment import Check, Driver, Environment, Gpu, Owner, SelfTest, Torch
+from tool.series import model as series
 
 ROOT = Path(__file__).parents[2]
 SITE = "/venv/lib/python3.12/site-packages"

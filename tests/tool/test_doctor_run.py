@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tool import doctor_env
-from tool.cli import main
-from tool.doctor import doctor
-from tool.doctor_env import SelfTest
+from tool.cli.app import main
+from tool.doctor import environment as doctor_env
+from tool.doctor.environment import SelfTest
+from tool.doctor.examine import doctor
 from tool.errors import EnvironmentFault, UsageError
 
 

@@ -12,7 +12,13 @@ import click
 import pytest
 from lab import TREE, UTILS, Lab, git, header, loaded_by
 
-from tool import cli, cli_author, cli_doctor, cli_rebase, cli_series, lint, series
+from tool.cli import app as cli
+from tool.cli import author as cli_author
+from tool.cli import doctor as cli_doctor
+from tool.cli import rebase as cli_rebase
+from tool.cli import series as cli_series
+from tool.series import lint
+from tool.series import model as series
 
 EDITED = TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")
 AGAIN = EDITED.replace("return 20\n", "return 2020\n")

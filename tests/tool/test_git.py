@@ -12,10 +12,10 @@ import pytest
 from lab import TREE, UTILS, Lab, git
 from packaging.version import Version
 
-from tool import wheelimport
 from tool.errors import EnvironmentFault, UsageError
-from tool.git import Git, GitFailed, check_ref, failure
-from tool.gitid import blob_id
+from tool.git.objects import blob_id
+from tool.git.repository import Git, GitFailed, check_ref, failure
+from tool.upstream import wheel_import as wheelimport
 
 
 @pytest.mark.parametrize(

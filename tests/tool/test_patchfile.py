@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tool import patchfile
 from tool.errors import UsageError
-from tool.patchfile import Header
+from tool.series import patchfile
+from tool.series.patchfile import Header
 
 DIFF = (
     b"diff --git a/python/sglang/x.py b/python/sglang/x.py\n"

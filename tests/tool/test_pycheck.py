@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tool import pycheck
+from tool.analysis import outline as pycheck
 
 PROPERTY = "class A:\n    @property\n    def x(self): ...\n    @x.setter\n    def x(self, v): ...\n"
 OVERLOAD = "@overload\ndef f(x: int): ...\n@overload\ndef f(x: str): ...\ndef f(x): ...\n"

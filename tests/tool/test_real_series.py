@@ -13,8 +13,9 @@ from click.testing import CliRunner
 from packaging.version import Version
 from trees import CACHE
 
-from tool import lock, series
-from tool.cli import main
+from tool.cli.app import main
+from tool.series import lockfile as lock
+from tool.series import model as series
 
 ROOT = Path(__file__).parents[2]
 

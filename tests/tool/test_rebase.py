@@ -28,8 +28,8 @@ from rebasekit import (
     upgrade,
 )
 
-from tool import series
-from tool.cli import main
+from tool.cli.app import main
+from tool.series import model as series
 
 POINTS = 200
 

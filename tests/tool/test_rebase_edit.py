@@ -21,7 +21,8 @@ from rebasekit import (
     upgrade,
 )
 
-from tool import rebase_state, transaction
+from tool.project import transaction
+from tool.rebase import state as rebase_state
 
 MOVED = {"sglang/srt/limits.py": "X = 0\n" + SOURCE}
 BOTH = OURS.replace("compute_everything()", "compute_everything(needed=True)")

@@ -8,7 +8,7 @@ import pytest
 from lab import Lab
 from rebasekit import MERGED, conflicting, rebase, three_patches
 
-from tool import scratch
+from tool.git import tempdir as scratch
 
 
 def left(lab: Lab) -> list[Path]:

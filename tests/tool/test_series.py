@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from tool import project, series
 from tool.errors import UsageError
+from tool.series import layout as project
+from tool.series import model as series
 
 GOOD = """\
 # the series

@@ -8,8 +8,8 @@ import pytest
 from lab import TREE, UTILS, Lab, git
 from packaging.version import Version
 
-from tool import series
-from tool.preimages import known, orphans
+from tool.apply.preimages import known, orphans
+from tool.series import model as series
 
 STOCK = TREE["sglang/srt/utils.py"]
 ANSWER = STOCK.replace("return 3\n", "return 33\n")

@@ -33,16 +33,18 @@ from forkkit import (
 )
 from packaging.version import Version
 
-from tool import gitid, provenance, stamp
-from tool import lock as locks
-from tool.build import KERNEL_PREFIX
 from tool.errors import IntegrityError, UsageError
-from tool.evidence import VerifyReport
-from tool.home import Home
-from tool.lock import Lock
-from tool.series import Series
-from tool.verify import report_on, verify, verify_installed, verify_tree, verify_wheel
-from tool.wheelfile import Wheel
+from tool.git import objects as gitid
+from tool.project.workspace import Home
+from tool.series import lockfile as locks
+from tool.series.lockfile import Lock
+from tool.series.model import Series
+from tool.verify.checks import VerifyReport
+from tool.verify.verify import report_on, verify, verify_installed, verify_tree, verify_wheel
+from tool.wheel import sbom as provenance
+from tool.wheel import version as stamp
+from tool.wheel.archive import Wheel
+from tool.wheel.overlay import KERNEL_PREFIX
 
 INFO = "sglang-0.5.23+ada.1.dist-info"
 KERNEL = KERNEL_PREFIX + "ops/logits.py"

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tool.errors import IntegrityError, UsageError
-from tool.wheelfile import (
+from tool.wheel.archive import (
     RecordRow,
     Wheel,
     WheelName,

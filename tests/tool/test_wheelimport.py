@@ -10,9 +10,10 @@ import pytest
 from lab import TREE, Lab
 from packaging.version import Version
 
-from tool import lock, wheelimport
 from tool.errors import IntegrityError
-from tool.home import Home
+from tool.project.workspace import Home
+from tool.series import lockfile as lock
+from tool.upstream import wheel_import as wheelimport
 
 V = Version("7.0")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lab import git
 
-from tool import conflict
+from tool.rebase import conflict
 
 
 def test_an_edit_in_the_second_the_file_was_written_counts(tmp_path: Path) -> None:

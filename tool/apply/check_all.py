@@ -1,0 +1,224 @@
+"""``tool check``: the whole series against every supported release, in private indexes.
+
+Per release: every patch applies and its proofs hold (replay); files, trees and commits are those of
+series.lock; a commit exported again is the patch file (round trip); and a patch applied to its own
+result is refused as already there (no double apply). A release whose check fails is a finding, the
+others go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from time import monotonic
+
+from packaging.version import Version
+
+from tool.apply import checks as proofs
+from tool.apply import compose, engine, preimages
+from tool.apply.checks import Outlines
+from tool.apply.engine import Applied, Base
+from tool.errors import ConflictError, EnvironmentFault, ToolError, VerdictError
+from tool.git.diff import canonical_diff
+from tool.git.repository import Git
+from tool.project import checkout as landing
+from tool.project.workspace import Home
+from tool.series import lockfile as locks
+from tool.series import patchfile
+from tool.series.lockfile import Lock, LockedRelease
+from tool.series.model import Patch, Series
+from tool.upstream import resolve as upstream
+from tool.upstream.resolve import Request
+
+REPLAY, LOCK, ROUND_TRIP, TWICE = "replay", "lock", "round trip", "double apply"
+RULES = (REPLAY, LOCK, ROUND_TRIP, TWICE)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``where`` is the patch, or the file of the project, that does not hold."""
+
+    rule: str
+    where: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One release. ``seconds`` is wall time; ``exact`` and ``merged`` count patches."""
+
+    release: Version
+    patches: int
+    exact: int
+    merged: int
+    files: int
+    tree: str
+    seconds: float
+    findings: tuple[Finding, ...]
+
+
+def releases_of(series: Series, lock: Lock, text: str) -> tuple[Version, ...]:
+    """``all``, or a comma-separated list of releases that the lock holds.
+
+    Raises:
+        UsageError: a release the series does not carry.
+    """
+    if text == "all":
+        return tuple(sorted(v for v, entry in lock.releases.items() if entry.patches))
+    wanted = [upstream.release_of(series, Request(part.strip())) for part in text.split(",")]
+    return tuple(lock.get(version).version for version in dict.fromkeys(wanted))
+
+
+def check(
+    series: Series,
+    home: Home,
+    releases: Sequence[Version],
+    *,
+    jobs: int,
+    offline: bool,
+    quiet: bool,
+) -> tuple[Checked, ...]:
+    """Check every release of ``releases``, ``jobs`` at a time.
+
+    Raises:
+        EnvironmentFault: a base cannot be had. Everything about the series itself is a finding.
+    """
+    lock = locks.load(series.lock_path)
+    with home.exclusive():
+        git = home.open_repository()
+        landing.recover(git, home)
+        bases: dict[Version, Base | ToolError] = {}
+        for release in releases:
+            # Serially: imports write refs, and two releases may need the same pre-image.
+            bases[release] = _base(git, home, series, lock, release, offline, quiet)
+        with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
+            known = preimages.known(lock)
+            outlines = Outlines(git)
+            return tuple(
+                pool.map(
+                    lambda r: _release(git, series, lock.get(r), bases[r], known, outlines),
+                    releases,
+                )
+            )
+
+
+def _base(
+    git: Git, home: Home, series: Series, lock: Lock, release: Version, offline: bool, quiet: bool
+) -> Base | ToolError:
+    request = Request(f"v{release}", offline=offline, quiet=quiet)
+    try:
+        base = upstream.resolve(git, home, series, lock, request)
+        patches = series.for_release(release)
+        preimages.ensure(git, home, series, lock, patches, request, release=release)
+        return base
+    except EnvironmentFault:
+        raise
+    except ToolError as error:
+        return error
+
+
+def _release(
+    git: Git,
+    series: Series,
+    locked: LockedRelease,
+    base: Base | ToolError,
+    known: Collection[str],
+    outlines: Outlines,
+) -> Checked:
+    start = monotonic()
+    if isinstance(base, ToolError):
+        return Checked(locked.version, 0, 0, 0, 0, "", 0.0, (_finding(LOCK, base),))
+    patches = series.for_release(locked.version)
+    findings: list[Finding] = []
+    applied: list[Applied] = []
+    files = 0
+    try:
+        compose.check_patch_files(patches, locked)
+    except ToolError as error:
+        findings.append(_finding(LOCK, error))
+    findings += [
+        Finding(
+            LOCK,
+            f"patches/{patch.name}",
+            f"was written on {oid[:12]}, which no release of series.lock gives: only a repository that "
+            "happens to have it can apply the patch; write it anew: tool refresh",
+        )
+        for patch, oid in preimages.orphans(patches, known)
+    ]
+    try:
+        for patch, result, twice in _replay(git, base, patches):
+            applied.append(result)
+            findings += twice
+            findings += _round_trip(git, patch, result)
+        files = proofs.check(git, applied, outlines)
+    except ToolError as error:
+        findings.append(_finding(REPLAY, error))
+    if len(applied) == len(locked.patches):
+        try:
+            compose.check_results(applied, locked, base)
+        except ToolError as error:
+            findings.append(_finding(LOCK, error))
+    exact = sum(a.exact for a in applied)
+    tree = applied[-1].tree if applied else base.tree
+    return Checked(
+        locked.version,
+        len(applied),
+        exact,
+        len(applied) - exact,
+        files,
+        tree,
+        monotonic() - start,
+        tuple(findings),
+    )
+
+
+def _replay(
+    git: Git, base: Base, patches: Sequence[Patch]
+) -> Iterator[tuple[Patch, Applied, list[Finding]]]:
+    """Each patch applied once, and then once more, which must be refused."""
+    with engine.private_index(git, base.tree) as index:
+        commit, tree = base.commit, base.tree
+        for patch in patches:
+            result = engine.apply_one(index, patch, commit, tree)
+            commit, tree = result.commit, result.tree
+            yield patch, result, list(_twice(index, patch, result))
+
+
+def _twice(index: Git, patch: Patch, result: Applied) -> Iterator[Finding]:
+    try:
+        again = engine.apply_one(index, patch, result.commit, result.tree)
+    except VerdictError:
+        return
+    except ConflictError as error:
+        message = f"on its own result it conflicts instead of being seen as there: {error.why}"
+    else:
+        index.run("read-tree", result.tree)
+        message = f"applies to its own result a second time, changing {again.files[0].path}"
+    yield Finding(TWICE, f"patches/{patch.name}", message)
+
+
+def _round_trip(git: Git, patch: Patch, result: Applied) -> Iterator[Finding]:
+    """The commit, exported, is the patch file; where it was merged, but for line numbers and blobs."""
+    message = git.out("log", "-1", "--format=%B", result.commit)
+    header, name = patchfile.from_message(message)
+    diff = canonical_diff(git, result.parent_tree, result.tree)
+    exported = patchfile.render(header, diff)
+    same = exported == patch.content if result.exact else _same_text(result, exported)
+    if not same or name != patch.name:
+        yield Finding(
+            ROUND_TRIP,
+            f"patches/{patch.name}",
+            "its commit, exported again, is another file; write it anew: tool apply, tool export, tool lock",
+        )
+
+
+def _same_text(result: Applied, exported: bytes) -> bool:
+    """The same header and, file by file, the same hunks; positions and blobs may differ."""
+    again = patchfile.parse(result.name, exported)
+    return again.header == result.patch.header and patchfile.same_hunks(again, result.patch)
+
+
+def _finding(rule: str, error: ToolError) -> Finding:
+    message = f"{error.message} ({error.why})" if error.why else error.message
+    return Finding(rule, error.where or "series.lock", message)

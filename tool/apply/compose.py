@@ -1,0 +1,121 @@
+"""The whole series on one release, as commits: base → patches → kernels, checked against the lock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from packaging.version import Version
+
+from tool.apply import engine, preimages
+from tool.apply import kernels as bundle
+from tool.apply.engine import Applied, Base
+from tool.errors import IntegrityError, UsageError
+from tool.git.repository import Git
+from tool.project.workspace import Home
+from tool.series.lockfile import FileChange, Lock, LockedPatch, LockedRelease
+from tool.series.model import Patch, Series
+from tool.upstream import resolve as upstream
+from tool.upstream.resolve import Request
+
+
+@dataclass(frozen=True)
+class Composition:
+    """``head`` is the commit that bundles the kernels, the last of the fork."""
+
+    base: Base
+    applied: tuple[Applied, ...]
+    head: str
+
+
+def compose(git: Git, home: Home, series: Series, lock: Lock, request: Request) -> Composition:
+    """Apply and bundle. Proofs are the caller's: they can run while a worktree is being written.
+
+    Raises:
+        UsageError: unknown release.
+        IntegrityError: a patch file, the base or a result differs from series.lock.
+        ConflictError, VerdictError: a patch does not apply.
+    """
+    release = upstream.release_of(series, request)
+    patches = patches_for(series, release)
+    locked = lock.get(release)
+    check_patch_files(patches, locked)
+    base = upstream.resolve(git, home, series, lock, request)
+    preimages.ensure(git, home, series, lock, patches, request, release=release)
+    applied = engine.apply_series(git, base, patches)
+    check_results(applied, locked, base)
+    tip = applied[-1].commit if applied else base.commit
+    return Composition(base, applied, bundle.commit(git, base, tip, series.kernel_dir))
+
+
+def patches_for(series: Series, release: Version) -> tuple[Patch, ...]:
+    patches = series.for_release(release)
+    if not patches:
+        raise UsageError(
+            f"no patch of the series applies to sglang {release}",
+            where="series.txt",
+            next_step="name a supported release with --sglang-ref (see: tool status)",
+        )
+    return patches
+
+
+def check_patch_files(patches: Sequence[Patch], locked: LockedRelease) -> None:
+    """Every patch file is the one that was proven. Raises IntegrityError naming the first that is not."""
+    names = [p.name for p in patches]
+    wanted = [p.name for p in locked.patches]
+    if names != wanted:
+        raise IntegrityError(
+            f"series.txt lists {', '.join(names)} for {locked.version}",
+            where="series.lock",
+            why=f"proven were {', '.join(wanted)}",
+            next_step="restore series.txt, or prove the new series with tool lock "
+            f"--sglang-ref v{locked.version}",
+        )
+    for patch, entry in zip(patches, locked.patches, strict=True):
+        if patch.sha256 != entry.sha256:
+            raise IntegrityError(
+                "the patch file is not the one that was proven",
+                where=f"patches/{patch.name}",
+                why=f"sha256 {patch.sha256}, locked {entry.sha256}",
+                next_step=f"restore it, or prove the new one: tool lock --sglang-ref v{locked.version}",
+            )
+
+
+def check_results(applied: Sequence[Applied], locked: LockedRelease, base: Base) -> None:
+    """The results are those of the lock: per file for any source, trees and commits for the wheel.
+
+    Raises:
+        IntegrityError: naming the first patch and file that differ.
+    """
+    for patch, entry in zip(applied, locked.patches, strict=True):
+        if differing := _first_difference(patch.files, entry.files):
+            raise IntegrityError(
+                f"{differing}: the result is not the proven one",
+                where=f"patches/{patch.name}",
+                why=f"{base.label} does not hold the files of sglang {locked.version} "
+                "that the series was proven on (a moved tag, or another commit)",
+                next_step=f"use the released wheel: tool apply --sglang-ref v{locked.version} --source pypi",
+            )
+        if base.source == upstream.PYPI and (patch.tree, patch.commit) != (
+            entry.tree,
+            entry.commit,
+        ):
+            raise IntegrityError(
+                "the resulting commit is not the proven one",
+                where=f"patches/{patch.name}",
+                why=f"tree {patch.tree} commit {patch.commit}, locked {entry.tree} {entry.commit}",
+                next_step="restore series.lock, or prove the series anew: tool lock",
+            )
+
+
+def _first_difference(found: Sequence[FileChange], wanted: Sequence[FileChange]) -> str | None:
+    if list(found) == list(wanted):
+        return None
+    got = {f.path: f for f in found}
+    want = {f.path: f for f in wanted}
+    return min(path for path in got.keys() | want.keys() if got.get(path) != want.get(path))
+
+
+def locked_patches(applied: Sequence[Applied]) -> tuple[LockedPatch, ...]:
+    """What a lock entry records of ``applied``."""
+    return tuple(LockedPatch(a.name, a.sha256, a.tree, a.commit, a.files) for a in applied)

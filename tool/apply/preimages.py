@@ -1,0 +1,91 @@
+"""The blobs a three-way merge starts from, for patches that were written for another release.
+
+A patch keeps its file as long as it reads the same, so on a later release its pre-image may be a
+file of an earlier one. Such a blob is a release's file with the patches before it applied: importing
+that release and applying the series to it brings the blob into the repository. series.lock says
+which release that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from packaging.version import Version
+
+from tool.apply import engine
+from tool.git.repository import Git
+from tool.project.workspace import Home
+from tool.series import patchfile
+from tool.series.lockfile import ABSENT, Lock
+from tool.series.model import Patch, Series
+from tool.upstream import resolve as upstream
+from tool.upstream.resolve import Request
+
+
+def ensure(
+    git: Git,
+    home: Home,
+    series: Series,
+    lock: Lock,
+    patches: Sequence[Patch],
+    request: Request,
+    *,
+    release: Version,
+) -> None:
+    """Bring in what ``patches`` need on ``release``, which the lock may or may not hold.
+
+    What no locked release can give is left to the engine, which refuses to go on without it.
+
+    Raises:
+        ToolError: a release that holds a pre-image cannot be had (offline, no network).
+    """
+    _ensure(git, home, series, lock, patches, request, release, frozenset())
+
+
+def _ensure(
+    git: Git,
+    home: Home,
+    series: Series,
+    lock: Lock,
+    patches: Sequence[Patch],
+    request: Request,
+    release: Version,
+    visited: frozenset[Version],
+) -> None:
+    # What applying the series to ``release`` makes or finds by itself.
+    own = lock.releases[release].pre_images if release in lock.releases else frozenset[str]()
+    needed = lacking(git, patches, own)
+    for version, entry in sorted(lock.releases.items()):
+        if not needed or version == release or version in visited:
+            continue
+        if needed.isdisjoint(entry.pre_images):
+            continue
+        source = Request(f"v{version}", offline=request.offline, quiet=request.quiet)
+        base = upstream.resolve(git, home, series, lock, source)
+        theirs = series.for_release(version)
+        seen = visited | {version, release}
+        _ensure(git, home, series, lock, theirs, request, version, seen)
+        engine.apply_series(git, base, theirs)
+        needed = lacking(git, patches, own)
+
+
+def lacking(git: Git, patches: Sequence[Patch], own: Collection[str] = ()) -> frozenset[str]:
+    """Pre-images of ``patches`` that the repository has not, but for those of ``own``."""
+    wanted = {oid for _, oid in orphans(patches, own)}
+    if not wanted:
+        return frozenset()
+    return frozenset(oid for oid, there in git.has_objects(sorted(wanted)).items() if not there)
+
+
+def known(lock: Lock) -> frozenset[str]:
+    """Every blob that some locked release holds where a patch begins."""
+    return frozenset[str]().union(*(entry.pre_images for entry in lock.releases.values()))
+
+
+def orphans(patches: Sequence[Patch], known: Collection[str]) -> Iterator[tuple[Patch, str]]:
+    """Pre-images of ``patches`` that are not ``known``: if those are all that the locked releases give,
+    nothing gives them back, however much is fetched."""
+    for patch in patches:
+        for file in patchfile.parse(patch.name, patch.content).files:
+            if file.before != ABSENT and file.before not in known:
+                yield patch, file.before

@@ -1,0 +1,316 @@
+"""Find the verdict on a patch: apply it, prove the result, or tell why it cannot be applied.
+
+What each verdict means is in :mod:`tool.classify.outcome`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from tool.analysis import outline as pycheck
+from tool.analysis.changes import Block, blocks, text
+from tool.apply import checks as proofs
+from tool.apply import engine
+from tool.apply.checks import Outlines, authors_results
+from tool.apply.engine import Applied
+from tool.classify.outcome import Kind, Trouble, Verdict
+from tool.classify.renames import Search
+from tool.classify.semantics import doubts
+from tool.classify.upstreamed import Aim, Presence, brief
+from tool.errors import ConflictError, VerdictError
+from tool.git.diff import canonical_diff
+from tool.git.repository import Git
+from tool.series import patchfile
+from tool.series.lockfile import ABSENT, FileChange
+from tool.series.model import Patch
+from tool.series.patchfile import PatchFile
+
+_SHOWN: Final = 6
+
+
+class Judge:
+    """Judges patches one after another on ``index``; ``old`` is the tree of the release they come from."""
+
+    def __init__(self, index: Git, old: str | None, new: str) -> None:
+        self._index = index
+        self._outlines = Outlines(index)
+        self._presence = Presence(index, self._outlines)
+        self._search = Search(index, self._outlines, old, new)
+
+    def judge(self, patch: Patch, commit: str, tree: str) -> Verdict:
+        """Apply ``patch`` on ``commit``; ``index`` then holds the result, or ``tree`` as before.
+
+        Raises:
+            EnvironmentFault: a pre-image is missing.
+            IntegrityError: a mode or a link appeared.
+            UsageError: the patch file does not parse.
+        """
+        verdict = self._judge(patch, commit, tree)
+        if not verdict.carries:
+            self._index.run("read-tree", tree)
+        return verdict
+
+    def _judge(self, patch: Patch, commit: str, tree: str) -> Verdict:
+        try:
+            applied = engine.apply_one(self._index, patch, commit, tree)
+        except VerdictError as error:
+            aims = self._aims(patch, tree)
+            return self._already(patch, aims, merged=error.why == engine.EMPTY_MERGE)
+        except ConflictError as error:
+            return self._refused(patch, self._aims(patch, tree), error)
+        try:
+            proofs.check(self._index, [applied], self._outlines)
+        except (ConflictError, VerdictError) as error:
+            return self._unproven(patch, applied, tree, error)
+        verdict = self._carried(applied)
+        if stale := () if applied.exact else tuple(self._stale(self._aims(patch, tree))):
+            return Verdict(patch.name, Kind.STALE, stale + verdict.evidence)
+        return verdict
+
+    # -- it applies -------------------------------------------------------------------------------
+
+    def _carried(self, applied: Applied) -> Verdict:
+        name = applied.name
+        if applied.exact:
+            return Verdict(name, Kind.CLEAN, ("the files it changes are as they were",), applied)
+        again = _parse_diff(self._index, applied)
+        evidence = list(self._moves(applied.patch, again))
+        if not patchfile.same_hunks(again, applied.patch):
+            others = [
+                f.path for f in applied.patch.files if not _reads_alike(f.path, again, applied)
+            ]
+            evidence = [f"{path}: other lines around the change" for path in others] + evidence
+            return Verdict(name, Kind.MERGED, tuple(evidence), applied)
+        if not evidence:
+            return Verdict(name, Kind.CLEAN, ("every hunk is on its line",), applied)
+        return Verdict(name, Kind.MOVED, tuple(evidence), applied)
+
+    def _moves(self, was: PatchFile, now: PatchFile) -> Iterator[str]:
+        """Which symbol moved, and how far, one line of evidence for each symbol and distance."""
+        after = {f.path: f for f in now.files}
+        for file in was.files:
+            other = after.get(file.path)
+            if other is None or len(other.hunks) != len(file.hunks) or file.before == ABSENT:
+                continue
+            outline = self._outlines.or_empty(other.before)
+            seen: dict[tuple[str, int], tuple[int, int]] = {}
+            for old, new in zip(file.hunks, other.hunks, strict=True):
+                offset = next((i for i, x in enumerate(old.lines) if x[:1] in (b"-", b"+")), 0)
+                symbol = outline.symbol_at(new.old_start + offset)
+                distance = new.old_start - old.old_start
+                if distance:
+                    seen.setdefault((symbol, distance), (old.old_start, new.old_start))
+            for (symbol, distance), (old_line, new_line) in seen.items():
+                yield f"{file.path}: {symbol} from line {old_line} to {new_line} ({distance:+d})"
+
+    def _stale(self, aims: Sequence[Aim]) -> Iterator[str]:
+        """What upstream did, outside of the lines the patch touches, that empties it of its meaning."""
+        for aim in aims:
+            ids = sorted({aim.before, aim.result, aim.current} - {ABSENT})
+            yield from doubts(aim, self._index.blobs(ids))
+
+    def _unproven(
+        self, patch: Patch, applied: Applied, tree: str, error: ConflictError | VerdictError
+    ) -> Verdict:
+        """git was content, the proofs are not."""
+        evidence: list[str] = []
+        kind = Kind.CONFLICT
+        aims = self._aims(patch, tree)
+        twice = [e for change in applied.files for e in self._twice(change)]
+        if twice:
+            kind, evidence = Kind.ELSEWHERE, twice
+        elif part := self._part(applied, aims):
+            kind, evidence = Kind.PARTIAL, part
+        elif nameless := [e for change in applied.files for e in self._nameless(change)]:
+            kind, evidence = Kind.STALE, nameless
+        troubles = self._troubles(aims) if kind is Kind.CONFLICT else ()
+        return Verdict(patch.name, kind, tuple(evidence) or (error.message,), None, troubles)
+
+    def _twice(self, change: FileChange) -> Iterator[str]:
+        """Definitions that upstream has in this file already and the patch adds again."""
+        if not change.path.endswith(".py") or ABSENT in (change.before, change.after):
+            return
+        try:
+            before, after = self._outlines.of(change.before), self._outlines.of(change.after)
+        except SyntaxError:
+            return
+        for name in pycheck.new_duplicates(before, after):
+            lines = [span.first for span in before.spans if span.name == name]
+            where = f"line {lines[0]} of the release" if lines else "the patch itself"
+            yield f"{change.path}: {name} is defined already, {where}; the patch adds another"
+
+    def _nameless(self, change: FileChange) -> Iterator[str]:
+        if change.path.endswith(".py") and change.after != ABSENT:
+            for name in proofs.newly_unbound(change, self._outlines):
+                yield f"{change.path}: {name} {proofs.UNBOUND}"
+
+    def _part(self, applied: Applied, aims: Sequence[Aim]) -> list[str]:
+        """What upstream has of a patch that merged to less than it says; empty if that is not it."""
+        changes = {f.path: f for f in applied.files}
+        evidence: list[str] = []
+        for aim in aims:
+            change = changes.get(aim.path)
+            now = (
+                blocks(self._index, aim.path, change.before, change.after, self._outlines)
+                if change
+                else ()
+            )
+            wanted, got = _changed(aim.intended), _changed(now)
+            if got - wanted:
+                return []  # a line is in another place: that is no verdict about upstream
+            missing = wanted - got
+            if change is None:
+                evidence.append(f"{aim.path}: needs no change, the release has it")
+            evidence += [
+                f"{aim.path}: in the release already: {sign}{text(line).strip()} in {symbol}"
+                for sign, line, symbol in list(missing)[:_SHOWN]
+            ]
+        return evidence
+
+    # -- upstream has it --------------------------------------------------------------------------
+
+    def _already(self, patch: Patch, aims: Sequence[Aim], *, merged: bool) -> Verdict:
+        """git says there is nothing left to do: is it the same change, or lines that look like it?"""
+        pairs = [(aim, block) for aim in aims for block in aim.intended]
+        same = [any(block.same_change(other) for other in aim.upstream) for aim, block in pairs]
+        if all(same):
+            return Verdict(patch.name, Kind.EXACT, tuple(_found(pairs)))
+        held = [
+            ok or self._presence.holds(aim, block)
+            for ok, (aim, block) in zip(same, pairs, strict=True)
+        ]
+        if merged or all(held):
+            return Verdict(patch.name, Kind.SQUASHED, tuple(_found(pairs)))
+        # Reverse-apply searches by offset: it found lines like ours, not ours.
+        return self._weigh(patch, aims, "its lines are there, but not where it was written for")
+
+    def _refused(self, patch: Patch, aims: Sequence[Aim], error: ConflictError) -> Verdict:
+        gone = [a for a in aims if a.current == ABSENT and ABSENT not in (a.before, a.result)]
+        if not gone:
+            return self._weigh(patch, aims, error.why or error.message)
+        evidence = []
+        troubles = []
+        for aim in gone:
+            heir = self._search.file(aim.path, aim.before, ABSENT)
+            evidence.append(f"{aim.path} is gone" + (f", now {heir}" if heir else ""))
+            first = aim.intended[0]
+            troubles.append(
+                Trouble(
+                    aim.path, first.symbol, first.old_line, first, (), heir.name if heir else None
+                )
+            )
+        return Verdict(patch.name, Kind.GONE, tuple(evidence), None, tuple(troubles))
+
+    def _weigh(self, patch: Patch, aims: Sequence[Aim], otherwise: str) -> Verdict:
+        """A patch that does not apply: how much of it does the release hold, and where?"""
+        held: list[str] = []
+        elsewhere: list[str] = []
+        open_blocks = 0
+        for aim in aims:
+            for block in aim.intended:
+                if self._presence.holds(aim, block):
+                    held.append(f"{block.place}: the release has these lines: {brief(block)}")
+                elif where := self._presence.elsewhere(aim, block):
+                    elsewhere.append(where)
+                else:
+                    open_blocks += 1
+        troubles = self._troubles(aims)
+        if held and not elsewhere and not open_blocks:
+            return Verdict(patch.name, Kind.SQUASHED, tuple(held), None, troubles)
+        if elsewhere and not open_blocks:
+            return Verdict(patch.name, Kind.ELSEWHERE, tuple(elsewhere + held), None, troubles)
+        if held:
+            return Verdict(patch.name, Kind.PARTIAL, tuple(held + elsewhere), None, troubles)
+        lost = [e for aim in aims for e in self._lost(aim)]
+        if lost:
+            return Verdict(patch.name, Kind.GONE, tuple(lost), None, troubles)
+        clashes = tuple(
+            f"{t.path} line {t.line}, {t.symbol}: upstream changed the same lines" for t in troubles
+        )
+        evidence = (*(clashes or (otherwise,)), *self._stale(aims))
+        return Verdict(patch.name, Kind.CONFLICT, evidence, None, troubles)
+
+    def _lost(self, aim: Aim) -> Iterator[str]:
+        """Symbols the patch changes that the file no longer has."""
+        old, new = self._presence.source(aim.before), self._presence.source(aim.current)
+        if not new.parses:
+            return
+        symbols = {b.symbol for b in aim.intended if old.has(b.symbol)}
+        missing = sorted(s for s in symbols if not new.has(s))
+        left = self._search.left(aim.before, aim.current)
+        heir = self._search.file(aim.path, aim.before, aim.current) if missing or left else None
+        if left and heir is not None:
+            yield f"{aim.path} is a stub, its code is in {heir}"
+        for symbol in missing:
+            within = self._search.symbol(symbol, old, new)
+            if within is not None:
+                yield f"{aim.path}: {symbol} is gone, upstream renamed it to {within}"
+            elif heir is not None:
+                there = self._search.symbol(symbol, old, self._presence.source(heir.blob))
+                yield f"{aim.path}: {symbol} is gone" + (
+                    f", in {heir.name} as {there}" if there else ""
+                )
+            else:
+                yield f"{aim.path}: {symbol} is gone"
+
+    def _troubles(self, aims: Sequence[Aim]) -> tuple[Trouble, ...]:
+        found: list[Trouble] = []
+        for aim in aims:
+            away = any(not self._presence.source(aim.current).has(b.symbol) for b in aim.intended)
+            heir = None
+            if aim.current != ABSENT and (away or self._search.left(aim.before, aim.current)):
+                heir = self._search.file(aim.path, aim.before, aim.current)
+            for block in aim.intended:
+                theirs = tuple(b for b in aim.upstream if b.touches(block))
+                if theirs and not any(block.same_change(b) for b in theirs):
+                    name = heir.name if heir else None
+                    line = block.old_line
+                    found.append(Trouble(aim.path, block.symbol, line, block, theirs, name))
+        return tuple(found)
+
+    def _aims(self, patch: Patch, tree: str) -> tuple[Aim, ...]:
+        parsed = patchfile.parse(patch.name, patch.content)
+        now = engine.current_blobs(self._index, tree, [f.path for f in parsed.files])
+        results = authors_results(self._index, parsed)
+        aims = []
+        for file in parsed.files:
+            result = results[file.path]
+            current = now[file.path]
+            aims.append(
+                Aim(
+                    file.path,
+                    file.before,
+                    result,
+                    current,
+                    blocks(self._index, file.path, file.before, result, self._outlines),
+                    blocks(self._index, file.path, file.before, current, self._outlines),
+                )
+            )
+        return tuple(aims)
+
+
+def _changed(found: Sequence[Block]) -> Counter[tuple[str, bytes, str]]:
+    lines: Counter[tuple[str, bytes, str]] = Counter()
+    for block in found:
+        lines.update(("-", line, block.symbol) for line in block.removed)
+        lines.update(("+", line, block.symbol) for line in block.added)
+    return lines
+
+
+def _found(pairs: Sequence[tuple[Aim, Block]]) -> Iterator[str]:
+    for _, block in pairs:
+        yield f"{block.place}: the release has {brief(block)}"
+
+
+def _parse_diff(git: Git, applied: Applied) -> PatchFile:
+    diff = canonical_diff(git, applied.parent_tree, applied.tree)
+    return patchfile.parse(applied.name, patchfile.render(applied.patch.header, diff))
+
+
+def _reads_alike(path: str, again: PatchFile, applied: Applied) -> bool:
+    def bodies(patch: PatchFile) -> list[tuple[bytes, ...]]:
+        return [h.lines for f in patch.files if f.path == path for h in f.hunks]
+
+    return bodies(again) == bodies(applied.patch)

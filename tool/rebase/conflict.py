@@ -1,0 +1,284 @@
+"""A worktree at the patch a rebase stopped at, for a person to resolve; and what came of it.
+
+The worktree is the release with the patches before it. Files that merge hold the merge, files that
+do not hold markers, zdiff3 where git knows it (2.35), and the index has the three sides, so that
+``git status``, ``git diff`` and a merge tool work. A file that upstream moved is merged into its
+successor.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from tool import atomic
+from tool.analysis import outline as pycheck
+from tool.analysis.outline import Outline
+from tool.apply import engine
+from tool.apply.checks import authors_results
+from tool.classify.outcome import Trouble
+from tool.classify.replay import Step
+from tool.errors import ConflictError, UsageError
+from tool.git import tempdir as scratch
+from tool.git.objects import blob_id
+from tool.git.repository import Git, GitFailed, require_version
+from tool.project import checkout as landing
+from tool.series import patchfile
+from tool.series.lockfile import ABSENT
+from tool.series.patchfile import ROOT
+
+TOKEN: Final = "ada-rebase"
+_ZDIFF3: Final = (2, 35)
+_BEGIN: Final = re.compile(rb"^<{7} ", re.MULTILINE)
+_MARKER: Final = re.compile(rb"^(<{7}|\|{7}|>{7})( |$)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A file of the patch as the worktree holds it; ``path`` is its successor's where it moved."""
+
+    path: str
+    content: bytes | None
+    conflicts: int
+    base: str
+    ours: str
+    theirs: str
+
+    @property
+    def marked_lines(self) -> list[int]:
+        """1-based lines at which a conflict begins."""
+        content = self.content if self.conflicts else None
+        found = _BEGIN.finditer(content) if content else ()
+        return [(content or b"").count(b"\n", 0, match.start()) + 1 for match in found]
+
+    def lines_beside(self, troubles: Sequence[Trouble]) -> list[int]:
+        """1-based lines of a merged file where upstream changed the same lines as the patch, or those
+        next to them: the merge is one that nobody has looked at."""
+        if self.conflicts or self.content is None:
+            return []
+        lines = self.content.split(b"\n")
+        found = set()
+        for trouble in troubles:
+            if trouble.path == self.path and trouble.theirs:
+                near, size = trouble.theirs[0].new_line, len(trouble.ours.added)
+                wanted = list(trouble.ours.added)
+                places = [n + 1 for n in range(len(lines)) if lines[n : n + size] == wanted]
+                found.add(min(places, key=lambda n: abs(n - near)) if size and places else near)
+        return sorted(max(1, line) for line in found)
+
+
+def open_worktree(git: Git, folder: Path, step: Step, *, token: str, label: str) -> list[Merged]:
+    """Make ``folder``, which must not exist; the token, written last, says it is whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    git.run(
+        "worktree", "add", "--no-checkout", "--detach", "--quiet", "--end-of-options",
+        str(folder), step.parent,
+    )  # fmt: skip
+    admin, _, _ = landing.branch_of(folder)
+    tree = Git(admin, work_tree=folder)
+    tree.run("-c", "checkout.workers=0", "reset", "--hard", "--quiet")
+    merged = merge(git, step, label)
+    for file in merged:
+        _write(tree, folder, file)
+    atomic.write(admin / TOKEN, token.encode())
+    return merged
+
+
+def is_whole(folder: Path, token: str) -> bool:
+    """Is ``folder`` the worktree that ``open_worktree`` finished with this token?"""
+    try:
+        admin, _, _ = landing.branch_of(folder)
+        return (admin / TOKEN).read_text(encoding="utf-8") == token
+    except (UsageError, FileNotFoundError, GitFailed):
+        return False
+
+
+def on_disk(folder: Path, file: Merged) -> Merged:
+    """``file`` with what the worktree holds by now."""
+    try:
+        content = (folder / file.path).read_bytes()
+    except FileNotFoundError:
+        return file
+    return replace(file, content=content, conflicts=len(_BEGIN.findall(content)))
+
+
+def is_as_merged(git: Git, step: Step, tree: str, label: str) -> bool:
+    """Is ``tree`` what ``open_worktree`` made, without a conflict and without an edit?"""
+    merged = merge(git, step, label)
+    made = {m.path: ABSENT if m.content is None else blob_id(m.content) for m in merged}
+    was = {m.path: m.ours for m in merged}
+    changed = {path: after for path, (_, after) in _changed(git, step.parent_tree, tree).items()}
+    return not any(m.conflicts for m in merged) and changed == {
+        path: blob for path, blob in made.items() if blob != was[path]
+    }
+
+
+def close_worktree(git: Git, folder: Path) -> None:
+    """Remove the worktree and git's entry for it, whatever state a kill left them in."""
+    if Path.cwd().is_relative_to(folder):
+        os.chdir(folder.parent)  # nothing can be run from a folder that is gone
+    if folder.exists():
+        shutil.rmtree(folder)
+    for entry in (git.git_dir / "worktrees").glob("*"):
+        pointer = entry / "gitdir"
+        named = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
+        # Without a pointer git was killed before it had written one; the entry has the folder's name.
+        if (named and Path(named).parent == folder) or (
+            not named and entry.name.startswith(folder.name)
+        ):
+            shutil.rmtree(entry)
+
+
+def merge(git: Git, step: Step, label: str) -> list[Merged]:
+    """Every file of the patch, merged with what the release has there."""
+    parsed = patchfile.parse(step.patch.name, step.patch.content)
+    moved = {t.path: t.successor for t in step.verdict.troubles if t.successor}
+    paths = [moved.get(f.path) or f.path for f in parsed.files]
+    now = engine.current_blobs(git, step.parent_tree, paths)
+    theirs = authors_results(git, parsed)
+    return [
+        _merge(git, path, file.before, now[path], theirs[file.path], label, step)
+        for path, file in zip(paths, parsed.files, strict=True)
+    ]
+
+
+def _merge(
+    git: Git, path: str, base: str, ours: str, theirs: str, label: str, step: Step
+) -> Merged:
+    if ABSENT in (ours, theirs):
+        # Nothing to merge with: the file as the patch makes it, or as the release has it.
+        gone = theirs == ABSENT
+        whole = gone or base == ABSENT
+        blob = ABSENT if gone and ours == base else (ours if gone or not whole else theirs)
+        content = git.blobs([blob])[blob] if blob != ABSENT else None
+        return Merged(path, content, int(not whole), base, ours, theirs)
+    sides = [oid for oid in (ours, base, theirs) if oid != ABSENT]
+    found = git.blobs(sides) | {ABSENT: b""}
+    style = "--zdiff3" if require_version() >= _ZDIFF3 else "--diff3"
+    names = (label, "the release it was written for", step.patch.name)
+    with scratch.folder(git) as temp:
+        files = [Path(temp) / name for name in ("ours", "base", "theirs")]
+        for file, oid in zip(files, (ours, base, theirs), strict=True):
+            file.write_bytes(found[oid])
+        labels = [part for name in names for part in ("-L", name)]
+        done = git.run(
+            "merge-file", "-p", style, *labels, *(str(file) for file in files), check=False
+        )
+    if done.returncode > 127:
+        raise GitFailed("git merge-file failed", why=done.stderr.decode("utf-8", "replace"))
+    return Merged(path, done.stdout, done.returncode, base, ours, theirs)
+
+
+def _write(tree: Git, folder: Path, file: Merged) -> None:
+    target = folder / file.path
+    if file.content is None:
+        target.unlink(missing_ok=True)
+        tree.run("update-index", "--force-remove", "--", file.path)
+        return
+    if file.ours == ABSENT and file.conflicts:
+        return  # the file is gone and nobody knows where to: the message says so
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(file.content)
+    if not file.conflicts:
+        tree.run("add", "--", file.path)
+        return
+    sides = enumerate((file.base, file.ours, file.theirs), start=1)
+    rows = "".join(f"100644 {oid} {at}\t{file.path}\n" for at, oid in sides if oid != ABSENT)
+    clear = f"0 {ABSENT}\t{file.path}\n"
+    tree.run("update-index", "--index-info", stdin=(clear + rows).encode())
+
+
+def resolved(git: Git, folder: Path, step: Step) -> str:
+    """The tree a person left in ``folder``, committed or not.
+
+    Raises:
+        ConflictError: a marker is left, a file does not parse, or nothing was changed.
+        UsageError: something outside the package was changed.
+    """
+    admin, _, _ = landing.branch_of(folder)
+    tree = work_tree(admin, folder)
+    changed = _changed(git, step.parent_tree, tree)
+    if not changed:
+        raise ConflictError(
+            f"nothing of {step.patch.name} is left in it",
+            where=str(folder),
+            why="the worktree is the release with the patches before this one",
+            next_step="make the change there and continue, or leave the patch out: "
+            "tool rebase --skip --why TEXT",
+        )
+    for path, (before, after) in changed.items():
+        _inspect(git, folder, path, before, after)
+    return tree
+
+
+def work_tree(admin: Path, folder: Path) -> str:
+    """The tree of everything in a worktree, committed or not; its index stays as it is."""
+    with scratch.folder(Git(admin)) as temp:
+        index = Path(temp) / "index"
+        # A copy of the worktree's own index: it knows which files are as they were. Its time goes
+        # along: git reads a file again that is as young as the index (Documentation/technical/
+        # racy-git.txt), and a copy made now would look younger than any edit.
+        shutil.copy2(admin / "index", index)
+        mine = Git(admin, work_tree=folder, index_file=index)
+        mine.run("add", "--all", "--", ".")
+        return mine.out("write-tree")
+
+
+def _inspect(git: Git, folder: Path, path: str, before: str, blob: str) -> None:
+    where = str(folder / path)
+    if not path.startswith(ROOT):
+        raise UsageError(
+            "is outside the package",
+            where=where,
+            next_step=f"a patch changes files below {ROOT}; move or delete it, then continue",
+        )
+    if blob == ABSENT:
+        return
+    content = git.blobs([blob])[blob]
+    if match := _MARKER.search(content):
+        line = content.count(b"\n", 0, match.start()) + 1
+        raise ConflictError(
+            "still has a conflict marker",
+            where=f"{where}:{line}",
+            next_step="resolve it, then: tool rebase --continue",
+        )
+    if path.endswith(".py"):
+        try:
+            outline = pycheck.outline(content)
+        except SyntaxError as error:
+            raise ConflictError(
+                f"does not parse: {error.msg}",
+                where=f"{where}:{error.lineno}",
+                next_step="mend it, then: tool rebase --continue",
+            ) from error
+        _refuse_twice(where, outline, git.blobs([before])[before] if before != ABSENT else None)
+
+
+def _refuse_twice(where: str, outline: Outline, before: bytes | None) -> None:
+    """Raises ConflictError at a definition that the release has once and the worktree twice."""
+    try:
+        old = pycheck.outline(before) if before is not None else None
+    except SyntaxError:
+        old = None
+    for name in pycheck.new_duplicates(old, outline):
+        first, *others = [span.first for span in outline.spans if span.name == name]
+        raise ConflictError(
+            f"{name} is defined twice, at line {first} and here",
+            where=f"{where}:{others[-1]}",
+            why="upstream has one of its own, and the patch adds another",
+            next_step="keep what is needed, then: tool rebase --continue; or, if upstream's does it all: "
+            "tool rebase --skip --why 'upstream REFERENCE'",
+        )
+
+
+def _changed(git: Git, before: str, after: str) -> Mapping[str, tuple[str, str]]:
+    """The blobs before and after, by path."""
+    raw = git.out("diff-tree", "-r", "--raw", "-z", "--no-renames", "--full-index", before, after)
+    words = raw.split("\0")
+    rows = zip(words[0:-1:2], words[1::2], strict=True)
+    return {path: (meta.split()[2], meta.split()[3]) for meta, path in rows}

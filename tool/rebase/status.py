@@ -1,0 +1,117 @@
+"""``tool status``: what the series is, and what each patch does on a given release."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.version import Version
+
+from tool.git.repository import Git
+from tool.project import checkout as landing
+from tool.project.workspace import Home
+from tool.rebase import conflict
+from tool.rebase import state as rebase_state
+from tool.series import lockfile as locks
+from tool.series.model import Patch, Series
+from tool.upstream import wheel_import as wheelimport
+
+
+@dataclass(frozen=True)
+class PatchStatus:
+    """``state``: ``applies``, ``other release``, ``retired`` or ``upstream``; ``detail`` says why."""
+
+    change: str
+    patch: str
+    releases: str
+    state: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Rebase:
+    """A rebase under way in the project ``root``. ``patch`` is where it stopped and ``verdict`` why;
+    both are None when a kill left it between two stops. ``next_step`` is what to type."""
+
+    root: str
+    source: Version
+    onto: Version
+    patch: str | None
+    verdict: str | None
+    worktree: str | None
+    next_step: str
+
+
+@dataclass(frozen=True)
+class Status:
+    release: Version
+    pin: Version
+    revision: int
+    supported: tuple[Version, ...]
+    base: str | None
+    imported: bool
+    cached_wheels: tuple[str, ...]
+    worktrees: dict[str, str]
+    patches: tuple[PatchStatus, ...]
+    rebase: Rebase | None
+
+
+def status(series: Series, home: Home, release: Version) -> Status:
+    """Read-only: looks at the series, the lock, the cache and the repository."""
+    lock = locks.load(series.lock_path)
+    entry = lock.releases.get(release)
+    git = Git(home.repository) if (home.repository / "HEAD").is_file() else None
+    imported = git is not None and git.resolve(wheelimport.ref_of(release)) is not None
+    wheels = entry.wheels if entry else ()
+    return Status(
+        release=release,
+        pin=series.pin,
+        revision=series.revision,
+        supported=tuple(sorted(lock.releases)),
+        base=entry.base_commit if entry else None,
+        imported=imported,
+        cached_wheels=tuple(w.filename for w in wheels if (home.wheels / w.filename).is_file()),
+        worktrees={b: str(p) for b, p in landing.worktrees(git).items()} if git else {},
+        patches=tuple(_patches(series, release)),
+        rebase=_rebase(home),
+    )
+
+
+def _rebase(home: Home) -> Rebase | None:
+    state = rebase_state.load(home)
+    if state is None:
+        return None
+    stop = state.stop
+    if stop is None or not conflict.is_whole(Path(state.folder), stop.token):
+        resume = "tool rebase --continue"
+        return Rebase(state.root, state.source, state.onto, None, None, None, resume)
+    return Rebase(
+        state.root,
+        state.source,
+        state.onto,
+        stop.patch,
+        stop.kind.value,
+        state.folder,
+        "tool rebase, which says what is to be decided and how",
+    )
+
+
+def _patches(series: Series, release: Version) -> Iterator[PatchStatus]:
+    for patch in series.patches:
+        state, detail = _state(series, patch, release)
+        yield PatchStatus(patch.change, patch.name, str(patch.releases), state, detail)
+
+
+def _state(series: Series, patch: Patch, release: Version) -> tuple[str, str]:
+    change = series.change_of(patch)
+    if patch.applies_to(release):
+        return "applies", ""
+    if not change.needed.contains(release, prereleases=True):
+        if change.upstream:
+            return "upstream", f"since {change.upstream}"
+        return "retired", f"needed on {change.needed}"
+    heirs = [p.name for p in series.for_release(release) if p.change == patch.change]
+    if heirs:
+        return "other release", f"({', '.join(heirs)} here)"
+    return "other release", f"sglang {release} is not carried"

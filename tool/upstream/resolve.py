@@ -1,0 +1,182 @@
+"""From what the user typed to a base commit: a release from the package index, or a git ref.
+
+The package index is the default because it is what everyone can reach. With a git source the base
+is sglang's own commit: its id differs from the imported wheel's, but the files the series touches
+are the same, and series.lock proves that per file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from packaging.version import Version
+
+from tool.apply.engine import Base
+from tool.errors import EnvironmentFault, IntegrityError, UsageError
+from tool.git.repository import Git, check_ref, is_oid
+from tool.project.workspace import Home
+from tool.series.lockfile import Lock, LockedRelease
+from tool.series.model import Series, parse_release
+from tool.upstream import download as fetch
+from tool.upstream import wheel_import as wheelimport
+
+PYPI: Final = "pypi"
+GIT: Final = "git"
+DEFAULT_URL: Final = "https://github.com/sgl-project/sglang.git"
+PIN: Final = "pin"
+
+_RELEASE = re.compile(r"v?\d+\.\d+[A-Za-z0-9.+!-]*")
+_URL = re.compile(r"(https|ssh|file)://[^\s-]\S*|[\w.-]+@[\w.-]+:\S+")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to apply to. ``source`` is ``pypi``, ``git`` or a git URL or path; None lets the ref decide."""
+
+    ref: str
+    source: str | None = None
+    release: Version | None = None
+    offline: bool = False
+    quiet: bool = False
+
+
+def release_of(series: Series, request: Request) -> Version:
+    """The release whose patches apply: the ref itself, the one given beside a git ref, or the pin."""
+    if request.release is not None:
+        return request.release
+    if request.ref == PIN:
+        return series.pin
+    return parse_release(request.ref) if _RELEASE.fullmatch(request.ref) else series.pin
+
+
+def is_release(ref: str) -> bool:
+    """Does ``ref`` name a release, or the pin, rather than a git ref?"""
+    return ref == PIN or _RELEASE.fullmatch(ref) is not None
+
+
+def resolve(git: Git, home: Home, series: Series, lock: Lock, request: Request) -> Base:
+    """Find or fetch the base commit.
+
+    Raises:
+        UsageError: unknown release, or not a ref.
+        EnvironmentFault: nothing cached and offline, or the transfer failed.
+        IntegrityError: what came is not what series.lock holds.
+    """
+    release = release_of(series, request)
+    named = is_release(request.ref)
+    if request.source in (None, PYPI) and named:
+        return _from_index(git, home, lock.get(release), request)
+    if request.source == PYPI:
+        raise UsageError(
+            f"{request.ref!r} is not a release, and the package index knows only releases",
+            next_step="name a release (v0.5.23), or take the ref from git: --source git",
+        )
+    url = DEFAULT_URL if request.source in (None, GIT) else _check_url(str(request.source))
+    ref = f"v{release}" if named else check_ref(request.ref)
+    return Base(release, *_from_git(git, url, ref, request), GIT, f"{ref} of {url}")
+
+
+def imported(git: Git, locked: LockedRelease) -> str | None:
+    """The base commit if the repository has it already. Raises IntegrityError when it is another one."""
+    commit = git.resolve(wheelimport.ref_of(locked.version))
+    if commit is not None and commit != locked.base_commit:
+        raise IntegrityError(
+            f"the base of sglang {locked.version} is not the locked one",
+            where=str(git.git_dir),
+            why=f"{wheelimport.ref_of(locked.version)} is {commit}, locked {locked.base_commit}",
+            next_step=f"restore series.lock, or drop the ref: git -C {git.git_dir} update-ref -d "
+            f"{wheelimport.ref_of(locked.version)}",
+        )
+    return commit
+
+
+def _from_index(git: Git, home: Home, locked: LockedRelease, request: Request) -> Base:
+    if imported(git, locked) is None:
+        wanted = fetch.any_wheel(locked, home)
+        path = fetch.wheel(home, locked, wanted, offline=request.offline, quiet=request.quiet)
+        commit = wheelimport.import_wheel(git, path, locked.version, quiet=request.quiet)
+        if commit != locked.base_commit:
+            git.run("update-ref", "-d", wheelimport.ref_of(locked.version))
+            raise IntegrityError(
+                f"importing {path.name} gave commit {commit}",
+                where="series.lock",
+                why=f"the lock holds {locked.base_commit}",
+                next_step="report it: the wheel's hash is right, so the import is not reproducible here",
+            )
+    return Base(locked.version, locked.base_commit, locked.base_tree, PYPI, f"v{locked.version}")
+
+
+def _from_git(git: Git, url: str, ref: str, request: Request) -> tuple[str, str]:
+    """Fetch ``ref`` of ``url`` and return (commit, tree)."""
+    local = f"refs/ada/git/{hashlib.sha256(url.encode()).hexdigest()[:16]}/{ref}"
+    if not request.offline:
+        _fetch(git, url, ref, local)
+    commit = git.resolve(local)
+    if commit is None and not request.offline:
+        # git fetch exits 0 and leaves the ref out when the other side is shallow.
+        raise EnvironmentFault(
+            f"{url} has no complete history of {ref}",
+            why="it is a shallow clone, so the blobs a three-way merge needs may be missing",
+            next_step=f"git -C {url} fetch --unshallow, or use the released wheel: --source pypi",
+        )
+    if commit is None:
+        raise EnvironmentFault(
+            f"{ref} of {url} was never fetched",
+            why="--offline uses nothing but the cache",
+            next_step="run once without --offline",
+        )
+    return commit, git.tree_of(commit)
+
+
+def _fetch(git: Git, url: str, ref: str, local: str) -> None:
+    # A blobless fetch takes the history and leaves file contents to be fetched when a patch needs them.
+    # A local path has no network to save, and its upload-pack may not allow filters.
+    narrow = [] if Path(url).exists() else ["--filter=blob:none"]
+    source = ref if is_oid(ref) else _full_ref(git, url, ref)
+    done = git.run(
+        "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-gc", *narrow,
+        "--end-of-options", url, f"+{source}:{local}", check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        words = done.stderr.decode("utf-8", "replace").strip()
+        raise EnvironmentFault(
+            f"cannot fetch {ref} from {url}",
+            why=words.splitlines()[-1] if words else None,
+            next_step="check the URL and the ref; the released wheel needs no git: --source pypi",
+        )
+
+
+def _full_ref(git: Git, url: str, ref: str) -> str:
+    """``refs/tags/REF`` or ``refs/heads/REF``, whichever the remote has: a tag wins, as in git."""
+    done = git.run(
+        "ls-remote", "--end-of-options", url, f"refs/tags/{ref}", f"refs/heads/{ref}", check=False
+    )
+    if done.returncode != 0:
+        words = done.stderr.decode("utf-8", "replace").strip()
+        raise EnvironmentFault(
+            f"cannot reach {url}",
+            why=words.splitlines()[-1] if words else None,
+            next_step="check the URL; the released wheel needs no git: --source pypi",
+        )
+    names = [line.split("\t")[1] for line in done.stdout.decode().splitlines()]
+    for name in (f"refs/tags/{ref}", f"refs/heads/{ref}"):
+        if name in names:
+            return name
+    raise UsageError(
+        f"{url} has no tag or branch {ref}", next_step="check the spelling of --sglang-ref"
+    )
+
+
+def _check_url(text: str) -> str:
+    if _URL.fullmatch(text):
+        return text
+    if not text.startswith("-") and Path(text).is_dir():
+        return str(Path(text).resolve())
+    raise UsageError(
+        f"{text!r} is not a source",
+        next_step="--source takes pypi, git, an https/ssh/file URL, or the path of a repository",
+    )
