@@ -33,8 +33,9 @@ from tool.series import lockfile as lock
 from tool.series import model as series
 from tool.upstream.wheel_import import PREFIX
 from tool.wheel import sbom as provenance
-from tool.wheel.archive import Wheel, parse_record
+from tool.wheel.archive import Wheel
 from tool.wheel.overlay import KERNEL_PREFIX, build_fork_wheel
+from tool.wheel.record import parse_record
 from tool.wheel.sbom import Provenance
 from tool.wheel.version import stamp_metadata
 

@@ -24,7 +24,7 @@ from typing import Final
 from tool.analysis import outline as pycheck
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-ABSENT: Final = "0" * 40
+NULL_OID: Final = "0" * 40
 _LIMIT: Final = 30
 _CONFLICT: Final = re.compile(
     rb"^<{7}[^\n]*\n(.*?)^(?:\|{7}[^\n]*\n.*?^)?={7}\n.*?^>{7}[^\n]*\n", re.DOTALL | re.MULTILINE

@@ -20,7 +20,7 @@ import releases
 from tool.apply import worktree as apply
 from tool.errors import EnvironmentFault
 from tool.git.repository import Git
-from tool.project import checkout as landing
+from tool.git.worktree import list_worktrees
 from tool.project import workspace as home
 from tool.series import lockfile as lock
 from tool.series import model as series
@@ -86,7 +86,7 @@ class PatchedTrees:
         stock = self._folder / f"stock-v{release}"
         git = Git(place.repository)
         git.run("worktree", "add", "--quiet", "--detach", str(stock), done.composition.base.commit)
-        assert landing.worktrees(git)
+        assert list_worktrees(git)
         found = {
             releases.VARIABLE: str(release),
             "ADA_PATCHED_TREE": str(done.folder / "python"),

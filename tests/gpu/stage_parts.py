@@ -191,7 +191,8 @@ def slim(source: Path, patterns: Sequence[str]) -> int:
 
     Returns the number of members left out.
     """
-    from tool.wheel.archive import Wheel, WheelWriter, format_record, parse_record
+    from tool.wheel.archive import Wheel, WheelWriter
+    from tool.wheel.record import format_record, parse_record
 
     target = source.with_suffix(".slim")
     with Wheel(source) as wheel, target.open("wb") as out:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from tool.git.objects import FILE, blob_id, file_mode, tree_id
-from tool.series.lockfile import ABSENT, FileChange, Lock, LockedPatch, LockedRelease, LockedWheel
-from tool.wheel.archive import RecordRow, Wheel, format_record
+from tool.git.objects import FILE, NULL_OID, blob_id, file_mode, tree_id
+from tool.series.lockfile import FileChange, Lock, LockedPatch, LockedRelease, LockedWheel
+from tool.wheel.archive import Wheel
 from tool.wheel.overlay import BuiltWheel, build_fork_wheel
+from tool.wheel.record import RecordRow, format_record
 from tool.wheel.sbom import PatchProvenance
 
 COMMA = "sglang/srt/configs/E=8,N=64,device_name=X,block_shape=[128, 128].json"
@@ -111,8 +112,8 @@ def lock_for(
     base = tree_id(files)
     changes = []
     for path, data in patched.items():
-        mode, before = files.pop(path, (FILE, ABSENT))
-        after = ABSENT if data is None else blob_id(data)
+        mode, before = files.pop(path, (FILE, NULL_OID))
+        after = NULL_OID if data is None else blob_id(data)
         changes.append(FileChange(path, before, after))
         if data is not None:
             files[path] = (mode, after)

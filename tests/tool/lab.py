@@ -21,7 +21,6 @@ from packaging.version import Version
 from tool.apply import checks as proofs
 from tool.apply import engine
 from tool.apply.compose import locked_patches
-from tool.apply.engine import Base
 from tool.cli.app import main
 from tool.project.workspace import Home
 from tool.series import lockfile as lock
@@ -29,6 +28,7 @@ from tool.series import model as series
 from tool.series.lockfile import LockedRelease, LockedWheel
 from tool.upstream import wheel_import as wheelimport
 from tool.upstream.download import sha256
+from tool.upstream.resolve import Base
 
 RELEASE = "0.5.23"
 UTILS = "python/sglang/srt/utils.py"

@@ -42,8 +42,9 @@ from tool.errors import EnvironmentFault, IntegrityError, ToolError, UsageError
 from tool.series.lockfile import LockedWheel
 from tool.wheel import sbom as provenance
 from tool.wheel import version as stamp
-from tool.wheel.archive import Wheel, content_digest, parse_record
+from tool.wheel.archive import Wheel, content_digest
 from tool.wheel.overlay import KERNEL_PREFIX, kernel_digest
+from tool.wheel.record import parse_record
 from tool.wheel.sbom import PatchProvenance
 
 FORK_INFO = "sglang-0.5.23+ada.1.dist-info"

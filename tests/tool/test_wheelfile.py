@@ -14,16 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tool.errors import IntegrityError, UsageError
-from tool.wheel.archive import (
-    RecordRow,
-    Wheel,
-    WheelName,
-    WheelWriter,
-    content_digest,
-    format_record,
-    parse_record,
-    unsafe_name,
-)
+from tool.wheel.archive import Wheel, WheelName, WheelWriter, content_digest, unsafe_name
+from tool.wheel.record import RecordRow, format_record, parse_record
 
 NAME = "sglang-0.5.23-py3-none-any.whl"
 

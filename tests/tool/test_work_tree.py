@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lab import git
 
-from tool.rebase import conflict
+from tool.git.worktree import write_worktree
 
 
 def test_an_edit_in_the_second_the_file_was_written_counts(tmp_path: Path) -> None:
@@ -23,5 +23,5 @@ def test_an_edit_in_the_second_the_file_was_written_counts(tmp_path: Path) -> No
         if int(written.st_ctime) == int(edited.st_ctime):
             break
     time.sleep(1.1)  # a person asks later; by then a copy of the index is younger than the edit
-    tree = conflict.work_tree(folder / ".git", folder)
+    tree = write_worktree(folder / ".git", folder)
     assert git(folder, "cat-file", "-p", f"{tree}:answer.py") == "ANSWER = 42"

@@ -11,11 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tool.analysis.outline import MODULE, Outline
-from tool.apply.checks import Outlines
-from tool.git.diff import CONTEXT_FREE_HUNK, changed_runs
+from tool.analysis.outline import MODULE, Outline, Outlines
+from tool.git.diff import changed_runs
+from tool.git.objects import NULL_OID
 from tool.git.repository import Git
-from tool.series.lockfile import ABSENT
 
 _SIGNIFICANT: Final = 8
 """Letters and digits a run of lines must have before finding it somewhere says anything."""
@@ -62,11 +61,11 @@ class Source:
 
     def __init__(self, git: Git, outlines: Outlines, blob: str) -> None:
         self.blob = blob
-        content = git.blobs([blob])[blob] if blob != ABSENT else b""
+        content = git.blobs([blob])[blob] if blob != NULL_OID else b""
         self.lines: Sequence[bytes] = content.split(b"\n")
         self.parses = True
         self.outline: Outline = outlines.nothing
-        if blob != ABSENT:
+        if blob != NULL_OID:
             try:
                 self.outline = outlines.of(blob)
             except SyntaxError:
@@ -99,34 +98,25 @@ class Source:
 
 
 def blocks(git: Git, path: str, before: str, after: str, outlines: Outlines) -> tuple[Block, ...]:
-    """The runs that turn blob ``before`` into ``after``; ABSENT is an empty file."""
+    """The runs that turn blob ``before`` into ``after``; NULL_OID is an empty file."""
     if before == after:
         return ()
-    if ABSENT in (before, after):
-        gone = Source(git, outlines, before).lines if before != ABSENT else ()
-        come = Source(git, outlines, after).lines if after != ABSENT else ()
+    if NULL_OID in (before, after):
+        gone = Source(git, outlines, before).lines if before != NULL_OID else ()
+        come = Source(git, outlines, after).lines if after != NULL_OID else ()
         return (Block(path, 0, 0, tuple(gone), tuple(come), MODULE),)
-    raw = changed_runs(git, before, after)
-    return tuple(_read(path, raw, outlines.or_empty(before), outlines.or_empty(after)))
-
-
-def _read(path: str, raw: bytes, old: Outline, new: Outline) -> Iterator[Block]:
-    lines = raw.split(b"\n")
-    at = 0
-    while at < len(lines):
-        match = CONTEXT_FREE_HUNK.match(lines[at])
-        at += 1
-        if not match:
-            continue
-        old_line, new_line = int(match[1]), int(match[3])
-        removed: list[bytes] = []
-        added: list[bytes] = []
-        while at < len(lines) and lines[at][:1] in (b"-", b"+", b"\\"):
-            if lines[at][:1] != b"\\":
-                (removed if lines[at][:1] == b"-" else added).append(lines[at][1:])
-            at += 1
-        symbol = old.symbol_at(old_line) if removed else new.symbol_at(new_line)
-        yield Block(path, old_line, new_line, tuple(removed), tuple(added), symbol)
+    old, new = outlines.or_empty(before), outlines.or_empty(after)
+    return tuple(
+        Block(
+            path,
+            run.old_line,
+            run.new_line,
+            run.removed,
+            run.added,
+            old.symbol_at(run.old_line) if run.removed else new.symbol_at(run.new_line),
+        )
+        for run in changed_runs(git, before, after)
+    )
 
 
 def significant(lines: Sequence[bytes]) -> bool:

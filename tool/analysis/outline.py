@@ -15,7 +15,11 @@ import symtable
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import cached_property
+from typing import ClassVar, Final
+
+from tool.analysis import outline as pycheck
+from tool.git.repository import Git
 
 MODULE: Final = "<module>"
 _REDEFINES: Final = {"overload", "setter", "getter", "deleter", "register"}
@@ -143,3 +147,30 @@ def _decorator(node: ast.expr) -> str:
     if isinstance(node, ast.Attribute):
         return node.attr
     return node.id if isinstance(node, ast.Name) else ""
+
+
+class Outlines:
+    """Outlines by blob id. An id means one content everywhere, so a process parses a file once."""
+
+    _known: ClassVar[dict[str, Outline]] = {}
+
+    def __init__(self, git: Git) -> None:
+        self._git = git
+
+    def of(self, oid: str) -> Outline:
+        """Raises SyntaxError when the file is not Python."""
+        if oid not in self._known:
+            self._known[oid] = pycheck.outline(self._git.blobs([oid])[oid])
+        return self._known[oid]
+
+    def or_empty(self, oid: str) -> Outline:
+        """The outline, or one without symbols for a file that is not Python."""
+        try:
+            return self.of(oid)
+        except SyntaxError:
+            return self.nothing
+
+    @cached_property
+    def nothing(self) -> Outline:
+        """The outline of an empty file."""
+        return pycheck.outline(b"")

@@ -15,12 +15,13 @@ from time import monotonic
 
 from packaging.version import Version
 
+from tool.analysis.outline import Outlines
 from tool.apply import checks as proofs
 from tool.apply import compose, engine, preimages
-from tool.apply.checks import Outlines
-from tool.apply.engine import Applied, Base
+from tool.apply.engine import Applied
 from tool.errors import ConflictError, EnvironmentFault, ToolError, VerdictError
 from tool.git.diff import canonical_diff
+from tool.git.index import private_index
 from tool.git.repository import Git
 from tool.project import checkout as landing
 from tool.project.workspace import Home
@@ -29,7 +30,7 @@ from tool.series import patchfile
 from tool.series.lockfile import Lock, LockedRelease
 from tool.series.model import Patch, Series
 from tool.upstream import resolve as upstream
-from tool.upstream.resolve import Request
+from tool.upstream.resolve import Base, Request
 
 REPLAY, LOCK, ROUND_TRIP, TWICE = "replay", "lock", "round trip", "double apply"
 RULES = (REPLAY, LOCK, ROUND_TRIP, TWICE)
@@ -108,7 +109,7 @@ def _base(
 ) -> Base | ToolError:
     request = Request(f"v{release}", offline=offline, quiet=quiet)
     try:
-        base = upstream.resolve(git, home, series, lock, request)
+        base = upstream.resolve_base(git, home, series, lock, request)
         patches = series.for_release(release)
         preimages.ensure(git, home, series, lock, patches, request, release=release)
         return base
@@ -177,7 +178,7 @@ def _replay(
     git: Git, base: Base, patches: Sequence[Patch]
 ) -> Iterator[tuple[Patch, Applied, list[Finding]]]:
     """Each patch applied once, and then once more, which must be refused."""
-    with engine.private_index(git, base.tree) as index:
+    with private_index(git, base.tree) as index:
         commit, tree = base.commit, base.tree
         for patch in patches:
             result = engine.apply_one(index, patch, commit, tree)

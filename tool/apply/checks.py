@@ -15,19 +15,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Final
 
 from tool.analysis import outline as pycheck
-from tool.analysis.outline import Outline
-from tool.apply import engine
+from tool.analysis.outline import Outlines
 from tool.apply.engine import Applied
 from tool.errors import ConflictError, VerdictError
 from tool.git import tempdir as scratch
-from tool.git.diff import CONTEXT_FREE_HUNK, changed_runs
+from tool.git.diff import changed_runs
+from tool.git.index import find_blobs
+from tool.git.objects import NULL_OID
 from tool.git.repository import Git
-from tool.series.lockfile import ABSENT, FileChange
+from tool.series.lockfile import FileChange
 from tool.series.patchfile import PatchFile
 
 UNBOUND: Final = "is used, and nothing in the file binds it any more"
@@ -61,7 +61,7 @@ def check(git: Git, applied: Sequence[Applied], outlines: Outlines | None = None
         intended = {} if patch.exact else authors_results(git, patch.patch)
         for change in patch.files:
             looked += 1
-            if change.path.endswith(".py") and change.after != ABSENT:
+            if change.path.endswith(".py") and change.after != NULL_OID:
                 _check_python(patch, change, outlines)
             if change.path in intended:
                 before = written[change.path].before
@@ -79,7 +79,7 @@ def _check_python(patch: Applied, change: FileChange, outlines: Outlines) -> Non
         raise _failed(patch, change.path, f"{', '.join(unknown)} {UNBOUND}")
     if not pycheck.duplicates(after):
         return  # spares parsing the file as it was
-    before = outlines.of(change.before) if change.before != ABSENT else None
+    before = outlines.of(change.before) if change.before != NULL_OID else None
     if twice := pycheck.new_duplicates(before, after):
         raise _failed(
             patch,
@@ -91,7 +91,7 @@ def _check_python(patch: Applied, change: FileChange, outlines: Outlines) -> Non
 def newly_unbound(change: FileChange, outlines: Outlines) -> list[str]:
     """Names a change leaves a Python file using that nothing binds, and that it did not use so before."""
     after = outlines.or_empty(change.after).unbound
-    if not after or change.before == ABSENT:
+    if not after or change.before == NULL_OID:
         return sorted(after)
     return sorted(after - outlines.or_empty(change.before).unbound)
 
@@ -138,65 +138,30 @@ def _key(line: ChangedLine) -> tuple[str, bytes, str]:
 def authors_results(git: Git, patch: PatchFile) -> dict[str, str]:
     """Per path, the blob the patch makes of its own pre-image."""
     results = {f.path: f.after for f in patch.files}
-    edited = [f for f in patch.files if ABSENT not in (f.before, f.after)]
+    edited = [f for f in patch.files if NULL_OID not in (f.before, f.after)]
     if not edited:
         return results
     with scratch.folder(git) as folder:
         index = replace(git, index_file=Path(folder) / "index")
         entries = "".join(
-            f"100644 {f.before}\t{f.path}\n" for f in patch.files if f.before != ABSENT
+            f"100644 {f.before}\t{f.path}\n" for f in patch.files if f.before != NULL_OID
         )
         index.run("update-index", "--add", "--index-info", stdin=entries.encode())
         index.run("apply", "--cached", "--whitespace=nowarn", "-p1", "-", stdin=patch.diff)
         tree = index.out("write-tree")
-    return results | engine.current_blobs(git, tree, [f.path for f in edited])
+    return results | find_blobs(git, tree, [f.path for f in edited])
 
 
 def changed_lines(git: Git, before: str, after: str, outlines: Outlines) -> Iterator[ChangedLine]:
     """The added and removed lines between two blobs, each with its symbol."""
-    if ABSENT in (before, after):
+    if NULL_OID in (before, after):
         return
-    raw = changed_runs(git, before, after)
     old, new = outlines.or_empty(before), outlines.or_empty(after)
-    old_line = new_line = 0
-    in_hunk = False
-    for line in raw.split(b"\n"):
-        if match := CONTEXT_FREE_HUNK.match(line):
-            old_line, new_line = int(match[1]), int(match[3])
-            in_hunk = True
-        elif in_hunk and line.startswith(b"-"):
-            yield ChangedLine("-", line[1:], old.symbol_at(old_line))
-            old_line += 1
-        elif in_hunk and line.startswith(b"+"):
-            yield ChangedLine("+", line[1:], new.symbol_at(new_line))
-            new_line += 1
-
-
-class Outlines:
-    """Outlines by blob id. An id means one content everywhere, so a process parses a file once."""
-
-    _known: ClassVar[dict[str, Outline]] = {}
-
-    def __init__(self, git: Git) -> None:
-        self._git = git
-
-    def of(self, oid: str) -> Outline:
-        """Raises SyntaxError when the file is not Python."""
-        if oid not in self._known:
-            self._known[oid] = pycheck.outline(self._git.blobs([oid])[oid])
-        return self._known[oid]
-
-    def or_empty(self, oid: str) -> Outline:
-        """The outline, or one without symbols for a file that is not Python."""
-        try:
-            return self.of(oid)
-        except SyntaxError:
-            return self.nothing
-
-    @cached_property
-    def nothing(self) -> Outline:
-        """The outline of an empty file."""
-        return pycheck.outline(b"")
+    for run in changed_runs(git, before, after):
+        for line, text in enumerate(run.removed, run.old_line):
+            yield ChangedLine("-", text, old.symbol_at(line))
+        for line, text in enumerate(run.added, run.new_line):
+            yield ChangedLine("+", text, new.symbol_at(line))
 
 
 def _failed(patch: Applied, path: str, message: str) -> ConflictError:

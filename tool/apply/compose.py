@@ -9,14 +9,14 @@ from packaging.version import Version
 
 from tool.apply import engine, preimages
 from tool.apply import kernels as bundle
-from tool.apply.engine import Applied, Base
+from tool.apply.engine import Applied
 from tool.errors import IntegrityError, UsageError
 from tool.git.repository import Git
 from tool.project.workspace import Home
 from tool.series.lockfile import FileChange, Lock, LockedPatch, LockedRelease
 from tool.series.model import Patch, Series
 from tool.upstream import resolve as upstream
-from tool.upstream.resolve import Request
+from tool.upstream.resolve import Base, Request
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def compose(git: Git, home: Home, series: Series, lock: Lock, request: Request) 
     patches = patches_for(series, release)
     locked = lock.get(release)
     check_patch_files(patches, locked)
-    base = upstream.resolve(git, home, series, lock, request)
+    base = upstream.resolve_base(git, home, series, lock, request)
     preimages.ensure(git, home, series, lock, patches, request, release=release)
     applied = engine.apply_series(git, base, patches)
     check_results(applied, locked, base)

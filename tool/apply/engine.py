@@ -9,47 +9,25 @@ patch was written for.
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from packaging.version import Version
-
 from tool.errors import ConflictError, EnvironmentFault, IntegrityError, VerdictError
-from tool.git import tempdir as scratch
+from tool.git.diff import changed_files
+from tool.git.index import commit_tree, find_blobs, private_index
+from tool.git.objects import NULL_OID
 from tool.git.repository import Git, missing_object
 from tool.series import patchfile
-from tool.series.lockfile import ABSENT, FileChange
+from tool.series.lockfile import FileChange
 from tool.series.model import Patch
 from tool.series.patchfile import PatchFile
-from tool.upstream.wheel_import import DATE, IDENTITY
+from tool.upstream.resolve import Base
 
-_NAME, _, _EMAIL = IDENTITY.rstrip(">").partition(" <")
-COMMIT_ENV: Final = {
-    "GIT_AUTHOR_NAME": _NAME,
-    "GIT_AUTHOR_EMAIL": _EMAIL,
-    "GIT_AUTHOR_DATE": DATE,
-    "GIT_COMMITTER_NAME": _NAME,
-    "GIT_COMMITTER_EMAIL": _EMAIL,
-    "GIT_COMMITTER_DATE": DATE,
-}
 EMPTY_MERGE: Final = "merging it changes nothing"
 """The stronger evidence of the two: the merge is anchored in the pre-image, reverse-apply searches."""
 _FILE_MODES: Final = {"000000", "100644", "100755"}
-
-
-@dataclass(frozen=True)
-class Base:
-    """A commit to apply to. ``source`` is ``pypi`` (the released wheel) or ``git``."""
-
-    release: Version
-    commit: str
-    tree: str
-    source: str
-    label: str
 
 
 @dataclass(frozen=True)
@@ -85,19 +63,6 @@ def apply_series(git: Git, base: Base, patches: Sequence[Patch]) -> tuple[Applie
     return tuple(done)
 
 
-@contextlib.contextmanager
-def private_index(git: Git, tree: str) -> Iterator[Git]:
-    """``git`` with an index of its own that holds ``tree``; commits made with it have the fixed identity."""
-    with scratch.folder(git) as folder:
-        place = Path(folder)
-        # A folder of its own to run in: what git may check out there is thrown away with it.
-        (place / "cwd").mkdir()
-        environment = {**git.env, **COMMIT_ENV}
-        index = replace(git, index_file=place / "index", cwd=place / "cwd", env=environment)
-        index.run("read-tree", tree)
-        yield index
-
-
 def apply_one(index: Git, patch: Patch, parent: str, parent_tree: str) -> Applied:
     """Apply ``patch`` to ``index``, which holds ``parent_tree`` (and does again after an error).
 
@@ -105,7 +70,7 @@ def apply_one(index: Git, patch: Patch, parent: str, parent_tree: str) -> Applie
         ToolError: as ``apply_series``.
     """
     parsed = patchfile.parse(patch.name, patch.content)
-    blobs = current_blobs(index, parent_tree, [f.path for f in parsed.files])
+    blobs = find_blobs(index, parent_tree, [f.path for f in parsed.files])
     exact = all(blobs[f.path] == f.before for f in parsed.files)
     if not exact:
         _need_preimages(index, patch, parsed, blobs)
@@ -127,19 +92,9 @@ def merge(index: Git, diff: bytes) -> subprocess.CompletedProcess[bytes]:
     return index.run(*args, stdin=diff, check=False)
 
 
-def commit_tree(git: Git, tree: str, parent: str, message: str) -> str:
-    """A commit with the fixed identity and date; ``git.env`` must hold COMMIT_ENV."""
-    return git.out("commit-tree", tree, "-p", parent, stdin=message.encode())
-
-
-def current_blobs(git: Git, tree: str, paths: Sequence[str]) -> dict[str, str]:
-    """Blob id per path in ``tree``; ABSENT for a path that is not there."""
-    return {path: git.find(f"{tree}:{path}") or ABSENT for path in paths}
-
-
 def _need_preimages(git: Git, patch: Patch, parsed: PatchFile, blobs: dict[str, str]) -> None:
     """A three-way merge without its pre-image silently becomes an offset search: refuse instead."""
-    wanted = [f.before for f in parsed.files if f.before != ABSENT and blobs[f.path] != f.before]
+    wanted = [f.before for f in parsed.files if f.before != NULL_OID and blobs[f.path] != f.before]
     for oid, there in git.has_objects(wanted).items():
         if not there:
             fault = missing_object(oid, patch.name)
@@ -152,19 +107,17 @@ def _need_preimages(git: Git, patch: Patch, parsed: PatchFile, blobs: dict[str, 
 
 
 def _changes(git: Git, before: str, after: str, patch: Patch) -> tuple[FileChange, ...]:
-    raw = git.out("diff-tree", "-r", "--raw", "-z", "--no-renames", "--full-index", before, after)
-    words = raw.split("\0")
     files = []
-    for meta, path in zip(words[0:-1:2], words[1::2], strict=True):
-        old_mode, new_mode, old, new, _ = meta.lstrip(":").split()
-        kept = old_mode == new_mode or "000000" in (old_mode, new_mode)
-        if not kept or {old_mode, new_mode} - _FILE_MODES:
+    for change in changed_files(git, before, after):
+        modes = {change.old_mode, change.new_mode}
+        kept = len(modes) == 1 or "000000" in modes
+        if not kept or modes - _FILE_MODES:
             raise IntegrityError(
-                f"{path}: mode {old_mode} became {new_mode}",
+                f"{change.path}: mode {change.old_mode} became {change.new_mode}",
                 where=f"patches/{patch.name}",
                 why="a patch of this series changes text, not modes or links",
             )
-        files.append(FileChange(path, old, new))
+        files.append(FileChange(change.path, change.before, change.after))
     return tuple(files)
 
 

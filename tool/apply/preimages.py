@@ -13,10 +13,11 @@ from collections.abc import Collection, Iterator, Sequence
 from packaging.version import Version
 
 from tool.apply import engine
+from tool.git.objects import NULL_OID
 from tool.git.repository import Git
 from tool.project.workspace import Home
 from tool.series import patchfile
-from tool.series.lockfile import ABSENT, Lock
+from tool.series.lockfile import Lock
 from tool.series.model import Patch, Series
 from tool.upstream import resolve as upstream
 from tool.upstream.resolve import Request
@@ -61,7 +62,7 @@ def _ensure(
         if needed.isdisjoint(entry.pre_images):
             continue
         source = Request(f"v{version}", offline=request.offline, quiet=request.quiet)
-        base = upstream.resolve(git, home, series, lock, source)
+        base = upstream.resolve_base(git, home, series, lock, source)
         theirs = series.for_release(version)
         seen = visited | {version, release}
         _ensure(git, home, series, lock, theirs, request, version, seen)
@@ -87,5 +88,5 @@ def orphans(patches: Sequence[Patch], known: Collection[str]) -> Iterator[tuple[
     nothing gives them back, however much is fetched."""
     for patch in patches:
         for file in patchfile.parse(patch.name, patch.content).files:
-            if file.before != ABSENT and file.before not in known:
+            if file.before != NULL_OID and file.before not in known:
                 yield patch, file.before

@@ -14,18 +14,20 @@ from pathlib import Path
 from packaging.version import Version
 
 from tool.apply import checks as proofs
-from tool.apply import engine, preimages, relabel
+from tool.apply import engine, preimages
 from tool.apply import kernels as bundle
 from tool.apply.compose import locked_patches
-from tool.apply.engine import Applied, Base
+from tool.apply.engine import Applied
+from tool.apply.lock import recompute_commits
 from tool.authoring import mail as mailbox
 from tool.errors import ConflictError, UsageError
 from tool.git.diff import canonical_diff
+from tool.git.index import private_index
 from tool.git.repository import Git
+from tool.git.worktree import read_head, write_worktree
 from tool.project import checkout as landing
 from tool.project import transaction
 from tool.project.workspace import Home
-from tool.rebase import conflict
 from tool.series import edit as series_edit
 from tool.series import lockfile as locks
 from tool.series import model as series_files
@@ -36,7 +38,7 @@ from tool.series.lockfile import Lock, LockedRelease
 from tool.series.model import Patch, Series
 from tool.series.patchfile import Header
 from tool.upstream import resolve as upstream
-from tool.upstream.resolve import Request
+from tool.upstream.resolve import Base, Request
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Author:
         """The base of a carried release, with every pre-image its patches need."""
         self.lock.get(release)
         request = Request(f"v{release}", offline=self._offline, quiet=self._quiet)
-        base = upstream.resolve(self.git, self._home, self._series, self.lock, request)
+        base = upstream.resolve_base(self.git, self._home, self._series, self.lock, request)
         patches = self._series.for_release(release)
         preimages.ensure(
             self.git, self._home, self._series, self.lock, patches, request, release=release
@@ -116,7 +118,7 @@ class Author:
         text = str(self.text)
         series = series_files.parse(self._series.root, text)
         bases = {release: self.base(release) for release in releases}
-        lock = relabel.relabel(self.lock, self._series, headers or {})
+        lock = recompute_commits(self.lock, self._series, headers or {})
         for release, base in bases.items():
             applied, renewed = self._prove(series, release, base, given, lock, set(bases))
             given |= renewed
@@ -167,7 +169,7 @@ class Author:
         """
         renewed: dict[str, bytes] = {}
         done: list[Applied] = []
-        with engine.private_index(self.git, base.tree) as index:
+        with private_index(self.git, base.tree) as index:
             commit, tree = base.commit, base.tree
             for listed in series.for_release(release):
                 patch = replace(listed, given=given.get(listed.name))
@@ -338,7 +340,7 @@ def _add(
 def _worktree(author: Author, folder: Path, *, clean: bool = False) -> tuple[Version, bytes]:
     """The release of a worktree that ``tool apply`` made, and its uncommitted changes as a diff,
     which may be none only if ``clean``."""
-    admin, head, branch = landing.branch_of(folder)
+    admin, head, branch = read_head(folder)
     repository = author.git
     tip = repository.resolve(landing.tip_ref(branch)) if branch else None
     base = repository.resolve(landing.base_ref(branch)) if branch else None
@@ -361,7 +363,7 @@ def _worktree(author: Author, folder: Path, *, clean: bool = False) -> tuple[Ver
             where=str(folder),
             next_step="make a worktree of a supported release: tool apply --sglang-ref v0.5.23",
         )
-    tree = conflict.work_tree(admin, folder)
+    tree = write_worktree(admin, folder)
     before = repository.tree_of(head)
     if tree == before and not clean:
         raise UsageError(
@@ -380,7 +382,7 @@ def _worktree(author: Author, folder: Path, *, clean: bool = False) -> tuple[Ver
 def _on(git: Git, tree: str, diff: bytes, name: str) -> str:
     """``tree`` with ``diff`` merged into it from the blobs it was made on."""
     patchfile.parse(name, b"Description: an edit\n---\n" + diff)
-    with engine.private_index(git, tree) as index:
+    with private_index(git, tree) as index:
         done = engine.merge(index, diff)
         if done.returncode != 0:
             raise ConflictError(

@@ -16,6 +16,7 @@ from tool.apply import kernels as bundle
 from tool.errors import UsageError
 from tool.git.diff import canonical_diff
 from tool.git.repository import Git
+from tool.git.worktree import list_changes, read_head
 from tool.project import checkout as landing
 from tool.project.workspace import Home
 from tool.series import patchfile
@@ -40,8 +41,8 @@ def export(series: Series, home: Home, folder: Path) -> Exported:
     with home.exclusive():
         repository = home.open_repository()
         landing.recover(repository, home)
-        admin, head, branch = landing.branch_of(folder.absolute())
-        if dirty := landing.changes(admin, folder):
+        admin, head, branch = read_head(folder.absolute())
+        if dirty := list_changes(admin, folder):
             raise UsageError(
                 f"has uncommitted changes, first {dirty[0]}",
                 where=str(folder),

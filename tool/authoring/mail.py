@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from tool.apply import engine
 from tool.errors import ConflictError, UsageError
 from tool.git.diff import canonical_diff
+from tool.git.index import find_blobs, private_index
+from tool.git.objects import NULL_OID
 from tool.git.repository import Git
 from tool.series import patchfile
-from tool.series.lockfile import ABSENT
 
 _DIFF: Final = re.compile(rb"^diff --git ", re.MULTILINE)
 _HUNK: Final = re.compile(rb"^@@ -(\d+)", re.MULTILINE)
@@ -76,7 +76,7 @@ def apply(git: Git, tree: str, mail: Mail, name: str) -> str:
         UsageError: it holds what a patch of this series may not.
     """
     _check_places(git, tree, mail.diff, name)
-    with engine.private_index(git, tree) as index:
+    with private_index(git, tree) as index:
         done = index.run(
             "apply", "--cached", "--whitespace=nowarn", "-p1", "-", stdin=mail.diff, check=False
         )
@@ -104,8 +104,8 @@ def _check_places(git: Git, tree: str, diff: bytes, name: str) -> None:
     """Every hunk's old lines stand where the hunk says: then git has nothing to search for."""
     for section in _DIFF.split(diff)[1:]:
         path = section.split(b"\n", 1)[0].decode("utf-8", "replace").rpartition(" b/")[2]
-        blob = engine.current_blobs(git, tree, [path])[path] if path else ABSENT
-        lines = git.blobs([blob])[blob].split(b"\n") if blob != ABSENT else []
+        blob = find_blobs(git, tree, [path])[path] if path else NULL_OID
+        lines = git.blobs([blob])[blob].split(b"\n") if blob != NULL_OID else []
         for start, old in _hunks(section):
             at = start - 1 if old else start
             if lines[at : at + len(old)] != old:

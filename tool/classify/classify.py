@@ -11,9 +11,10 @@ from typing import Final
 
 from tool.analysis import outline as pycheck
 from tool.analysis.changes import Block, blocks, text
+from tool.analysis.outline import Outlines
 from tool.apply import checks as proofs
 from tool.apply import engine
-from tool.apply.checks import Outlines, authors_results
+from tool.apply.checks import authors_results
 from tool.apply.engine import Applied
 from tool.classify.outcome import Kind, Trouble, Verdict
 from tool.classify.renames import Search
@@ -21,9 +22,11 @@ from tool.classify.semantics import doubts
 from tool.classify.upstreamed import Aim, Presence, brief
 from tool.errors import ConflictError, VerdictError
 from tool.git.diff import canonical_diff
+from tool.git.index import find_blobs
+from tool.git.objects import NULL_OID
 from tool.git.repository import Git
 from tool.series import patchfile
-from tool.series.lockfile import ABSENT, FileChange
+from tool.series.lockfile import FileChange
 from tool.series.model import Patch
 from tool.series.patchfile import PatchFile
 
@@ -92,7 +95,7 @@ class Judge:
         after = {f.path: f for f in now.files}
         for file in was.files:
             other = after.get(file.path)
-            if other is None or len(other.hunks) != len(file.hunks) or file.before == ABSENT:
+            if other is None or len(other.hunks) != len(file.hunks) or file.before == NULL_OID:
                 continue
             outline = self._outlines.or_empty(other.before)
             seen: dict[tuple[str, int], tuple[int, int]] = {}
@@ -108,7 +111,7 @@ class Judge:
     def _stale(self, aims: Sequence[Aim]) -> Iterator[str]:
         """What upstream did, outside of the lines the patch touches, that empties it of its meaning."""
         for aim in aims:
-            ids = sorted({aim.before, aim.result, aim.current} - {ABSENT})
+            ids = sorted({aim.before, aim.result, aim.current} - {NULL_OID})
             yield from doubts(aim, self._index.blobs(ids))
 
     def _unproven(
@@ -130,7 +133,7 @@ class Judge:
 
     def _twice(self, change: FileChange) -> Iterator[str]:
         """Definitions that upstream has in this file already and the patch adds again."""
-        if not change.path.endswith(".py") or ABSENT in (change.before, change.after):
+        if not change.path.endswith(".py") or NULL_OID in (change.before, change.after):
             return
         try:
             before, after = self._outlines.of(change.before), self._outlines.of(change.after)
@@ -142,7 +145,7 @@ class Judge:
             yield f"{change.path}: {name} is defined already, {where}; the patch adds another"
 
     def _nameless(self, change: FileChange) -> Iterator[str]:
-        if change.path.endswith(".py") and change.after != ABSENT:
+        if change.path.endswith(".py") and change.after != NULL_OID:
             for name in proofs.newly_unbound(change, self._outlines):
                 yield f"{change.path}: {name} {proofs.UNBOUND}"
 
@@ -187,13 +190,13 @@ class Judge:
         return self._weigh(patch, aims, "its lines are there, but not where it was written for")
 
     def _refused(self, patch: Patch, aims: Sequence[Aim], error: ConflictError) -> Verdict:
-        gone = [a for a in aims if a.current == ABSENT and ABSENT not in (a.before, a.result)]
+        gone = [a for a in aims if a.current == NULL_OID and NULL_OID not in (a.before, a.result)]
         if not gone:
             return self._weigh(patch, aims, error.why or error.message)
         evidence = []
         troubles = []
         for aim in gone:
-            heir = self._search.file(aim.path, aim.before, ABSENT)
+            heir = self._search.file(aim.path, aim.before, NULL_OID)
             evidence.append(f"{aim.path} is gone" + (f", now {heir}" if heir else ""))
             first = aim.intended[0]
             troubles.append(
@@ -260,7 +263,7 @@ class Judge:
         for aim in aims:
             away = any(not self._presence.source(aim.current).has(b.symbol) for b in aim.intended)
             heir = None
-            if aim.current != ABSENT and (away or self._search.left(aim.before, aim.current)):
+            if aim.current != NULL_OID and (away or self._search.left(aim.before, aim.current)):
                 heir = self._search.file(aim.path, aim.before, aim.current)
             for block in aim.intended:
                 theirs = tuple(b for b in aim.upstream if b.touches(block))
@@ -272,7 +275,7 @@ class Judge:
 
     def _aims(self, patch: Patch, tree: str) -> tuple[Aim, ...]:
         parsed = patchfile.parse(patch.name, patch.content)
-        now = engine.current_blobs(self._index, tree, [f.path for f in parsed.files])
+        now = find_blobs(self._index, tree, [f.path for f in parsed.files])
         results = authors_results(self._index, parsed)
         aims = []
         for file in parsed.files:

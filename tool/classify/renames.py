@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from tool.analysis.changes import Source
-from tool.apply.checks import Outlines
-from tool.apply.engine import current_blobs
+from tool.analysis.outline import Outlines
+from tool.git.index import find_blobs
+from tool.git.objects import NULL_OID
 from tool.git.repository import Git
-from tool.series.lockfile import ABSENT
 
 _DEFINITION: Final = re.compile(r"\s*(?:async\s+)?(?:def|class)\s+(\w+)")
 _GREP: Final = r"^[[:space:]]*(async[[:space:]]+)?(def|class)[[:space:]]+[A-Za-z_]"
@@ -51,7 +51,7 @@ class Search:
 
     def file(self, path: str, before: str, current: str) -> Successor | None:
         """The file that now holds what ``path`` held as blob ``before``; ``current`` is what it is now."""
-        names = self._names(before) - (self._names(current) if current != ABSENT else set())
+        names = self._names(before) - (self._names(current) if current != NULL_OID else set())
         if self._old is None:
             return None
         if not names:
@@ -60,7 +60,7 @@ class Search:
         best = max(shares, key=lambda p: (shares[p], p), default=None)
         if best is None or shares[best] < _SAME_FILE:
             return None
-        return Successor(best, current_blobs(self._git, self._new, [best])[best], shares[best])
+        return Successor(best, find_blobs(self._git, self._new, [best])[best], shares[best])
 
     def left(self, before: str, current: str) -> bool:
         """Did most of what the file defined leave it? What is left is a stub that imports the rest."""
@@ -90,7 +90,7 @@ class Search:
         ).split("\0")  # fmt: skip
         for status, old, new in zip(rows[0::3], rows[1::3], rows[2::3], strict=False):
             if old == path:
-                blob = current_blobs(self._git, self._new, [new])[new]
+                blob = find_blobs(self._git, self._new, [new])[new]
                 return Successor(new, blob, int(status[1:]) / 100)
         return None
 

@@ -15,11 +15,13 @@ from packaging.version import Version
 
 from tool.apply import checks as proofs
 from tool.apply import engine
-from tool.apply.engine import Applied, Base
+from tool.apply.engine import Applied
 from tool.classify.classify import Judge
 from tool.classify.outcome import Kind, Verdict
+from tool.git.index import private_index
 from tool.git.repository import Git
 from tool.series.model import Patch, Series
+from tool.upstream.resolve import Base
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class _Court:
     def _holding(self, tree: str) -> Git:
         """The index, holding ``tree``."""
         if self._index is None:
-            self._index = self._stack.enter_context(engine.private_index(self._git, tree))
+            self._index = self._stack.enter_context(private_index(self._git, tree))
         elif self._held != tree:
             self._index.run("read-tree", tree)
         self._held = tree

@@ -19,7 +19,7 @@ from typing import Final
 
 from tool.analysis.changes import significant, text
 from tool.classify.upstreamed import Aim
-from tool.series.lockfile import ABSENT
+from tool.git.objects import NULL_OID
 
 _WORD: Final = re.compile(rb"[A-Za-z_]\w*")
 _OPENING: Final = frozenset("([{")
@@ -35,7 +35,7 @@ def doubts(aim: Aim, contents: Mapping[str, bytes]) -> Iterator[str]:
     ``contents`` holds the three blobs of ``aim`` by id. Nothing is said of a file that is added or
     removed, or that the release has as the author had it.
     """
-    if ABSENT in (aim.before, aim.result, aim.current) or aim.before == aim.current:
+    if NULL_OID in (aim.before, aim.result, aim.current) or aim.before == aim.current:
         return
     yield from _left_over(aim, contents)
     if aim.path.endswith(".py"):

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tool.analysis.changes import Block, Source, significant, text
-from tool.apply.checks import Outlines
+from tool.analysis.outline import Outlines
+from tool.git.objects import NULL_OID
 from tool.git.repository import Git
-from tool.series.lockfile import ABSENT
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Presence:
 
     def elsewhere(self, aim: Aim, block: Block) -> str | None:
         """Evidence that the release has ``block``'s new lines in another symbol of the same file."""
-        if not significant(block.added) or aim.current == ABSENT:
+        if not significant(block.added) or aim.current == NULL_OID:
             return None
         old, new = self.source(aim.before), self.source(aim.current)
         places = [

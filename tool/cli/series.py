@@ -225,7 +225,7 @@ def lock(refs: tuple[str, ...], offline: bool, quiet: bool, series_dir: Path | N
         releases = [v for v in locks.load(series.lock_path).releases if series.for_release(v)]
     changed = []
     for release in releases or [series.pin]:
-        if command.relock(series, home, release, offline=offline, quiet=quiet):
+        if command.update_lock(series, home, release, offline=offline, quiet=quiet):
             changed.append(str(release))
     lines = [f"recorded v{release}" for release in changed]
     lines.append("series.lock updated" if changed else "series.lock is up to date")

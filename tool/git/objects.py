@@ -61,3 +61,7 @@ def commit_id(tree: str, parent: str, identity: str, date: str, message: str) ->
         f"committer {identity} {date}\n\n{message}"
     ).encode()
     return hashlib.sha1(b"commit %d\0" % len(body) + body).hexdigest()
+
+
+NULL_OID = "0" * 40
+"""Blob id that stands for "no such file", as in git's raw diff."""

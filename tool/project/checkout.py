@@ -25,6 +25,7 @@ from typing import Final
 from tool import atomic
 from tool.errors import EnvironmentFault, UsageError
 from tool.git.repository import TIMEOUT, Git, failure
+from tool.git.worktree import find_admin, list_changes, list_worktrees, read_head, read_text
 from tool.project.workspace import Home
 
 STAGING: Final = ".tool-staging"
@@ -81,7 +82,7 @@ def inspect(git: Git, folder: Path, branch: str | None, default: str) -> Target:
         UsageError: the folder holds something that is not a clean worktree of this tool, or the
             branch is taken or carries commits of the user's.
     """
-    admin = _admin_of(folder)
+    admin = find_admin(folder)
     if admin is None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UsageError(
@@ -119,8 +120,8 @@ def recover(git: Git, home: Home) -> str | None:
         return None
     _unlock(git, journal)
     folder = Path(journal.folder)
-    admin = _admin_of(folder)
-    landed = admin is not None and _read(admin / _TOKEN) == journal.token
+    admin = find_admin(folder)
+    landed = admin is not None and read_text(admin / _TOKEN) == journal.token
     if landed:
         _discard(git, Path(journal.staged), folder)
         outcome = f"finished an interrupted apply into {folder}"
@@ -163,7 +164,7 @@ class _Landing:
                 "worktree", "add", "--no-checkout", "--detach", "--quiet",
                 "--end-of-options", str(self._staged), self._head,
             )  # fmt: skip
-            self._admin = _admin_of(self._staged)
+            self._admin = find_admin(self._staged)
             worktree = Git(self._admin or self._git.git_dir, work_tree=self._staged)
             # More workers than one: checking out 6,000 files is bound by system calls.
             self._checkout = worktree.start(
@@ -234,50 +235,8 @@ class _Landing:
             self._staged.rename(folder)
 
 
-def worktrees(git: Git) -> dict[str, Path]:
-    """Branch → folder of every live worktree."""
-    found: dict[str, Path] = {}
-    folder: Path | None = None
-    for line in git.out("worktree", "list", "--porcelain").splitlines():
-        key, _, value = line.partition(" ")
-        if key == "worktree":
-            folder = Path(value)
-        elif key == "branch" and folder is not None and folder.exists():
-            found[value.removeprefix("refs/heads/")] = folder
-    return found
-
-
-def branch_of(folder: Path) -> tuple[Path, str, str | None]:
-    """(administrative folder, HEAD commit, branch) of a worktree of this tool.
-
-    Raises:
-        UsageError: ``folder`` is not one.
-    """
-    admin = _admin_of(folder)
-    if admin is None or not admin.is_dir():
-        raise UsageError(
-            "is not a worktree of this tool",
-            where=str(folder),
-            next_step="make one with: tool apply",
-        )
-    git = Git(admin)
-    name = (
-        git.run("symbolic-ref", "--quiet", "--short", "HEAD", check=False).stdout.decode().strip()
-    )
-    return admin, git.out("rev-parse", "HEAD"), name or None
-
-
-def changes(admin: Path, folder: Path) -> list[str]:
-    """Paths that differ from HEAD, untracked ones included; empty for a clean worktree."""
-    git = Git(admin, work_tree=folder)
-    rows = git.out("status", "--porcelain", "-z", "--untracked-files=all", "--no-renames").split(
-        "\0"
-    )
-    return [row[3:] for row in rows if row]
-
-
 def _existing(git: Git, folder: Path, admin: Path, branch: str | None) -> Target:
-    _, head, current = branch_of(folder)
+    _, head, current = read_head(folder)
     if current is None:
         raise UsageError(
             "is not on a branch", where=str(folder), next_step="choose another folder with --into"
@@ -288,7 +247,7 @@ def _existing(git: Git, folder: Path, admin: Path, branch: str | None) -> Target
             where=str(folder),
             next_step="choose another folder with --into",
         )
-    if dirty := changes(admin, folder):
+    if dirty := list_changes(admin, folder):
         raise UsageError(
             f"has {len(dirty)} uncommitted change(s), first {dirty[0]}",
             where=str(folder),
@@ -306,7 +265,7 @@ def _check_branch(git: Git, target: Target) -> None:
     tip = git.resolve(f"refs/heads/{branch}")
     if tip is None:
         return
-    elsewhere = worktrees(git).get(branch)
+    elsewhere = list_worktrees(git).get(branch)
     if elsewhere is not None and elsewhere.resolve() != target.folder.resolve():
         raise UsageError(
             f"branch {branch} is checked out in {elsewhere}",
@@ -355,18 +314,18 @@ def _discard(git: Git, staged: Path, folder: Path) -> None:
     """
     import shutil
 
-    admin = _admin_of(staged)
+    admin = find_admin(staged)
     # First the one only this folder names: without the folder nothing would lead to it any more.
     if admin is not None and admin.is_dir():
         shutil.rmtree(admin)
     if staged.exists():
         shutil.rmtree(staged)
     for entry in (git.git_dir / "worktrees").glob("*"):
-        text = _read(entry / "gitdir").strip()
+        text = read_text(entry / "gitdir").strip()
         if not text:
             stale = entry.name.startswith(staged.name)
         elif Path(text).parent in (staged, folder):
-            used = _admin_of(Path(text).parent)
+            used = find_admin(Path(text).parent)
             stale = used is None or used.resolve() != entry.resolve()
         else:
             stale = False
@@ -374,19 +333,6 @@ def _discard(git: Git, staged: Path, folder: Path) -> None:
             shutil.rmtree(entry)
     with contextlib.suppress(OSError):
         staged.parent.rmdir()
-
-
-def _admin_of(folder: Path) -> Path | None:
-    """The administrative folder a linked worktree's ``.git`` file names."""
-    text = _read(folder / ".git")
-    return Path(text.removeprefix("gitdir: ").strip()) if text.startswith("gitdir: ") else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return ""
 
 
 def _journal_path(home: Home) -> Path:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -19,17 +19,17 @@ from typing import Final
 from tool import atomic
 from tool.analysis import outline as pycheck
 from tool.analysis.outline import Outline
-from tool.apply import engine
 from tool.apply.checks import authors_results
 from tool.classify.outcome import Trouble
 from tool.classify.replay import Step
 from tool.errors import ConflictError, UsageError
 from tool.git import tempdir as scratch
-from tool.git.objects import blob_id
+from tool.git.diff import changed_files
+from tool.git.index import find_blobs
+from tool.git.objects import NULL_OID, blob_id
 from tool.git.repository import Git, GitFailed, require_version
-from tool.project import checkout as landing
+from tool.git.worktree import read_head, write_worktree
 from tool.series import patchfile
-from tool.series.lockfile import ABSENT
 from tool.series.patchfile import ROOT
 
 TOKEN: Final = "ada-rebase"
@@ -79,7 +79,7 @@ def open_worktree(git: Git, folder: Path, step: Step, *, token: str, label: str)
         "worktree", "add", "--no-checkout", "--detach", "--quiet", "--end-of-options",
         str(folder), step.parent,
     )  # fmt: skip
-    admin, _, _ = landing.branch_of(folder)
+    admin, _, _ = read_head(folder)
     tree = Git(admin, work_tree=folder)
     tree.run("-c", "checkout.workers=0", "reset", "--hard", "--quiet")
     merged = merge(git, step, label)
@@ -92,7 +92,7 @@ def open_worktree(git: Git, folder: Path, step: Step, *, token: str, label: str)
 def is_whole(folder: Path, token: str) -> bool:
     """Is ``folder`` the worktree that ``open_worktree`` finished with this token?"""
     try:
-        admin, _, _ = landing.branch_of(folder)
+        admin, _, _ = read_head(folder)
         return (admin / TOKEN).read_text(encoding="utf-8") == token
     except (UsageError, FileNotFoundError, GitFailed):
         return False
@@ -110,9 +110,9 @@ def on_disk(folder: Path, file: Merged) -> Merged:
 def is_as_merged(git: Git, step: Step, tree: str, label: str) -> bool:
     """Is ``tree`` what ``open_worktree`` made, without a conflict and without an edit?"""
     merged = merge(git, step, label)
-    made = {m.path: ABSENT if m.content is None else blob_id(m.content) for m in merged}
+    made = {m.path: NULL_OID if m.content is None else blob_id(m.content) for m in merged}
     was = {m.path: m.ours for m in merged}
-    changed = {path: after for path, (_, after) in _changed(git, step.parent_tree, tree).items()}
+    changed = {c.path: c.after for c in changed_files(git, step.parent_tree, tree)}
     return not any(m.conflicts for m in merged) and changed == {
         path: blob for path, blob in made.items() if blob != was[path]
     }
@@ -139,7 +139,7 @@ def merge(git: Git, step: Step, label: str) -> list[Merged]:
     parsed = patchfile.parse(step.patch.name, step.patch.content)
     moved = {t.path: t.successor for t in step.verdict.troubles if t.successor}
     paths = [moved.get(f.path) or f.path for f in parsed.files]
-    now = engine.current_blobs(git, step.parent_tree, paths)
+    now = find_blobs(git, step.parent_tree, paths)
     theirs = authors_results(git, parsed)
     return [
         _merge(git, path, file.before, now[path], theirs[file.path], label, step)
@@ -150,15 +150,15 @@ def merge(git: Git, step: Step, label: str) -> list[Merged]:
 def _merge(
     git: Git, path: str, base: str, ours: str, theirs: str, label: str, step: Step
 ) -> Merged:
-    if ABSENT in (ours, theirs):
+    if NULL_OID in (ours, theirs):
         # Nothing to merge with: the file as the patch makes it, or as the release has it.
-        gone = theirs == ABSENT
-        whole = gone or base == ABSENT
-        blob = ABSENT if gone and ours == base else (ours if gone or not whole else theirs)
-        content = git.blobs([blob])[blob] if blob != ABSENT else None
+        gone = theirs == NULL_OID
+        whole = gone or base == NULL_OID
+        blob = NULL_OID if gone and ours == base else (ours if gone or not whole else theirs)
+        content = git.blobs([blob])[blob] if blob != NULL_OID else None
         return Merged(path, content, int(not whole), base, ours, theirs)
-    sides = [oid for oid in (ours, base, theirs) if oid != ABSENT]
-    found = git.blobs(sides) | {ABSENT: b""}
+    sides = [oid for oid in (ours, base, theirs) if oid != NULL_OID]
+    found = git.blobs(sides) | {NULL_OID: b""}
     style = "--zdiff3" if require_version() >= _ZDIFF3 else "--diff3"
     names = (label, "the release it was written for", step.patch.name)
     with scratch.folder(git) as temp:
@@ -180,7 +180,7 @@ def _write(tree: Git, folder: Path, file: Merged) -> None:
         target.unlink(missing_ok=True)
         tree.run("update-index", "--force-remove", "--", file.path)
         return
-    if file.ours == ABSENT and file.conflicts:
+    if file.ours == NULL_OID and file.conflicts:
         return  # the file is gone and nobody knows where to: the message says so
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(file.content)
@@ -188,8 +188,8 @@ def _write(tree: Git, folder: Path, file: Merged) -> None:
         tree.run("add", "--", file.path)
         return
     sides = enumerate((file.base, file.ours, file.theirs), start=1)
-    rows = "".join(f"100644 {oid} {at}\t{file.path}\n" for at, oid in sides if oid != ABSENT)
-    clear = f"0 {ABSENT}\t{file.path}\n"
+    rows = "".join(f"100644 {oid} {at}\t{file.path}\n" for at, oid in sides if oid != NULL_OID)
+    clear = f"0 {NULL_OID}\t{file.path}\n"
     tree.run("update-index", "--index-info", stdin=(clear + rows).encode())
 
 
@@ -200,9 +200,9 @@ def resolved(git: Git, folder: Path, step: Step) -> str:
         ConflictError: a marker is left, a file does not parse, or nothing was changed.
         UsageError: something outside the package was changed.
     """
-    admin, _, _ = landing.branch_of(folder)
-    tree = work_tree(admin, folder)
-    changed = _changed(git, step.parent_tree, tree)
+    admin, _, _ = read_head(folder)
+    tree = write_worktree(admin, folder)
+    changed = changed_files(git, step.parent_tree, tree)
     if not changed:
         raise ConflictError(
             f"nothing of {step.patch.name} is left in it",
@@ -211,22 +211,9 @@ def resolved(git: Git, folder: Path, step: Step) -> str:
             next_step="make the change there and continue, or leave the patch out: "
             "tool rebase --skip --why TEXT",
         )
-    for path, (before, after) in changed.items():
-        _inspect(git, folder, path, before, after)
+    for change in changed:
+        _inspect(git, folder, change.path, change.before, change.after)
     return tree
-
-
-def work_tree(admin: Path, folder: Path) -> str:
-    """The tree of everything in a worktree, committed or not; its index stays as it is."""
-    with scratch.folder(Git(admin)) as temp:
-        index = Path(temp) / "index"
-        # A copy of the worktree's own index: it knows which files are as they were. Its time goes
-        # along: git reads a file again that is as young as the index (Documentation/technical/
-        # racy-git.txt), and a copy made now would look younger than any edit.
-        shutil.copy2(admin / "index", index)
-        mine = Git(admin, work_tree=folder, index_file=index)
-        mine.run("add", "--all", "--", ".")
-        return mine.out("write-tree")
 
 
 def _inspect(git: Git, folder: Path, path: str, before: str, blob: str) -> None:
@@ -237,7 +224,7 @@ def _inspect(git: Git, folder: Path, path: str, before: str, blob: str) -> None:
             where=where,
             next_step=f"a patch changes files below {ROOT}; move or delete it, then continue",
         )
-    if blob == ABSENT:
+    if blob == NULL_OID:
         return
     content = git.blobs([blob])[blob]
     if match := _MARKER.search(content):
@@ -256,7 +243,7 @@ def _inspect(git: Git, folder: Path, path: str, before: str, blob: str) -> None:
                 where=f"{where}:{error.lineno}",
                 next_step="mend it, then: tool rebase --continue",
             ) from error
-        _refuse_twice(where, outline, git.blobs([before])[before] if before != ABSENT else None)
+        _refuse_twice(where, outline, git.blobs([before])[before] if before != NULL_OID else None)
 
 
 def _refuse_twice(where: str, outline: Outline, before: bytes | None) -> None:
@@ -274,11 +261,3 @@ def _refuse_twice(where: str, outline: Outline, before: bytes | None) -> None:
             next_step="keep what is needed, then: tool rebase --continue; or, if upstream's does it all: "
             "tool rebase --skip --why 'upstream REFERENCE'",
         )
-
-
-def _changed(git: Git, before: str, after: str) -> Mapping[str, tuple[str, str]]:
-    """The blobs before and after, by path."""
-    raw = git.out("diff-tree", "-r", "--raw", "-z", "--no-renames", "--full-index", before, after)
-    words = raw.split("\0")
-    rows = zip(words[0:-1:2], words[1::2], strict=True)
-    return {path: (meta.split()[2], meta.split()[3]) for meta, path in rows}

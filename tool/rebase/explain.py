@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from packaging.version import Version
 
 from tool.analysis.changes import blocks
+from tool.analysis.outline import Outlines
 from tool.apply import compose, engine, preimages
-from tool.apply.checks import Outlines
-from tool.apply.engine import Applied, Base
+from tool.apply.engine import Applied
 from tool.classify import replay
 from tool.errors import UsageError
 from tool.git.repository import Git
@@ -21,7 +21,7 @@ from tool.series import patchfile
 from tool.series.lockfile import Lock
 from tool.series.model import Patch, Series
 from tool.upstream import resolve as upstream
-from tool.upstream.resolve import Request
+from tool.upstream.resolve import Base, Request
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _applied(
     patches = compose.patches_for(series, release)
     compose.check_patch_files(patches, locked)
     request = Request(f"v{release}", offline=offline, quiet=quiet)
-    base = upstream.resolve(git, home, series, lock, request)
+    base = upstream.resolve_base(git, home, series, lock, request)
     preimages.ensure(git, home, series, lock, patches, request, release=release)
     applied = engine.apply_series(git, base, patches)
     compose.check_results(applied, locked, base)

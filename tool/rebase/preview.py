@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from packaging.version import InvalidVersion, Version
 
 from tool.apply import compose, engine, preimages
-from tool.apply.engine import Base
 from tool.classify import replay
 from tool.classify.outcome import Kind
 from tool.classify.replay import Step
@@ -21,9 +20,8 @@ from tool.series.lockfile import Lock
 from tool.series.model import Patch, Series
 from tool.upstream import download as fetch
 from tool.upstream import resolve as upstream
-from tool.upstream import target
 from tool.upstream import wheel_import as wheelimport
-from tool.upstream.resolve import Request
+from tool.upstream.resolve import Base, Request, previous_release, resolve_release
 
 
 @dataclass(frozen=True)
@@ -62,10 +60,10 @@ def drift(series: Series, home: Home, request: Request, *, source: Version | Non
 def _drift(git: Git, home: Home, series: Series, request: Request, source: Version | None) -> Drift:
     lock = locks.load(series.lock_path)
     release = upstream.release_of(series, request)
-    start = target.older(lock, release, source)
+    start = previous_release(lock, release, source)
     patches = compose.patches_for(series, start)
     compose.check_patch_files(patches, lock.get(start))
-    base = target.resolve(git, home, series, lock, request, whole=False).base
+    base = resolve_release(git, home, series, lock, request, whole=False).base
     old = ready(git, home, series, lock, start, patches, request)
 
     def judged(on: Base) -> tuple[Step, ...]:
@@ -108,7 +106,7 @@ def ready(
     # A release's base is looked up even where no blob is missing: its tree tells what upstream renamed.
     source = Request(f"v{start}", offline=request.offline, quiet=request.quiet)
     preimages.ensure(git, home, series, lock, patches, source, release=start)
-    base = upstream.resolve(git, home, series, lock, source)
+    base = upstream.resolve_base(git, home, series, lock, source)
     if preimages.lacking(git, patches):
         applied = engine.apply_series(git, base, patches)
         compose.check_results(applied, lock.get(start), base)

@@ -19,15 +19,15 @@ from typing import Final
 
 from packaging.version import Version
 
-from tool.apply import engine
-from tool.apply.engine import Base
 from tool.classify.replay import Step, replay
 from tool.errors import ToolError
+from tool.git.index import find_blobs
 from tool.git.repository import Git
 from tool.project.workspace import Home
 from tool.series import patchfile
 from tool.series.model import Patch, Series
 from tool.series.patchfile import PatchFile
+from tool.upstream.resolve import Base
 
 _FOLDER: Final = "resolutions"
 
@@ -92,7 +92,7 @@ def _known(home: Home, parsed: PatchFile) -> Iterator[Resolution]:
 
 def _distance(git: Git, step: Step, found: Resolution) -> int:
     """How many of the files are others than those it was made on."""
-    now = engine.current_blobs(git, step.parent_tree, list(found.upstream))
+    now = find_blobs(git, step.parent_tree, list(found.upstream))
     return sum(now[path] != blob for path, blob in found.upstream.items())
 
 

@@ -16,7 +16,6 @@ from typing import Final
 from packaging.version import Version
 
 from tool.apply import compose
-from tool.apply.engine import Base
 from tool.classify import replay as replays
 from tool.classify.outcome import CARRIES, Kind
 from tool.classify.replay import Decision, Step
@@ -38,8 +37,7 @@ from tool.series import patchfile
 from tool.series.model import Patch, Series
 from tool.series.model import load as load_series
 from tool.upstream import resolve as upstream
-from tool.upstream import target
-from tool.upstream.resolve import Request
+from tool.upstream.resolve import Base, Request, previous_release, resolve_release
 
 Note = Callable[[str], None]
 BY_HAND: Final = "by hand"
@@ -130,7 +128,7 @@ def _begin(
             where="series.lock",
             next_step=f"check it: tool check --refs v{onto}; or name a release it does not carry",
         )
-    begin = target.older(lock, onto, source)
+    begin = previous_release(lock, onto, source)
     patches = compose.patches_for(series, begin)
     compose.check_patch_files(patches, lock.get(begin))
     wanted = _edits(series, patches, begin, onto, edits)
@@ -141,7 +139,7 @@ def _begin(
             where=str(folder),
             next_step="move it away, or name another folder with --into",
         )
-    found = target.resolve(git, home, series, lock, request, whole=True)
+    found = resolve_release(git, home, series, lock, request, whole=True)
     drift.ready(git, home, series, lock, begin, patches, request)
     return State(
         root=str(series.root),

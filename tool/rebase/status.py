@@ -9,7 +9,7 @@ from pathlib import Path
 from packaging.version import Version
 
 from tool.git.repository import Git
-from tool.project import checkout as landing
+from tool.git.worktree import list_worktrees
 from tool.project.workspace import Home
 from tool.rebase import conflict
 from tool.rebase import state as rebase_state
@@ -72,7 +72,7 @@ def status(series: Series, home: Home, release: Version) -> Status:
         base=entry.base_commit if entry else None,
         imported=imported,
         cached_wheels=tuple(w.filename for w in wheels if (home.wheels / w.filename).is_file()),
-        worktrees={b: str(p) for b, p in landing.worktrees(git).items()} if git else {},
+        worktrees={b: str(p) for b, p in list_worktrees(git).items()} if git else {},
         patches=tuple(_patches(series, release)),
         rebase=_rebase(home),
     )

@@ -15,9 +15,9 @@ from typing import Final
 from packaging.version import Version
 
 from tool.apply import checks as proofs
-from tool.apply import engine, relabel
+from tool.apply import engine
 from tool.apply.compose import locked_patches
-from tool.apply.engine import Base
+from tool.apply.lock import recompute_commits
 from tool.classify.outcome import UPSTREAM, Kind
 from tool.classify.replay import Step
 from tool.errors import IntegrityError, UsageError
@@ -34,6 +34,7 @@ from tool.series.layout import LOCK_FILE, PATCH_DIR, SERIES_FILE
 from tool.series.lockfile import Lock, LockedRelease, LockedWheel
 from tool.series.model import Patch, Series
 from tool.series.patchfile import Header
+from tool.upstream.resolve import Base
 
 _TAKEN: Final = UPSTREAM - {Kind.PARTIAL}
 """Upstream has the whole patch. Of one it has in part, what is left out is just left out."""
@@ -84,7 +85,7 @@ class Carrier:
                 why=f"tree {tree}, replayed {last}",
                 next_step="report it; nothing was changed",
             )
-        lock = relabel.relabel(self._lock, self._series, self._headers).with_release(
+        lock = recompute_commits(self._lock, self._series, self._headers).with_release(
             LockedRelease(
                 self._target, tuple(wheels), base.commit, base.tree, locked_patches(applied)
             )

@@ -27,10 +27,10 @@ from packaging.specifiers import SpecifierSet
 from unidiff.errors import UnidiffParseError
 from unidiff.patch import PatchSet
 
-from tool.apply import kernels as bundle
 from tool.errors import UsageError
 from tool.git.repository import Git
 from tool.series import patchfile
+from tool.series.kernels import kernel_files
 from tool.series.layout import PATCH_DIR, SERIES_FILE
 from tool.series.model import Patch, Series
 from tool.series.patchfile import PatchFile
@@ -145,7 +145,7 @@ def _numstat(diff: bytes) -> dict[str, tuple[int, int]]:
 
 
 def _kernels(folder: Path) -> Iterator[Finding]:
-    for name, path in bundle.kernel_files(folder).items():
+    for name, path in kernel_files(folder).items():
         if not name.endswith(".py"):
             continue
         for line, module in absolute_imports(path):

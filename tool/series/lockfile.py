@@ -21,8 +21,6 @@ from tool import atomic
 from tool.errors import IntegrityError, UsageError
 
 FORMAT = 1
-ABSENT = "0" * 40
-"""Blob id that stands for "no such file", as in git's raw diff."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class LockedWheel:
 
 @dataclass(frozen=True)
 class FileChange:
-    """Blob ids of one file before and after a patch; ABSENT where the file does not exist."""
+    """Blob ids of one file before and after a patch; NULL_OID where the file does not exist."""
 
     path: str
     before: str

@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import Final
 
 from tool.errors import UsageError
-from tool.series.lockfile import ABSENT
+from tool.git.objects import NULL_OID
 
 ROOT: Final = "python/sglang/"
 SEPARATOR: Final = b"---\n"
@@ -47,7 +47,7 @@ class Hunk:
 
 @dataclass(frozen=True)
 class FileDiff:
-    """What the patch does to one file. ``before``/``after`` are blob ids, ABSENT when there is none."""
+    """What the patch does to one file. ``before``/``after`` are blob ids, NULL_OID when there is none."""
 
     path: str
     before: str
@@ -240,8 +240,8 @@ class _DiffReader:
         hunks = tuple(self._hunks())
         if not hunks:
             raise self._error(f"{path}: no hunks")
-        before = ABSENT if created else index[1]
-        after = ABSENT if deleted else index[2]
+        before = NULL_OID if created else index[1]
+        after = NULL_OID if deleted else index[2]
         return FileDiff(path, before, after, hunks)
 
     def _hunks(self) -> Iterator[Hunk]:

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import Version
 
-from tool.apply.engine import Base
 from tool.errors import EnvironmentFault, IntegrityError, UsageError
 from tool.git.repository import Git, check_ref, is_oid
 from tool.project.workspace import Home
-from tool.series.lockfile import Lock, LockedRelease
+from tool.series.lockfile import Lock, LockedRelease, LockedWheel
 from tool.series.model import Series, parse_release
 from tool.upstream import download as fetch
 from tool.upstream import wheel_import as wheelimport
@@ -58,7 +58,7 @@ def is_release(ref: str) -> bool:
     return ref == PIN or _RELEASE.fullmatch(ref) is not None
 
 
-def resolve(git: Git, home: Home, series: Series, lock: Lock, request: Request) -> Base:
+def resolve_base(git: Git, home: Home, series: Series, lock: Lock, request: Request) -> Base:
     """Find or fetch the base commit.
 
     Raises:
@@ -180,3 +180,105 @@ def _check_url(text: str) -> str:
         f"{text!r} is not a source",
         next_step="--source takes pypi, git, an https/ssh/file URL, or the path of a repository",
     )
+
+
+@dataclass(frozen=True)
+class Base:
+    """A commit to apply to. ``source`` is ``pypi`` (the released wheel) or ``git``."""
+
+    release: Version
+    commit: str
+    tree: str
+    source: str
+    label: str
+
+
+@dataclass(frozen=True)
+class ResolvedRelease:
+    """``wheels`` go into series.lock; empty for a git source, or where nobody asked for them."""
+
+    base: Base
+    wheels: tuple[LockedWheel, ...]
+
+
+def previous_release(lock: Lock, release: Version, named: Version | None) -> Version:
+    """The release to carry from: ``named``, or the newest carried one below ``release``.
+
+    Raises:
+        UsageError: there is none.
+    """
+    carried = sorted(v for v, entry in lock.releases.items() if entry.patches)
+    if named is not None:
+        if named not in carried:
+            lock.get(named)  # the usual refusal, when the lock lacks it
+            raise UsageError(f"the series has no patch on sglang {named}", where="series.lock")
+        return named
+    below = [v for v in carried if v < release]
+    if below:
+        return below[-1]
+    raise UsageError(
+        f"the series carries nothing older than sglang {release}",
+        where="series.lock",
+        why=f"supported releases: {', '.join(f'v{v}' for v in carried) or 'none'}",
+        next_step="to carry it backwards, name the release to start from with --from",
+    )
+
+
+def _wheels(
+    home: Home, release: Version, request: Request, *, whole: bool
+) -> tuple[LockedWheel, ...]:
+    cached = tuple(_cached(home, release))
+    if request.offline or (cached and not whole):
+        if not cached:
+            raise EnvironmentFault(
+                f"no wheel of sglang {release} is in the cache",
+                where=str(home.wheels),
+                why="--offline uses nothing but the cache",
+                next_step="run once without --offline",
+            )
+        return cached
+    return fetch.discover(home, release, quiet=request.quiet)
+
+
+def _cached(home: Home, release: Version) -> list[LockedWheel]:
+    found: list[LockedWheel] = []
+    for path in sorted(home.wheels.glob(f"{fetch.PROJECT}-*.whl")):
+        if _version_of(path) == release:
+            found.append(LockedWheel(path.name, fetch.sha256(path), path.stat().st_size))
+    return found
+
+
+def _version_of(path: Path) -> Version | None:
+    try:
+        return parse_wheel_filename(path.name)[1]
+    except InvalidWheelFilename:
+        return None
+
+
+def resolve_release(
+    git: Git, home: Home, series: Series, lock: Lock, request: Request, *, whole: bool
+) -> ResolvedRelease:
+    """Find or fetch ``request``'s base. ``whole``: with every wheel of the release, as a lock needs.
+
+    A release that is not locked is whatever the index serves; its hashes are recorded, not checked.
+
+    Raises:
+        UsageError: no such release, or it is yanked.
+        EnvironmentFault: offline and not in the cache, or the transfer failed.
+        IntegrityError: a wheel cannot be read.
+    """
+    release = release_of(series, request)
+    from_git = request.source not in (None, PYPI) or not is_release(request.ref)
+    if from_git or release in lock.releases:
+        base = resolve_base(git, home, series, lock, request)
+        wheels = lock.releases[release].wheels if base.source == PYPI else ()
+        return ResolvedRelease(base, wheels)
+    known = None if whole else git.resolve(wheelimport.ref_of(release))
+    if known is not None:  # imported by an earlier look at it
+        return ResolvedRelease(Base(release, known, git.tree_of(known), PYPI, f"v{release}"), ())
+    wheels = _wheels(home, release, request, whole=whole)
+    commit = wheelimport.import_wheel(
+        git, home.wheels / wheels[0].filename, release, quiet=request.quiet
+    )
+    base = Base(release, commit, git.tree_of(commit), PYPI, f"v{release}")
+    return ResolvedRelease(base, wheels)

@@ -17,14 +17,12 @@ from packaging.version import Version
 from tool.cli import progress
 from tool.cli.progress import Step
 from tool.errors import IntegrityError
+from tool.git.index import DATE, IDENTITY
 from tool.git.repository import Git, failure
 
 if TYPE_CHECKING:
     import zipfile
 
-IDENTITY: Final = "ada-dsa series <series@ada-dsa.invalid>"
-DATE: Final = "946684800 +0000"
-"""2000-01-01T00:00:00Z. Any constant does; a real date would make the commit depend on the day."""
 
 PACKAGE: Final = "sglang/"
 PREFIX: Final = "python/"

@@ -14,14 +14,15 @@ from typing import Final, Literal
 from packaging.version import Version
 
 from tool.errors import IntegrityError
-from tool.git.objects import EXECUTABLE, FILE, blob_id, tree_id
-from tool.series.lockfile import ABSENT, Lock, LockedRelease
+from tool.git.objects import EXECUTABLE, FILE, NULL_OID, blob_id, tree_id
+from tool.series.lockfile import Lock, LockedRelease
 from tool.upstream.wheel_import import PREFIX, is_imported
 from tool.verify.files import INSTALLER_FILES, Difference, Subject
 from tool.wheel import sbom as provenance
 from tool.wheel import version as stamp
-from tool.wheel.archive import RecordRow, Wheel, content_digest, parse_record
+from tool.wheel.archive import Wheel, content_digest
 from tool.wheel.overlay import KERNEL_PREFIX, check_released
+from tool.wheel.record import RecordRow, parse_record
 from tool.wheel.sbom import Provenance
 
 Kind = Literal["wheel", "worktree", "installed"]
@@ -157,10 +158,10 @@ class Proof:
     def _touched(self, locked: LockedRelease, blobs: Mapping[str, str]) -> None:
         net = locked.net_files()
         for path, change in sorted(net.items()):
-            found = blobs.get(path.removeprefix(PREFIX), ABSENT)
+            found = blobs.get(path.removeprefix(PREFIX), NULL_OID)
             if found != change.after:
-                problem = "not the file series.lock has" if found != ABSENT else "missing"
-                if change.after == ABSENT:
+                problem = "not the file series.lock has" if found != NULL_OID else "missing"
+                if change.after == NULL_OID:
                     problem = "the series deletes this file"
                 self._differ(path.removeprefix(PREFIX), problem, _blob(change.after), _blob(found))
         self.checked.append(f"{len(net)} patched files against series.lock")
@@ -379,4 +380,4 @@ def _installed(name: str, info: str) -> bool:
 
 
 def _blob(blob: str) -> str | None:
-    return None if blob == ABSENT else blob
+    return None if blob == NULL_OID else blob

@@ -29,13 +29,15 @@ from tool.errors import IntegrityError, UsageError
 from tool.git.repository import Git
 from tool.project.workspace import Home
 from tool.series import lockfile as locks
+from tool.series.kernels import kernel_files
 from tool.series.lockfile import Lock, LockedRelease
 from tool.series.model import Series
 from tool.upstream.wheel_import import PREFIX
 from tool.verify.checks import PACKAGE, Proof, VerifyReport
 from tool.verify.files import Difference, FolderSubject, WheelSubject
 from tool.wheel import version as stamp
-from tool.wheel.archive import Wheel, WheelName, parse_record
+from tool.wheel.archive import Wheel, WheelName
+from tool.wheel.record import parse_record
 
 _SHOWN: Final = 10
 
@@ -50,7 +52,7 @@ def verify(series: Series, home: Home, artifact: Path) -> VerifyReport:
         UsageError: it is none of the three, or of a release the lock does not carry.
     """
     lock = locks.load(series.lock_path)
-    kernels = {n: p.read_bytes() for n, p in bundle.kernel_files(series.kernel_dir).items()}
+    kernels = {n: p.read_bytes() for n, p in kernel_files(series.kernel_dir).items()}
     if artifact.is_file():
         return verify_wheel(artifact, lock=lock, kernels=kernels, released=home.wheels)
     if (artifact / PREFIX / PACKAGE).is_dir():

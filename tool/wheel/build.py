@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from tool.apply import checks as proofs
-from tool.apply import kernels as bundle
 from tool.apply.compose import Composition, compose
+from tool.git.objects import NULL_OID
 from tool.git.repository import Git
 from tool.project import checkout as landing
 from tool.project.workspace import Home
 from tool.series import lockfile as locks
-from tool.series.lockfile import ABSENT
+from tool.series.kernels import kernel_files, requirements
 from tool.series.model import Series
 from tool.upstream import download as fetch
 from tool.upstream.resolve import Request
@@ -43,7 +43,7 @@ def build(
         locked = lock.get(composed.base.release)
         wanted = fetch.choose(locked, python, machine)
         source = fetch.wheel(home, locked, wanted, offline=request.offline, quiet=request.quiet)
-        kernels = {n: p.read_bytes() for n, p in bundle.kernel_files(series.kernel_dir).items()}
+        kernels = {n: p.read_bytes() for n, p in kernel_files(series.kernel_dir).items()}
         return build_fork_wheel(
             source,
             out,
@@ -51,7 +51,7 @@ def build(
             revision=series.revision,
             patched=_patched(git, composed),
             kernels=kernels,
-            requires=bundle.requirements(series.kernel_dir),
+            requires=requirements(series.kernel_dir),
             patches=_provenance(series, composed),
         )
 
@@ -59,7 +59,7 @@ def build(
 def _patched(git: Git, composed: Composition) -> dict[str, bytes | None]:
     """Path → content after the whole series, None for a file the series deletes."""
     after = {change.path: change.after for patch in composed.applied for change in patch.files}
-    contents = git.blobs([oid for oid in after.values() if oid != ABSENT])
+    contents = git.blobs([oid for oid in after.values() if oid != NULL_OID])
     return {path: contents.get(oid) for path, oid in after.items()}
 
 

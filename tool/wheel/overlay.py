@@ -23,21 +23,13 @@ from typing import BinaryIO, Final
 from tool import atomic
 from tool.apply.kernels import DESTINATION
 from tool.errors import EnvironmentFault, IntegrityError, UsageError
-from tool.git.objects import FILE, blob_id, tree_id
-from tool.series.lockfile import ABSENT, LockedRelease, LockedWheel
+from tool.git.objects import FILE, NULL_OID, blob_id, tree_id
+from tool.series.lockfile import LockedRelease, LockedWheel
 from tool.upstream.wheel_import import PREFIX, is_imported
 from tool.wheel import sbom as provenance
 from tool.wheel import version as stamp
-from tool.wheel.archive import (
-    RecordRow,
-    Wheel,
-    WheelName,
-    WheelWriter,
-    content_digest,
-    format_record,
-    parse_record,
-    unsafe_name,
-)
+from tool.wheel.archive import Wheel, WheelName, WheelWriter, content_digest, unsafe_name
+from tool.wheel.record import RecordRow, format_record, parse_record
 from tool.wheel.sbom import PatchProvenance, Provenance
 
 KERNEL_PREFIX: Final = DESTINATION.removeprefix(PREFIX) + "/"
@@ -257,7 +249,7 @@ def _member_name(path: str) -> str:
 
 
 def _same_blob(path: str, expected: str, data: bytes | None, when: str) -> None:
-    found = ABSENT if data is None else blob_id(data)
+    found = NULL_OID if data is None else blob_id(data)
     if found == expected:
         return
     raise IntegrityError(
@@ -273,7 +265,7 @@ def _same_blob(path: str, expected: str, data: bytes | None, when: str) -> None:
 
 
 def _blob(blob: str) -> str:
-    return "absent" if blob == ABSENT else blob
+    return "absent" if blob == NULL_OID else blob
 
 
 def _member(wheel: Wheel, name: str) -> _New:
