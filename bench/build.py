@@ -37,14 +37,14 @@ from tool.wheel.archive import Wheel
 from tool.wheel.overlay import KERNEL_PREFIX, build_fork_wheel
 from tool.wheel.record import parse_record
 from tool.wheel.sbom import Provenance
-from tool.wheel.version import stamp_metadata
+from tool.wheel.version import replace_metadata
 
 REFERENCE = "by hand: wheel unpack + copy + wheel pack"
 
 
 def overlay(source: Path, fork: Path, out: Path, root: Path) -> Path:
     """Build ``fork`` once more, its own patched files and kernels being the input."""
-    loaded = series.load(root)
+    loaded = series.load_series(root)
     with Wheel(fork) as wheel:
         facts = _facts(wheel)
         locked = lock.load(loaded.lock_path).get(facts.release)
@@ -74,7 +74,7 @@ def by_hand(source: Path, fork: Path, changes: Path, out: Path) -> None:
     shutil.copytree(changes, unpacked, dirs_exist_ok=True)
     info = unpacked / f"sglang-{versions[0]}.dist-info"
     metadata = (info / "METADATA").read_bytes()
-    (info / "METADATA").write_bytes(stamp_metadata(metadata, versions[0], versions[1], ()))
+    (info / "METADATA").write_bytes(replace_metadata(metadata, versions[0], versions[1], ()))
     info.rename(unpacked / f"sglang-{versions[1]}.dist-info")
     _wheel("pack", "--dest-dir", str(out), str(unpacked))
 
@@ -86,7 +86,7 @@ def compare(ref: str, root: Path, rounds: int) -> list[tuple[str, Measurement]]:
         build = [sys.executable, "-m", "tool", "build", "--sglang-ref", ref, "--series", str(root)]
         fork = Path(_json([*build, "--out", str(work / "warm")])["path"])
         with Wheel(fork) as wheel:
-            source = home.locate().wheels / _facts(wheel).source
+            source = home.locate_workspace().wheels / _facts(wheel).source
             _extract_changes(wheel, source, work / "changes")
         here = [sys.executable, __file__]
         ways = {
@@ -127,7 +127,7 @@ def main() -> None:
 
 def _facts(wheel: Wheel) -> Provenance:
     name = f"{wheel.name.dist_info}/{provenance.SBOM_NAME}"
-    return provenance.parse(wheel.read(name), name)
+    return provenance.parse_sbom(wheel.read(name), name)
 
 
 def _extract_changes(fork: Wheel, source: Path, folder: Path) -> None:

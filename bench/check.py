@@ -51,9 +51,9 @@ def check(root: Path, rounds: int) -> str:
 
 def drift(root: Path, onto: str, source: str, rounds: int) -> list[tuple[str, Measurement]]:
     """``tool drift`` and plain git, taking turns."""
-    from tool.project.workspace import locate
+    from tool.project.workspace import locate_workspace
 
-    known = locate().cache / "known"
+    known = locate_workspace().cache / "known"
 
     def forget() -> None:
         shutil.rmtree(known)
@@ -75,7 +75,9 @@ def drift(root: Path, onto: str, source: str, rounds: int) -> list[tuple[str, Me
         found = json.loads(_run([*tool, "--json"], allowed=(0, 1)))["result"]
         names = [p["patch"] for p in found["patches"] if p["verdict"] != "retired"]
         ours = ["/bin/sh", "-c", f"{shlex.join(tool)} || [ $? = 1 ]"]
-        plain = Plain(Path(temp), locate().repository, found["base"], root / "patches", names)
+        plain = Plain(
+            Path(temp), locate_workspace().repository, found["base"], root / "patches", names
+        )
         ways: dict[str, tuple[Callable[[], None], list[str]]] = {
             "tool drift, first time": (forget, ours),
             "tool drift, again": (lambda: None, ours),

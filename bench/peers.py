@@ -39,7 +39,7 @@ from peers_ways import ROOT, Case, Desk, Piece, Way, environment
 
 from tool.git.diff import canonical_diff
 from tool.git.repository import Git
-from tool.project.workspace import Home, locate
+from tool.project.workspace import Workspace, locate_workspace
 from tool.series import edit as series_edit
 from tool.series import lockfile as locks
 from tool.series import model as series_files
@@ -75,10 +75,10 @@ class Row:
 
 def case_of(source: str, onto: str, folder: Path) -> Case:
     """The job: this checkout's series as it was before it carried ``onto``."""
-    series = series_files.load(ROOT)
+    series = series_files.load_series(ROOT)
     lock = locks.load(ROOT / "series.lock")
     begin, end = Version(source), Version(onto)
-    cache = locate().cache
+    cache = locate_workspace().cache
     git = _checked(folder / "material", cache, source, onto)
     project = folder / "project"
     (project / "patches").mkdir(parents=True)
@@ -101,7 +101,7 @@ def case_of(source: str, onto: str, folder: Path) -> Case:
             proven = {v for v in known if patch.applies_to(v)}
             if not proven:
                 continue
-            spec = series_edit.spanning(proven)
+            spec = series_edit.make_specifier(proven)
             parsed = patchfile.parse(patch.name, patch.content)
             fields = tuple((k, spec if k == "Releases" else v) for k, v in parsed.header.fields)
             content = patchfile.render(replace(parsed.header, fields=fields), parsed.diff)
@@ -136,7 +136,7 @@ def _checked(data: Path, cache: Path, source: str, onto: str) -> Git:
     )
     if done.returncode:
         raise SystemExit(f"this checkout does not carry both releases:\n{done.stdout}{done.stderr}")
-    return Home(cache, data).open_repository()
+    return Workspace(cache, data).open_repository()
 
 
 def job(source: str, onto: str, ways: Sequence[type[Way]], rounds: int, folder: Path) -> list[Row]:

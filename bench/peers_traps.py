@@ -20,7 +20,7 @@ from peers_ways import Case, Piece, Way
 
 from tool.git.diff import canonical_diff
 from tool.git.repository import Git
-from tool.project.workspace import Home
+from tool.project.workspace import Workspace
 from tool.upstream.wheel_import import import_wheel
 
 SOURCE: Final = "0.5.9"
@@ -321,7 +321,7 @@ def _outcome(trap: Trap, case: Case, way: type[Way], folder: Path) -> Outcome:
 def _case(trap: Trap, folder: Path) -> Case:
     """A project in miniature: two wheels, one patch, everything else as in the real one."""
     cache, data = folder / "cache", folder / "material"
-    git = Home(cache, data).open_repository()
+    git = Workspace(cache, data).open_repository()
     base: Files = {POOL: TWINS, LIMITS: LIMIT, **trap.old}
     old, new = (
         import_wheel(git, _wheel(cache / "wheels", version, files), Version(version))

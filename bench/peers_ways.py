@@ -296,7 +296,7 @@ def _astray(case: Case, base: bytes | None, have: bytes | None, wanted: bytes | 
     """Where the way changed ``base``, outside its conflicts, in a symbol the wanted file leaves alone."""
     if base is None or have is None or wanted is None:
         return []
-    outline = pycheck.outline(base)
+    outline = pycheck.parse_outline(base)
     plain = _CONFLICT.sub(rb"\1", have)
     expected = _regions(case, base, wanted)
     symbols = {outline.symbol_at(line) for region in expected for line in region}
@@ -311,7 +311,7 @@ def _astray(case: Case, base: bytes | None, have: bytes | None, wanted: bytes | 
 def _symbols(case: Case, found: bytes | None, wanted: bytes | None) -> str:
     if found is None or wanted is None:
         return "the whole file"
-    outline = pycheck.outline(wanted)
+    outline = pycheck.parse_outline(wanted)
     return ", ".join(dict.fromkeys(outline.symbol_at(a) for a, _ in _regions(case, wanted, found)))
 
 

@@ -29,7 +29,7 @@ def releases(root: Path, refs: Iterable[str]) -> list[Version]:
     Raises:
         pytest.UsageError: a ref names no supported release, or the base ref does not resolve.
     """
-    loaded = series.load(root)
+    loaded = series.load_series(root)
     supported = sorted(lock.load(loaded.lock_path).releases)
     chosen: set[Version] = set()
     for ref in refs:

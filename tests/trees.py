@@ -28,7 +28,7 @@ from tool.upstream import download as fetch
 from tool.upstream.resolve import Request
 
 ROOT = Path(__file__).parent.parent
-CACHE = home.locate().cache
+CACHE = home.locate_workspace().cache
 """The user's own cache, looked up before any test sets a private home."""
 
 
@@ -38,10 +38,12 @@ class Unavailable(Exception):
 
 def fetch_wheel(version: str) -> Path:
     """The released wheel for this interpreter."""
-    place = home.Home(cache=CACHE, data=CACHE)
-    locked = lock.load(series.load(ROOT).lock_path).get(Version(version))
+    place = home.Workspace(cache=CACHE, data=CACHE)
+    locked = lock.load(series.load_series(ROOT).lock_path).get(Version(version))
     try:
-        return fetch.wheel(place, locked, fetch.choose(locked, None), offline=False, quiet=True)
+        return fetch.fetch_wheel(
+            place, locked, fetch.choose_wheel(locked, None), offline=False, quiet=True
+        )
     except EnvironmentFault as err:
         raise Unavailable(str(err)) from err
 
@@ -74,9 +76,9 @@ class PatchedTrees:
     def _make(self, release: Version) -> dict[str, str]:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="patched-trees."))
-        place = home.Home(cache=CACHE, data=self._folder / "data")
-        done = apply.apply(
-            series.load(ROOT),
+        place = home.Workspace(cache=CACHE, data=self._folder / "data")
+        done = apply.apply_to_worktree(
+            series.load_series(ROOT),
             place,
             Request(f"v{release}", quiet=True),
             into=self._folder / f"v{release}",

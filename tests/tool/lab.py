@@ -20,14 +20,14 @@ from packaging.version import Version
 
 from tool.apply import checks as proofs
 from tool.apply import engine
-from tool.apply.compose import locked_patches
+from tool.apply.compose import lock_patches
 from tool.cli.app import main
-from tool.project.workspace import Home
+from tool.project.workspace import Workspace
 from tool.series import lockfile as lock
 from tool.series import model as series
 from tool.series.lockfile import LockedRelease, LockedWheel
 from tool.upstream import wheel_import as wheelimport
-from tool.upstream.download import sha256
+from tool.upstream.download import hash_file
 from tool.upstream.resolve import Base
 
 RELEASE = "0.5.23"
@@ -64,7 +64,7 @@ B_ONLY = TWIN[: TWIN.index("class B")] + TWIN[TWIN.index("class B") :].replace("
 class Lab:
     def __init__(self, root: Path, cache: Path, data: Path) -> None:
         self.root = root
-        self.home = Home(cache, data)
+        self.home = Workspace(cache, data)
         (root / "patches").mkdir(parents=True)
         (root / "ada_dsa").mkdir()
         (root / "ada_dsa" / "__init__.py").write_text('"""Kernels."""\n')
@@ -79,10 +79,10 @@ class Lab:
         """Put a wheel of ``version`` into the cache and its entry into series.lock."""
         path = write_wheel(self.home.wheels, version, files)
         git = self.home.open_repository()
-        ref = wheelimport.ref_of(Version(version))
+        ref = wheelimport.release_ref(Version(version))
         git.run("update-ref", "-d", ref)
         commit = wheelimport.import_wheel(git, path, Version(version))
-        wheel = LockedWheel(path.name, sha256(path), path.stat().st_size)
+        wheel = LockedWheel(path.name, hash_file(path), path.stat().st_size)
         entry = LockedRelease(Version(version), (wheel,), commit, git.tree_of(commit), ())
         lock.save(self.root / "series.lock", self.lock.with_release(entry))
         return path
@@ -109,21 +109,23 @@ class Lab:
         """The canonical diff of ``edits`` against release ``on`` with the series so far applied."""
         git = self.home.open_repository()
         base = self._base(on)
-        loaded = series.load(self.root) if any("patch" in line for line in self._lines) else None
+        loaded = (
+            series.load_series(self.root) if any("patch" in line for line in self._lines) else None
+        )
         parts = engine.apply_series(git, base, loaded.for_release(Version(on))) if loaded else ()
         tree = parts[-1].tree if parts else base.tree
         return tree_diff(git.git_dir, tree, edits)
 
     def relock(self, *versions: str) -> None:
         """Prove the series on ``versions`` and record it, without asking an index."""
-        loaded, git = series.load(self.root), self.home.open_repository()
+        loaded, git = series.load_series(self.root), self.home.open_repository()
         for text in versions or (RELEASE,):
             version = Version(text)
             applied = engine.apply_series(git, self._base(text), loaded.for_release(version))
-            proofs.check(git, applied)
+            proofs.check_applied(git, applied)
             old = self.lock.get(version)
             entry = LockedRelease(
-                version, old.wheels, old.base_commit, old.base_tree, locked_patches(applied)
+                version, old.wheels, old.base_commit, old.base_tree, lock_patches(applied)
             )
             lock.save(self.root / "series.lock", self.lock.with_release(entry))
 

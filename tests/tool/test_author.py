@@ -33,7 +33,7 @@ def check(lab: Lab) -> None:
 
 
 def names(lab: Lab, release: str = "0.5.23") -> list[str]:
-    return [p.name for p in series.load(lab.root).for_release(Version(release))]
+    return [p.name for p in series.load_series(lab.root).for_release(Version(release))]
 
 
 def edit(fork: Path, path: str, old: str, new: str) -> None:

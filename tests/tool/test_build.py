@@ -43,7 +43,7 @@ from tool.series.lockfile import LockedWheel
 from tool.wheel import sbom as provenance
 from tool.wheel import version as stamp
 from tool.wheel.archive import Wheel, content_digest
-from tool.wheel.overlay import KERNEL_PREFIX, kernel_digest
+from tool.wheel.overlay import KERNEL_PREFIX, hash_kernels
 from tool.wheel.record import parse_record
 from tool.wheel.sbom import PatchProvenance
 
@@ -146,7 +146,7 @@ def test_requirements_the_release_implies_are_left_out(
     present: str, wanted: str, added: tuple[str, ...]
 ) -> None:
     metadata = f"Name: sglang\nRequires-Dist: {present}\n\nbody\n".encode()
-    assert stamp.missing_requirements(metadata, [wanted, wanted]) == added
+    assert stamp.find_missing_requirements(metadata, [wanted, wanted]) == added
 
 
 def test_requirement_the_release_contradicts_is_refused(fork: Fork, out: Path) -> None:
@@ -159,21 +159,21 @@ def test_requirement_the_release_contradicts_is_refused(fork: Fork, out: Path) -
 def test_version_stamp_and_its_inverse() -> None:
     data = release_files("0.5.23")[stamp.VERSION_FILE][0]
     old, new = Version("0.5.23"), stamp.fork_version(Version("0.5.23"), 3)
-    stamped = stamp.stamp_version(data, old, new)
+    stamped = stamp.replace_version(data, old, new)
     assert b"__version__ = version = '0.5.23+ada.3'\n__version_tuple__ = (0, 5)\n" in stamped
-    assert stamp.stamp_version(stamped, new, old) == data
-    assert stamp.stated_version(stamped) == new
-    assert stamp.release_of(new) == old
+    assert stamp.replace_version(stamped, new, old) == data
+    assert stamp.read_version(stamped) == new
+    assert stamp.public_release(new) == old
     for wrong in (b"", data + data, data.replace(b"'0.5.23'", b"'0.5.22'")):
         with pytest.raises(IntegrityError):
-            stamp.stamp_version(wrong, old, new)
+            stamp.replace_version(wrong, old, new)
 
 
 def test_metadata_without_body_or_requirements() -> None:
     data = b"Name: sglang\nVersion: 0.5.23\n"
     old, new = Version("0.5.23"), Version("0.5.23+ada.1")
     wanted = b"Name: sglang\nVersion: 0.5.23+ada.1\nRequires-Dist: a\nRequires-Dist: b\n"
-    assert stamp.stamp_metadata(data, old, new, ["a", "b"]) == wanted
+    assert stamp.replace_metadata(data, old, new, ["a", "b"]) == wanted
 
 
 def test_two_builds_are_byte_identical(
@@ -248,7 +248,7 @@ def test_pedigree_names_ancestor_patches_and_kernels(fork: Fork, out: Path) -> N
     ]
     assert patches[1]["resolves"][0]["references"] == ["https://example.org/pull/7"]
     kernels, swap, share = document["components"]
-    assert kernels["hashes"][0]["content"] == kernel_digest(fork.kernels)
+    assert kernels["hashes"][0]["content"] == hash_kernels(fork.kernels)
     assert swap["hashes"][0]["content"] == PATCHES[0].sha256
     status = [p["value"] for c in (swap, share) for p in c["properties"] if "status" in p["name"]]
     assert status == ["not-forwarded", "applied-upstream"]
@@ -257,15 +257,15 @@ def test_pedigree_names_ancestor_patches_and_kernels(fork: Fork, out: Path) -> N
 
 def test_provenance_round_trip_and_strictness(fork: Fork, out: Path) -> None:
     data = sbom(fork.build(out).path)
-    facts = provenance.parse(data, "x")
-    assert provenance.render(facts) == data
+    facts = provenance.parse_sbom(data, "x")
+    assert provenance.render_sbom(facts) == data
     assert facts.patches == PATCHES
     assert facts.executables == (SCRIPT,)
     assert facts.requirements == ("triton>=3.5",)
     assert facts.tree == fork.locked.final_tree
     for wrong in (b"{}", b"[]", b"not json", data[:-1], data.replace(b'"1.6"', b'"1.5"')):
         with pytest.raises(IntegrityError):
-            provenance.parse(wrong, "x")
+            provenance.parse_sbom(wrong, "x")
 
 
 def test_provenance_is_valid_cyclonedx(fork: Fork, out: Path) -> None:

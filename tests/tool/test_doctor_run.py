@@ -23,7 +23,7 @@ from click.testing import CliRunner
 from tool.cli.app import main
 from tool.doctor import environment as doctor_env
 from tool.doctor.environment import SelfTest
-from tool.doctor.examine import doctor
+from tool.doctor.examine import examine
 from tool.errors import EnvironmentFault, UsageError
 
 
@@ -41,7 +41,7 @@ def test_what_is_no_interpreter_is_refused(tmp_path: Path) -> None:
         doctor_env.examine(script(tmp_path / "other", "import sys; sys.exit('I am another')"))
     assert refused.value.why == "I am another"
     with pytest.raises(UsageError, match="is a folder") as folder:
-        doctor(tmp_path, print)
+        examine(tmp_path, print)
     assert folder.value.next_step == f"name its Python: {tmp_path / 'bin' / 'python'}"
 
 

@@ -133,7 +133,7 @@ class TestLint:
     def test_folder_and_order_file_agree(self, lab: Lab, fork: Path) -> None:
         (lab.root / "patches" / "stray.patch").write_bytes(header("==0.5.23"))
         (lab.root / "patches" / "first.patch").unlink()
-        found = lint.lint(series.load(lab.root))
+        found = lint.lint_series(series.load_series(lab.root))
         assert {(f.rule, f.where.split(":")[0]) for f in found} == {
             ("file", "series.txt"),
             ("file", "patches/stray.patch"),

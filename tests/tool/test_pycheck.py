@@ -15,7 +15,7 @@ TRY = "try:\n    def f(): ...\nexcept ImportError:\n    def f(): ...\n"
 
 @pytest.mark.parametrize("source", [PROPERTY, OVERLOAD, CHOICE, TRY])
 def test_ordinary_python_is_no_duplicate(source: str) -> None:
-    assert pycheck.new_duplicates(None, pycheck.outline(source.encode())) == []
+    assert pycheck.find_new_duplicates(None, pycheck.parse_outline(source.encode())) == []
 
 
 @pytest.mark.parametrize(
@@ -30,8 +30,8 @@ def test_ordinary_python_is_no_duplicate(source: str) -> None:
     ],
 )
 def test_only_a_new_second_definition_counts(before: str, after: str, names: list[str]) -> None:
-    found = pycheck.new_duplicates(
-        pycheck.outline(before.encode()), pycheck.outline(after.encode())
+    found = pycheck.find_new_duplicates(
+        pycheck.parse_outline(before.encode()), pycheck.parse_outline(after.encode())
     )
     assert found == names
 
@@ -41,7 +41,7 @@ def test_symbol_at_is_the_innermost_definition() -> None:
         b"import x\n\nclass A:\n    n = 1\n    @deco\n    def f(self):\n"
         b"        def g():\n            return 1\n        return g\n"
     )
-    outline = pycheck.outline(source)
+    outline = pycheck.parse_outline(source)
     lines = [outline.symbol_at(n) for n in range(1, 10)]
     assert lines == ["<module>", "<module>", "A", "A", "A.f", "A.f", "A.f.g", "A.f.g", "A.f"]
 
@@ -64,4 +64,4 @@ def test_symbol_at_is_the_innermost_definition() -> None:
     ],
 )
 def test_a_name_nothing_binds(source: str, names: set[str]) -> None:
-    assert pycheck.outline(source.encode()).unbound == names
+    assert pycheck.parse_outline(source.encode()).unbound == names

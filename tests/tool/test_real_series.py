@@ -60,7 +60,7 @@ def test_the_fork_wheel_installs_and_verifies(
 
 
 def test_every_locked_release_has_its_patches_and_back() -> None:
-    loaded = series.load(ROOT)
+    loaded = series.load_series(ROOT)
     locked = lock.load(loaded.lock_path)
     for version, entry in locked.releases.items():
         wanted = [(p.name, p.sha256) for p in loaded.for_release(version)]

@@ -62,7 +62,7 @@ class TestItCarries:
         assert (three.root / "patches" / "limits.patch").read_bytes() == before
         text = (three.root / "patches" / "limits-v0.5.24.patch").read_text()
         assert "Releases: ==0.5.24" in text and "Pool(Base)" in text
-        loaded = series.load(three.root)
+        loaded = series.load_series(three.root)
         assert [p.name for p in loaded.for_release(Version("0.5.23"))] == [
             "answer.patch",
             "limits.patch",

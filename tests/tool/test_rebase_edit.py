@@ -74,7 +74,7 @@ class TestEdit:
         assert onto(three, *asked, code=3)["stop"]["patch"] == "answer.patch"
         assert rebase(three, "--continue", code=3)["stop"]["patch"] == "twins.patch"
         assert rebase(three, "--restart", "--offline", code=3)["stop"]["patch"] == "answer.patch"
-        state = rebase_state.load(three.home)
+        state = rebase_state.load_state(three.home)
         assert state and state.stop
         # As a kill leaves it that comes before the worktree is whole.
         (three.home.repository / "worktrees" / Path(state.folder).name / "ada-rebase").unlink()
@@ -104,7 +104,7 @@ class TestEdit:
         before = project(three)
         error = onto(three, "--edit", name, code=2)
         assert name in error["message"] and "limits.patch" in error["why"]
-        assert project(three) == before and rebase_state.load(three.home) is None
+        assert project(three) == before and rebase_state.load_state(three.home) is None
 
     def test_of_a_change_that_is_over(self, three: Lab) -> None:
         path = three.root / "series.txt"
@@ -160,7 +160,7 @@ class TestForgetting:
         three.tool("status")
         assert (three.root / "patches" / "limits-v0.5.24.patch").is_file()
         assert len(list(three.home.data.glob("resolutions/*"))) == 2
-        assert rebase_state.load(three.home) is None
+        assert rebase_state.load_state(three.home) is None
         check(three)
 
     def test_abort_of_one_killed_after_its_state_was_removed(
@@ -179,7 +179,7 @@ class TestForgetting:
             patched.setattr(Path, "unlink", spare)
             rebase(three, "--continue")
         assert project(three) != before and journal.is_file()
-        assert rebase_state.load(three.home) is None
+        assert rebase_state.load_state(three.home) is None
         rebase(three, "--abort")
         assert project(three) == before and not journal.exists()
         assert not list(three.home.data.glob("resolutions/*"))

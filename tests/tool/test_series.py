@@ -25,7 +25,7 @@ change guard ==0.5.9 upstream 0.5.10: entrypoint.py checks it
 
 def load(folder: Path, text: str) -> series.Series:
     (folder / "series.txt").write_text(text)
-    return series.load(folder)
+    return series.load_series(folder)
 
 
 def test_reads_order_ranges_and_life_spans(tmp_path: Path) -> None:

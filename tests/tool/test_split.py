@@ -8,7 +8,7 @@ import pytest
 from lab import TREE, UTILS, Lab, git
 from packaging.version import Version
 
-from tool.apply.preimages import known, orphans
+from tool.apply.preimages import find_orphans, list_known_preimages
 from tool.series import model as series
 
 STOCK = TREE["sglang/srt/utils.py"]
@@ -30,7 +30,7 @@ def shared(lab: Lab) -> Lab:
 
 
 def names(lab: Lab, release: str) -> list[str]:
-    return [p.name for p in series.load(lab.root).for_release(Version(release))]
+    return [p.name for p in series.load_series(lab.root).for_release(Version(release))]
 
 
 def check(lab: Lab) -> None:
@@ -144,9 +144,9 @@ class TestOrphans:
             releases=ALL,
         )
         lab.relock(*RELEASES)
-        loaded = series.load(lab.root)
+        loaded = series.load_series(lab.root)
         (later,) = [p for p in loaded.patches if p.name == "later.patch"]
-        ((_, blob),) = orphans([later], ())
+        ((_, blob),) = find_orphans([later], ())
         path = lab.root / "patches" / "answer.patch"
         path.write_bytes(path.read_bytes().split(b"---\n", 1)[0] + b"---\n" + _diff(lab, ANSWER))
         return blob
@@ -163,7 +163,9 @@ class TestOrphans:
         """0.5.21 alone gives the blob that later.patch was written on, for three releases."""
         folder = edited(shared, "0.5.22", "return 33\n", "return 3333\n")
         shared.tool("refresh", "answer", str(folder), "--split", "--offline")
-        assert not list(orphans(series.load(shared.root).patches, known(shared.lock)))
+        assert not list(
+            find_orphans(series.load_series(shared.root).patches, list_known_preimages(shared.lock))
+        )
         before = files(shared)
         first = edited(shared, "0.5.21", "return 33\n", "return 333\n")
         error = shared.json("refresh", "answer", str(first), "--offline", code=3)["error"]

@@ -35,7 +35,7 @@ from packaging.version import Version
 
 from tool.errors import IntegrityError, UsageError
 from tool.git import objects as gitid
-from tool.project.workspace import Home
+from tool.project.workspace import Workspace
 from tool.series import lockfile as locks
 from tool.series.lockfile import Lock
 from tool.series.model import Series
@@ -136,8 +136,8 @@ def claim(**facts: object) -> Change:
     """Provenance in the tool's own form that says something else."""
 
     def change(files: Files) -> None:
-        stated = provenance.parse(files[SBOM][0], SBOM)
-        files[SBOM] = (provenance.render(replace(stated, **facts)), 0o644)  # type: ignore[arg-type]
+        stated = provenance.parse_sbom(files[SBOM][0], SBOM)
+        files[SBOM] = (provenance.render_sbom(replace(stated, **facts)), 0o644)  # type: ignore[arg-type]
 
     return change
 
@@ -509,7 +509,7 @@ class Checkout:
 
     fork: Fork
     series: Series
-    home: Home
+    home: Workspace
 
     def verify(self, artifact: Path) -> VerifyReport:
         return verify(self.series, self.home, artifact)
@@ -524,7 +524,7 @@ def checkout(fork: Fork, tmp_path: Path) -> Checkout:
         path.write_bytes(data)
     series = Series(root, fork.version, 1, (), ())
     locks.save(series.lock_path, fork.lock)
-    home = Home(tmp_path / "cache", tmp_path / "data")
+    home = Workspace(tmp_path / "cache", tmp_path / "data")
     home.wheels.mkdir(parents=True)
     return Checkout(fork, series, home)
 

@@ -11,7 +11,7 @@ from lab import TREE, Lab
 from packaging.version import Version
 
 from tool.errors import IntegrityError
-from tool.project.workspace import Home
+from tool.project.workspace import Workspace
 from tool.series import lockfile as lock
 from tool.upstream import wheel_import as wheelimport
 
@@ -50,7 +50,7 @@ def test_hostile_member_names_are_refused(lab: Lab, tmp_path: Path, name: str) -
     path = make(tmp_path / "bad.whl", {"sglang/a.py": b"", name: b""})
     with pytest.raises(IntegrityError, match="unsafe"):
         wheelimport.import_wheel(lab.home.open_repository(), path, Version("9.9"))
-    assert lab.home.open_repository().resolve(wheelimport.ref_of(Version("9.9"))) is None
+    assert lab.home.open_repository().resolve(wheelimport.release_ref(Version("9.9"))) is None
 
 
 def test_a_truncated_wheel_leaves_no_ref(lab: Lab, tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_truncated_wheel_leaves_no_ref(lab: Lab, tmp_path: Path) -> None:
     path.write_bytes(data[:2000] + b"\0" * 500 + data[2500:])
     with pytest.raises(IntegrityError):
         wheelimport.import_wheel(lab.home.open_repository(), path, Version("9.9"))
-    assert lab.home.open_repository().resolve(wheelimport.ref_of(Version("9.9"))) is None
+    assert lab.home.open_repository().resolve(wheelimport.release_ref(Version("9.9"))) is None
 
 
 @pytest.mark.index
@@ -68,7 +68,7 @@ def test_a_real_release_gives_the_locked_commit(
     released_wheel: Callable[[str], Path], tmp_path: Path, release: str
 ) -> None:
     path = released_wheel(release)
-    git = Home(tmp_path / "c", tmp_path / "d").open_repository()
+    git = Workspace(tmp_path / "c", tmp_path / "d").open_repository()
     commit = wheelimport.import_wheel(git, path, Version(release))
     root = Path(__file__).parents[2]
     locked = lock.load(root / "series.lock").get(Version(release))

@@ -52,8 +52,8 @@ class Block:
 
     def shown(self) -> Iterator[str]:
         """The run as a person reads a diff."""
-        yield from (f"-{text(line)}" for line in self.removed)
-        yield from (f"+{text(line)}" for line in self.added)
+        yield from (f"-{decode_line(line)}" for line in self.removed)
+        yield from (f"+{decode_line(line)}" for line in self.added)
 
 
 class Source:
@@ -97,7 +97,9 @@ class Source:
         return ()
 
 
-def blocks(git: Git, path: str, before: str, after: str, outlines: Outlines) -> tuple[Block, ...]:
+def changed_blocks(
+    git: Git, path: str, before: str, after: str, outlines: Outlines
+) -> tuple[Block, ...]:
     """The runs that turn blob ``before`` into ``after``; NULL_OID is an empty file."""
     if before == after:
         return ()
@@ -119,7 +121,7 @@ def blocks(git: Git, path: str, before: str, after: str, outlines: Outlines) -> 
     )
 
 
-def significant(lines: Sequence[bytes]) -> bool:
+def is_significant(lines: Sequence[bytes]) -> bool:
     """Enough text that finding it in a file is not chance: `else:` or `return None` is not."""
     words = [w for w in re.findall(rb"\w+", b" ".join(lines)) if w not in _COMMON]
     return sum(len(w) for w in words) >= _SIGNIFICANT
@@ -131,5 +133,5 @@ _COMMON: Final = frozenset(
 )
 
 
-def text(line: bytes) -> str:
+def decode_line(line: bytes) -> str:
     return line.decode("utf-8", "replace")

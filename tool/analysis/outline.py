@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Final
 
-from tool.analysis import outline as pycheck
 from tool.git.repository import Git
 
 MODULE: Final = "<module>"
@@ -51,7 +50,7 @@ class Outline:
         return min(around, key=lambda s: s.last - s.first).name if around else MODULE
 
 
-def outline(source: bytes) -> Outline:
+def parse_outline(source: bytes) -> Outline:
     """Parse ``source``. Raises SyntaxError when it is not Python."""
     spans: list[Span] = []
     counts: Counter[str] = Counter()
@@ -59,15 +58,15 @@ def outline(source: bytes) -> Outline:
     return Outline(tuple(spans), counts, frozenset(_unbound(source)))
 
 
-def duplicates(outline: Outline) -> dict[str, int]:
+def find_duplicates(outline: Outline) -> dict[str, int]:
     """What is defined more than once in one block, and how often; a key names both."""
     return {name: count for name, count in outline.counts.items() if count > 1}
 
 
-def new_duplicates(before: Outline | None, after: Outline) -> list[str]:
+def find_new_duplicates(before: Outline | None, after: Outline) -> list[str]:
     """Names defined more than once in one block now, and more often than before."""
     earlier = before.counts if before else Counter[str]()
-    return sorted(n.split("@")[0] for n, c in duplicates(after).items() if c > earlier[n])
+    return sorted(n.split("@")[0] for n, c in find_duplicates(after).items() if c > earlier[n])
 
 
 def _unbound(source: bytes) -> set[str]:
@@ -160,7 +159,7 @@ class Outlines:
     def of(self, oid: str) -> Outline:
         """Raises SyntaxError when the file is not Python."""
         if oid not in self._known:
-            self._known[oid] = pycheck.outline(self._git.blobs([oid])[oid])
+            self._known[oid] = parse_outline(self._git.blobs([oid])[oid])
         return self._known[oid]
 
     def or_empty(self, oid: str) -> Outline:
@@ -173,4 +172,4 @@ class Outlines:
     @cached_property
     def nothing(self) -> Outline:
         """The outline of an empty file."""
-        return pycheck.outline(b"")
+        return parse_outline(b"")

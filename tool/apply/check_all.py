@@ -24,7 +24,7 @@ from tool.git.diff import canonical_diff
 from tool.git.index import private_index
 from tool.git.repository import Git
 from tool.project import checkout as landing
-from tool.project.workspace import Home
+from tool.project.workspace import Workspace
 from tool.series import lockfile as locks
 from tool.series import patchfile
 from tool.series.lockfile import Lock, LockedRelease
@@ -67,13 +67,13 @@ def releases_of(series: Series, lock: Lock, text: str) -> tuple[Version, ...]:
     """
     if text == "all":
         return tuple(sorted(v for v, entry in lock.releases.items() if entry.patches))
-    wanted = [upstream.release_of(series, Request(part.strip())) for part in text.split(",")]
+    wanted = [upstream.find_release(series, Request(part.strip())) for part in text.split(",")]
     return tuple(lock.get(version).version for version in dict.fromkeys(wanted))
 
 
-def check(
+def check_releases(
     series: Series,
-    home: Home,
+    home: Workspace,
     releases: Sequence[Version],
     *,
     jobs: int,
@@ -88,13 +88,13 @@ def check(
     lock = locks.load(series.lock_path)
     with home.exclusive():
         git = home.open_repository()
-        landing.recover(git, home)
+        landing.recover_checkout(git, home)
         bases: dict[Version, Base | ToolError] = {}
         for release in releases:
             # Serially: imports write refs, and two releases may need the same pre-image.
             bases[release] = _base(git, home, series, lock, release, offline, quiet)
         with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
-            known = preimages.known(lock)
+            known = preimages.list_known_preimages(lock)
             outlines = Outlines(git)
             return tuple(
                 pool.map(
@@ -105,13 +105,19 @@ def check(
 
 
 def _base(
-    git: Git, home: Home, series: Series, lock: Lock, release: Version, offline: bool, quiet: bool
+    git: Git,
+    home: Workspace,
+    series: Series,
+    lock: Lock,
+    release: Version,
+    offline: bool,
+    quiet: bool,
 ) -> Base | ToolError:
     request = Request(f"v{release}", offline=offline, quiet=quiet)
     try:
         base = upstream.resolve_base(git, home, series, lock, request)
         patches = series.for_release(release)
-        preimages.ensure(git, home, series, lock, patches, request, release=release)
+        preimages.ensure_preimages(git, home, series, lock, patches, request, release=release)
         return base
     except EnvironmentFault:
         raise
@@ -145,14 +151,14 @@ def _release(
             f"was written on {oid[:12]}, which no release of series.lock gives: only a repository that "
             "happens to have it can apply the patch; write it anew: tool refresh",
         )
-        for patch, oid in preimages.orphans(patches, known)
+        for patch, oid in preimages.find_orphans(patches, known)
     ]
     try:
         for patch, result, twice in _replay(git, base, patches):
             applied.append(result)
             findings += twice
             findings += _round_trip(git, patch, result)
-        files = proofs.check(git, applied, outlines)
+        files = proofs.check_applied(git, applied, outlines)
     except ToolError as error:
         findings.append(_finding(REPLAY, error))
     if len(applied) == len(locked.patches):
@@ -181,14 +187,14 @@ def _replay(
     with private_index(git, base.tree) as index:
         commit, tree = base.commit, base.tree
         for patch in patches:
-            result = engine.apply_one(index, patch, commit, tree)
+            result = engine.apply_patch(index, patch, commit, tree)
             commit, tree = result.commit, result.tree
             yield patch, result, list(_twice(index, patch, result))
 
 
 def _twice(index: Git, patch: Patch, result: Applied) -> Iterator[Finding]:
     try:
-        again = engine.apply_one(index, patch, result.commit, result.tree)
+        again = engine.apply_patch(index, patch, result.commit, result.tree)
     except VerdictError:
         return
     except ConflictError as error:

@@ -45,7 +45,7 @@ class ChangedLine:
         return f"{self.sign}{self.text.decode('utf-8', 'replace').strip()!r} in {self.symbol}"
 
 
-def check(git: Git, applied: Sequence[Applied], outlines: Outlines | None = None) -> int:
+def check_applied(git: Git, applied: Sequence[Applied], outlines: Outlines | None = None) -> int:
     """Prove every patch of ``applied``; returns the number of files looked at.
 
     ``outlines`` may be shared between calls, so that a file is parsed once.
@@ -58,7 +58,7 @@ def check(git: Git, applied: Sequence[Applied], outlines: Outlines | None = None
     looked = 0
     for patch in applied:
         written = {f.path: f for f in patch.patch.files}
-        intended = {} if patch.exact else authors_results(git, patch.patch)
+        intended = {} if patch.exact else compute_intended(git, patch.patch)
         for change in patch.files:
             looked += 1
             if change.path.endswith(".py") and change.after != NULL_OID:
@@ -75,12 +75,12 @@ def _check_python(patch: Applied, change: FileChange, outlines: Outlines) -> Non
         after = outlines.of(change.after)
     except SyntaxError as err:
         raise _failed(patch, change.path, f"does not parse after the patch: {err}") from err
-    if unknown := newly_unbound(change, outlines):
+    if unknown := find_newly_unbound(change, outlines):
         raise _failed(patch, change.path, f"{', '.join(unknown)} {UNBOUND}")
-    if not pycheck.duplicates(after):
+    if not pycheck.find_duplicates(after):
         return  # spares parsing the file as it was
     before = outlines.of(change.before) if change.before != NULL_OID else None
-    if twice := pycheck.new_duplicates(before, after):
+    if twice := pycheck.find_new_duplicates(before, after):
         raise _failed(
             patch,
             change.path,
@@ -88,7 +88,7 @@ def _check_python(patch: Applied, change: FileChange, outlines: Outlines) -> Non
         )
 
 
-def newly_unbound(change: FileChange, outlines: Outlines) -> list[str]:
+def find_newly_unbound(change: FileChange, outlines: Outlines) -> list[str]:
     """Names a change leaves a Python file using that nothing binds, and that it did not use so before."""
     after = outlines.or_empty(change.after).unbound
     if not after or change.before == NULL_OID:
@@ -135,13 +135,13 @@ def _key(line: ChangedLine) -> tuple[str, bytes, str]:
     return line.sign, line.text, line.symbol if line.text.strip() else ""
 
 
-def authors_results(git: Git, patch: PatchFile) -> dict[str, str]:
+def compute_intended(git: Git, patch: PatchFile) -> dict[str, str]:
     """Per path, the blob the patch makes of its own pre-image."""
     results = {f.path: f.after for f in patch.files}
     edited = [f for f in patch.files if NULL_OID not in (f.before, f.after)]
     if not edited:
         return results
-    with scratch.folder(git) as folder:
+    with scratch.make_tempdir(git) as folder:
         index = replace(git, index_file=Path(folder) / "index")
         entries = "".join(
             f"100644 {f.before}\t{f.path}\n" for f in patch.files if f.before != NULL_OID

@@ -12,7 +12,7 @@ from tool.apply import kernels as bundle
 from tool.apply.engine import Applied
 from tool.errors import IntegrityError, UsageError
 from tool.git.repository import Git
-from tool.project.workspace import Home
+from tool.project.workspace import Workspace
 from tool.series.lockfile import FileChange, Lock, LockedPatch, LockedRelease
 from tool.series.model import Patch, Series
 from tool.upstream import resolve as upstream
@@ -28,7 +28,7 @@ class Composition:
     head: str
 
 
-def compose(git: Git, home: Home, series: Series, lock: Lock, request: Request) -> Composition:
+def compose(git: Git, home: Workspace, series: Series, lock: Lock, request: Request) -> Composition:
     """Apply and bundle. Proofs are the caller's: they can run while a worktree is being written.
 
     Raises:
@@ -36,19 +36,19 @@ def compose(git: Git, home: Home, series: Series, lock: Lock, request: Request) 
         IntegrityError: a patch file, the base or a result differs from series.lock.
         ConflictError, VerdictError: a patch does not apply.
     """
-    release = upstream.release_of(series, request)
-    patches = patches_for(series, release)
+    release = upstream.find_release(series, request)
+    patches = select_patches(series, release)
     locked = lock.get(release)
     check_patch_files(patches, locked)
     base = upstream.resolve_base(git, home, series, lock, request)
-    preimages.ensure(git, home, series, lock, patches, request, release=release)
+    preimages.ensure_preimages(git, home, series, lock, patches, request, release=release)
     applied = engine.apply_series(git, base, patches)
     check_results(applied, locked, base)
     tip = applied[-1].commit if applied else base.commit
-    return Composition(base, applied, bundle.commit(git, base, tip, series.kernel_dir))
+    return Composition(base, applied, bundle.commit_kernels(git, base, tip, series.kernel_dir))
 
 
-def patches_for(series: Series, release: Version) -> tuple[Patch, ...]:
+def select_patches(series: Series, release: Version) -> tuple[Patch, ...]:
     patches = series.for_release(release)
     if not patches:
         raise UsageError(
@@ -116,6 +116,6 @@ def _first_difference(found: Sequence[FileChange], wanted: Sequence[FileChange])
     return min(path for path in got.keys() | want.keys() if got.get(path) != want.get(path))
 
 
-def locked_patches(applied: Sequence[Applied]) -> tuple[LockedPatch, ...]:
+def lock_patches(applied: Sequence[Applied]) -> tuple[LockedPatch, ...]:
     """What a lock entry records of ``applied``."""
     return tuple(LockedPatch(a.name, a.sha256, a.tree, a.commit, a.files) for a in applied)

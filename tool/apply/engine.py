@@ -57,13 +57,13 @@ def apply_series(git: Git, base: Base, patches: Sequence[Patch]) -> tuple[Applie
     with private_index(git, base.tree) as index:
         commit, tree = base.commit, base.tree
         for patch in patches:
-            applied = apply_one(index, patch, commit, tree)
+            applied = apply_patch(index, patch, commit, tree)
             commit, tree = applied.commit, applied.tree
             done.append(applied)
     return tuple(done)
 
 
-def apply_one(index: Git, patch: Patch, parent: str, parent_tree: str) -> Applied:
+def apply_patch(index: Git, patch: Patch, parent: str, parent_tree: str) -> Applied:
     """Apply ``patch`` to ``index``, which holds ``parent_tree`` (and does again after an error).
 
     Raises:
@@ -74,7 +74,7 @@ def apply_one(index: Git, patch: Patch, parent: str, parent_tree: str) -> Applie
     exact = all(blobs[f.path] == f.before for f in parsed.files)
     if not exact:
         _need_preimages(index, patch, parsed, blobs)
-    done = merge(index, parsed.diff)
+    done = merge_diff(index, parsed.diff)
     if done.returncode != 0:
         raise _conflict(index, patch, parsed, parent_tree, done.stderr.decode("utf-8", "replace"))
     tree = index.out("write-tree")
@@ -86,7 +86,7 @@ def apply_one(index: Git, patch: Patch, parent: str, parent_tree: str) -> Applie
     return Applied(patch.name, patch.sha256, parent_tree, tree, commit, files, exact, parsed)
 
 
-def merge(index: Git, diff: bytes) -> subprocess.CompletedProcess[bytes]:
+def merge_diff(index: Git, diff: bytes) -> subprocess.CompletedProcess[bytes]:
     """Merge ``diff`` into ``index`` from the blobs it was made on; the caller reads how that went."""
     args = ("apply", "--cached", "--3way", "--whitespace=nowarn", "-p1", "-")
     return index.run(*args, stdin=diff, check=False)

@@ -15,7 +15,7 @@ from tool.errors import ConflictError
 from tool.git import tempdir as scratch
 from tool.git.index import COMMIT_ENV, commit_tree
 from tool.git.repository import Git
-from tool.series.kernels import kernel_files
+from tool.series.kernels import find_kernels
 from tool.upstream.resolve import Base
 
 DESTINATION: Final = "python/sglang/srt/layers/attention/ada_dsa"
@@ -23,13 +23,13 @@ TREE_TRAILER: Final = "Kernels-Tree"
 RELEASE_TRAILER: Final = "Sglang-Release"
 
 
-def commit(git: Git, base: Base, parent: str, folder: Path) -> str:
+def commit_kernels(git: Git, base: Base, parent: str, folder: Path) -> str:
     """Commit the kernels of ``folder`` on top of ``parent``; returns the commit id.
 
     Raises:
         ConflictError: upstream has something at the destination.
     """
-    files = kernel_files(folder)
+    files = find_kernels(folder)
     if git.out("ls-tree", "-z", parent, "--", DESTINATION):
         raise ConflictError(
             f"sglang {base.release} has its own {DESTINATION}",
@@ -38,7 +38,7 @@ def commit(git: Git, base: Base, parent: str, folder: Path) -> str:
     # One process hashes every file; --no-filters keeps the bytes whatever attributes a tree may carry.
     names = "".join(f"{path}\n" for path in files.values())
     blobs = git.out("hash-object", "-w", "--no-filters", "--stdin-paths", stdin=names.encode())
-    with scratch.folder(git) as temp:
+    with scratch.make_tempdir(git) as temp:
         index = replace(git, index_file=Path(temp) / "index", env={**git.env, **COMMIT_ENV})
         index.run("read-tree", parent)
         rows = zip(blobs.split("\n"), files, strict=True)

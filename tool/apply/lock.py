@@ -9,12 +9,12 @@ from packaging.version import Version
 
 from tool.apply import checks as proofs
 from tool.apply import engine, preimages
-from tool.apply.compose import locked_patches, patches_for
+from tool.apply.compose import lock_patches, select_patches
 from tool.errors import IntegrityError
 from tool.git.index import DATE, IDENTITY
 from tool.git.objects import commit_id
 from tool.project import checkout as landing
-from tool.project.workspace import Home
+from tool.project.workspace import Workspace
 from tool.series import lockfile as locks
 from tool.series import patchfile
 from tool.series.lockfile import Lock, LockedPatch, LockedRelease
@@ -24,7 +24,7 @@ from tool.upstream.resolve import resolve_release
 
 
 def update_lock(
-    series: Series, home: Home, release: Version, *, offline: bool, quiet: bool
+    series: Series, home: Workspace, release: Version, *, offline: bool, quiet: bool
 ) -> bool:
     """Apply, prove and record; True when series.lock changed.
 
@@ -33,18 +33,18 @@ def update_lock(
     Raises:
         ToolError: whatever applying or proving raises; the lock is then as before.
     """
-    patches = patches_for(series, release)
+    patches = select_patches(series, release)
     lock = locks.load(series.lock_path)
     with home.exclusive():
         git = home.open_repository()
-        landing.recover(git, home)
+        landing.recover_checkout(git, home)
         request = upstream.Request(f"v{release}", offline=offline, quiet=quiet)
         found = resolve_release(git, home, series, lock, request, whole=True)
         base, wheels = found.base, found.wheels
-        preimages.ensure(git, home, series, lock, patches, request, release=release)
+        preimages.ensure_preimages(git, home, series, lock, patches, request, release=release)
         applied = engine.apply_series(git, base, patches)
-        proofs.check(git, applied)
-        entry = LockedRelease(release, wheels, base.commit, base.tree, locked_patches(applied))
+        proofs.check_applied(git, applied)
+        entry = LockedRelease(release, wheels, base.commit, base.tree, lock_patches(applied))
         pruned = Lock({v: r for v, r in lock.releases.items() if series.for_release(v)})
         return locks.save(series.lock_path, pruned.with_release(entry))
 

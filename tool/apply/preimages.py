@@ -15,7 +15,7 @@ from packaging.version import Version
 from tool.apply import engine
 from tool.git.objects import NULL_OID
 from tool.git.repository import Git
-from tool.project.workspace import Home
+from tool.project.workspace import Workspace
 from tool.series import patchfile
 from tool.series.lockfile import Lock
 from tool.series.model import Patch, Series
@@ -23,9 +23,9 @@ from tool.upstream import resolve as upstream
 from tool.upstream.resolve import Request
 
 
-def ensure(
+def ensure_preimages(
     git: Git,
-    home: Home,
+    home: Workspace,
     series: Series,
     lock: Lock,
     patches: Sequence[Patch],
@@ -45,7 +45,7 @@ def ensure(
 
 def _ensure(
     git: Git,
-    home: Home,
+    home: Workspace,
     series: Series,
     lock: Lock,
     patches: Sequence[Patch],
@@ -55,7 +55,7 @@ def _ensure(
 ) -> None:
     # What applying the series to ``release`` makes or finds by itself.
     own = lock.releases[release].pre_images if release in lock.releases else frozenset[str]()
-    needed = lacking(git, patches, own)
+    needed = find_missing_preimages(git, patches, own)
     for version, entry in sorted(lock.releases.items()):
         if not needed or version == release or version in visited:
             continue
@@ -67,23 +67,25 @@ def _ensure(
         seen = visited | {version, release}
         _ensure(git, home, series, lock, theirs, request, version, seen)
         engine.apply_series(git, base, theirs)
-        needed = lacking(git, patches, own)
+        needed = find_missing_preimages(git, patches, own)
 
 
-def lacking(git: Git, patches: Sequence[Patch], own: Collection[str] = ()) -> frozenset[str]:
+def find_missing_preimages(
+    git: Git, patches: Sequence[Patch], own: Collection[str] = ()
+) -> frozenset[str]:
     """Pre-images of ``patches`` that the repository has not, but for those of ``own``."""
-    wanted = {oid for _, oid in orphans(patches, own)}
+    wanted = {oid for _, oid in find_orphans(patches, own)}
     if not wanted:
         return frozenset()
     return frozenset(oid for oid, there in git.has_objects(sorted(wanted)).items() if not there)
 
 
-def known(lock: Lock) -> frozenset[str]:
+def list_known_preimages(lock: Lock) -> frozenset[str]:
     """Every blob that some locked release holds where a patch begins."""
     return frozenset[str]().union(*(entry.pre_images for entry in lock.releases.values()))
 
 
-def orphans(patches: Sequence[Patch], known: Collection[str]) -> Iterator[tuple[Patch, str]]:
+def find_orphans(patches: Sequence[Patch], known: Collection[str]) -> Iterator[tuple[Patch, str]]:
     """Pre-images of ``patches`` that are not ``known``: if those are all that the locked releases give,
     nothing gives them back, however much is fetched."""
     for patch in patches:

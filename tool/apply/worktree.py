@@ -9,14 +9,14 @@ from pathlib import Path
 from tool.apply import checks as proofs
 from tool.apply.compose import Composition, compose
 from tool.project import checkout as landing
-from tool.project.workspace import Home
+from tool.project.workspace import Workspace
 from tool.series import lockfile as locks
 from tool.series.model import Series
 from tool.upstream.resolve import Request
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ApplyResult:
     """``state``: ``created``, ``updated`` or ``unchanged``."""
 
     folder: Path
@@ -26,15 +26,15 @@ class Outcome:
     proven_files: int
 
 
-def apply(
+def apply_to_worktree(
     series: Series,
-    home: Home,
+    home: Workspace,
     request: Request,
     *,
     into: Path | None,
     branch: str | None,
     note: Callable[[str], None],
-) -> Outcome:
+) -> ApplyResult:
     """Make or refresh the worktree. ``note`` hears what a person should know meanwhile.
 
     Raises:
@@ -43,17 +43,17 @@ def apply(
     lock = locks.load(series.lock_path)
     with home.exclusive():
         git = home.open_repository()
-        if healed := landing.recover(git, home):
+        if healed := landing.recover_checkout(git, home):
             note(healed)
         composed = compose(git, home, series, lock, request)
         release = composed.base.release
         folder = (into or Path.cwd() / f"sglang-v{release}").absolute()
-        target = landing.inspect(git, folder, branch, f"ada/v{release}")
+        target = landing.inspect_folder(git, folder, branch, f"ada/v{release}")
         if target.head == composed.head:
-            proven = proofs.check(git, composed.applied)
-            return Outcome(folder, target.branch, "unchanged", composed, proven)
-        with landing.land(git, home, target, composed.head, composed.base.commit) as under_way:
-            proven = proofs.check(git, composed.applied)
+            proven = proofs.check_applied(git, composed.applied)
+            return ApplyResult(folder, target.branch, "unchanged", composed, proven)
+        with landing.publish(git, home, target, composed.head, composed.base.commit) as under_way:
+            proven = proofs.check_applied(git, composed.applied)
             under_way.finish()
     state = "updated" if target.admin else "created"
-    return Outcome(folder, target.branch, state, composed, proven)
+    return ApplyResult(folder, target.branch, state, composed, proven)

@@ -16,7 +16,7 @@ from packaging.version import Version
 from tool.apply import checks as proofs
 from tool.apply import engine, preimages
 from tool.apply import kernels as bundle
-from tool.apply.compose import locked_patches
+from tool.apply.compose import lock_patches
 from tool.apply.engine import Applied
 from tool.apply.lock import recompute_commits
 from tool.authoring import mail as mailbox
@@ -27,7 +27,7 @@ from tool.git.repository import Git
 from tool.git.worktree import read_head, write_worktree
 from tool.project import checkout as landing
 from tool.project import transaction
-from tool.project.workspace import Home
+from tool.project.workspace import Workspace
 from tool.series import edit as series_edit
 from tool.series import lockfile as locks
 from tool.series import model as series_files
@@ -52,7 +52,7 @@ class Edited:
 
 
 @dataclass(frozen=True)
-class Words:
+class HeaderFields:
     """What a patch's header says; ``name`` is its file, ``change`` the change it belongs to."""
 
     name: str
@@ -75,13 +75,13 @@ class Words:
 class Author:
     """One edit of one project; use it under ``home.exclusive()`` through the functions below."""
 
-    def __init__(self, series: Series, home: Home, *, offline: bool, quiet: bool) -> None:
+    def __init__(self, series: Series, home: Workspace, *, offline: bool, quiet: bool) -> None:
         self._series = series
         self._home = home
         self._offline = offline
         self._quiet = quiet
         self.git = home.open_repository()
-        landing.recover(self.git, home)
+        landing.recover_checkout(self.git, home)
         self.lock: Lock = locks.load(series.lock_path)
         self.text = SeriesText((series.root / SERIES_FILE).read_text(encoding="utf-8"))
 
@@ -91,7 +91,7 @@ class Author:
         request = Request(f"v{release}", offline=self._offline, quiet=self._quiet)
         base = upstream.resolve_base(self.git, self._home, self._series, self.lock, request)
         patches = self._series.for_release(release)
-        preimages.ensure(
+        preimages.ensure_preimages(
             self.git, self._home, self._series, self.lock, patches, request, release=release
         )
         return base
@@ -116,7 +116,7 @@ class Author:
         """
         given = {name: data for name, data in contents.items() if data is not None}
         text = str(self.text)
-        series = series_files.parse(self._series.root, text)
+        series = series_files.parse_series(self._series.root, text)
         bases = {release: self.base(release) for release in releases}
         lock = recompute_commits(self.lock, self._series, headers or {})
         for release, base in bases.items():
@@ -125,11 +125,11 @@ class Author:
             old = lock.get(release)
             lock = lock.with_release(
                 LockedRelease(
-                    release, old.wheels, old.base_commit, old.base_tree, locked_patches(applied)
+                    release, old.wheels, old.base_commit, old.base_tree, lock_patches(applied)
                 )
             )
         edited = tuple(replace(p, given=given.get(p.name)) for p in series.patches)
-        for orphan, oid in preimages.orphans(edited, preimages.known(lock)):
+        for orphan, oid in preimages.find_orphans(edited, preimages.list_known_preimages(lock)):
             raise ConflictError(
                 f"{orphan.name} was written on {oid[:12]}, which no release would give any more",
                 where=f"{PATCH_DIR}/{orphan.name}",
@@ -173,22 +173,28 @@ class Author:
             commit, tree = base.commit, base.tree
             for listed in series.for_release(release):
                 patch = replace(listed, given=given.get(listed.name))
-                applied = engine.apply_one(index, patch, commit, tree)
-                proofs.check(self.git, [applied])
+                applied = engine.apply_patch(index, patch, commit, tree)
+                proofs.check_applied(self.git, [applied])
                 users = lock.proven(patch.name) | {release}
                 if not applied.exact and users <= reached and release == min(users):
                     diff = canonical_diff(self.git, applied.parent_tree, applied.tree)
                     renewed[patch.name] = patchfile.render(applied.patch.header, diff)
                     index.run("read-tree", tree)
                     patch = replace(patch, given=renewed[patch.name])
-                    applied = engine.apply_one(index, patch, commit, tree)
+                    applied = engine.apply_patch(index, patch, commit, tree)
                 commit, tree = applied.commit, applied.tree
                 done.append(applied)
         return tuple(done), renewed
 
 
-def new(
-    series: Series, home: Home, words: Words, folder: Path, *, offline: bool, quiet: bool
+def new_patch(
+    series: Series,
+    home: Workspace,
+    words: HeaderFields,
+    folder: Path,
+    *,
+    offline: bool,
+    quiet: bool,
 ) -> Edited:
     """Make a patch of a worktree's uncommitted changes, after those of the series.
 
@@ -204,9 +210,9 @@ def new(
         return _add(author, series, words, release, tip.tree, tree)
 
 
-def refresh(
+def refresh_patch(
     series: Series,
-    home: Home,
+    home: Workspace,
     name: str,
     folder: Path,
     *,
@@ -257,9 +263,9 @@ def _split(
             where=SERIES_FILE,
             next_step=f"tool refresh {patch.name}",
         )
-    name = series_edit.successor_name(patch.name, release, {p.name for p in series.patches})
-    author.text.respecify(patch.name, spec := series_edit.spanning(before))
-    author.text.insert_after(patch.name, name, successor := series_edit.spanning(after))
+    name = series_edit.name_next_file(patch.name, release, {p.name for p in series.patches})
+    author.text.respecify(patch.name, spec := series_edit.make_specifier(before))
+    author.text.insert_after(patch.name, name, successor := series_edit.make_specifier(after))
     return author.land(
         name,
         {name: _releases(name, content, successor)},
@@ -273,10 +279,10 @@ def _releases(name: str, content: bytes, spec: str) -> bytes:
     return patchfile.render(patchfile.with_fields(parsed.header, Releases=spec), parsed.diff)
 
 
-def import_(
+def import_patch(
     series: Series,
-    home: Home,
-    words: Words,
+    home: Workspace,
+    words: HeaderFields,
     content: bytes,
     release: Version,
     *,
@@ -294,7 +300,7 @@ def import_(
         author = Author(series, home, offline=offline, quiet=quiet)
         base, applied = author.applied(release)
         before = applied[-1].tree if applied else base.tree
-        mail = mailbox.read(words.name, content)
+        mail = mailbox.read_mail(words.name, content)
         told = replace(words, subject=words.subject or mail.subject, why=words.why or mail.body)
         if not told.subject or not told.why:
             raise UsageError(
@@ -302,11 +308,13 @@ def import_(
                 where=words.name,
                 next_step="say it: --subject TEXT --reason TEXT",
             )
-        tree = mailbox.apply(author.git, before, mail, words.name)
+        tree = mailbox.apply_mail(author.git, before, mail, words.name)
         return _add(author, series, told, release, before, tree)
 
 
-def drop(series: Series, home: Home, name: str, why: str, *, offline: bool, quiet: bool) -> Edited:
+def drop_patch(
+    series: Series, home: Workspace, name: str, why: str, *, offline: bool, quiet: bool
+) -> Edited:
     """Take the patch ``name`` out of the series; a comment in series.txt keeps the reason.
 
     Raises:
@@ -326,11 +334,11 @@ def drop(series: Series, home: Home, name: str, why: str, *, offline: bool, quie
 
 
 def _add(
-    author: Author, series: Series, words: Words, release: Version, before: str, after: str
+    author: Author, series: Series, words: HeaderFields, release: Version, before: str, after: str
 ) -> Edited:
     if before == after:
         raise UsageError(f"{words.name} would change nothing", next_step="see: tool status")
-    spec = series_edit.spanning([release])
+    spec = series_edit.make_specifier([release])
     content = patchfile.render(words.header(spec), canonical_diff(author.git, before, after))
     patchfile.parse(words.name, content)
     author.text.append(words.change, words.name, spec)
@@ -383,11 +391,11 @@ def _on(git: Git, tree: str, diff: bytes, name: str) -> str:
     """``tree`` with ``diff`` merged into it from the blobs it was made on."""
     patchfile.parse(name, b"Description: an edit\n---\n" + diff)
     with private_index(git, tree) as index:
-        done = engine.merge(index, diff)
+        done = engine.merge_diff(index, diff)
         if done.returncode != 0:
             raise ConflictError(
                 f"the change does not fit into {name}",
-                why=mailbox.reason(done.stderr),
+                why=mailbox.read_reason(done.stderr),
                 next_step="a later patch changes the same lines: refresh that one, or make a new patch",
             )
         return index.out("write-tree")
@@ -404,7 +412,7 @@ def _proven(author: Author, patch: Patch) -> list[Version]:
     return sorted(found)
 
 
-def _check_name(series: Series, words: Words) -> None:
+def _check_name(series: Series, words: HeaderFields) -> None:
     if (
         any(p.name == words.name for p in series.patches)
         or (series.root / PATCH_DIR / words.name).exists()

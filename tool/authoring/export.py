@@ -18,7 +18,7 @@ from tool.git.diff import canonical_diff
 from tool.git.repository import Git
 from tool.git.worktree import list_changes, read_head
 from tool.project import checkout as landing
-from tool.project.workspace import Home
+from tool.project.workspace import Workspace
 from tool.series import patchfile
 from tool.series.model import Series
 
@@ -31,7 +31,7 @@ class Exported:
     kept: tuple[str, ...]
 
 
-def export(series: Series, home: Home, folder: Path) -> Exported:
+def export_patches(series: Series, home: Workspace, folder: Path) -> Exported:
     """Write the patches of ``folder``'s branch into ``patches/``.
 
     Raises:
@@ -40,7 +40,7 @@ def export(series: Series, home: Home, folder: Path) -> Exported:
     """
     with home.exclusive():
         repository = home.open_repository()
-        landing.recover(repository, home)
+        landing.recover_checkout(repository, home)
         admin, head, branch = read_head(folder.absolute())
         if dirty := list_changes(admin, folder):
             raise UsageError(

@@ -35,7 +35,7 @@ class Mail:
     diff: bytes
 
 
-def read(name: str, content: bytes) -> Mail:
+def read_mail(name: str, content: bytes) -> Mail:
     """Split ``content`` into words and diff.
 
     Raises:
@@ -68,7 +68,7 @@ def read(name: str, content: bytes) -> Mail:
     return Mail(subject, body, diff)
 
 
-def apply(git: Git, tree: str, mail: Mail, name: str) -> str:
+def apply_mail(git: Git, tree: str, mail: Mail, name: str) -> str:
     """``tree`` with the mail's diff, in the places it names.
 
     Raises:
@@ -84,7 +84,7 @@ def apply(git: Git, tree: str, mail: Mail, name: str) -> str:
             raise ConflictError(
                 "does not apply to the series as it is",
                 where=name,
-                why=reason(done.stderr),
+                why=read_reason(done.stderr),
                 next_step="apply it by hand in a worktree (tool apply), then: tool new",
             )
         after = index.out("write-tree")
@@ -94,7 +94,7 @@ def apply(git: Git, tree: str, mail: Mail, name: str) -> str:
     return after
 
 
-def reason(stderr: bytes) -> str | None:
+def read_reason(stderr: bytes) -> str | None:
     """What git said, without its prefixes."""
     words = stderr.decode("utf-8", "replace").splitlines()
     return "; ".join(w.removeprefix("error: ") for w in words if w.startswith("error:")) or None

@@ -10,16 +10,16 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from tool.analysis import outline as pycheck
-from tool.analysis.changes import Block, blocks, text
+from tool.analysis.changes import Block, changed_blocks, decode_line
 from tool.analysis.outline import Outlines
 from tool.apply import checks as proofs
 from tool.apply import engine
-from tool.apply.checks import authors_results
+from tool.apply.checks import compute_intended
 from tool.apply.engine import Applied
-from tool.classify.outcome import Kind, Trouble, Verdict
-from tool.classify.renames import Search
-from tool.classify.semantics import doubts
-from tool.classify.upstreamed import Aim, Presence, brief
+from tool.classify.outcome import ConflictHunk, Outcome, OutcomeKind
+from tool.classify.renames import RenameDetector
+from tool.classify.semantics import find_semantic_conflicts
+from tool.classify.upstreamed import FileVersions, UpstreamDetector, summarize
 from tool.errors import ConflictError, VerdictError
 from tool.git.diff import canonical_diff
 from tool.git.index import find_blobs
@@ -33,16 +33,16 @@ from tool.series.patchfile import PatchFile
 _SHOWN: Final = 6
 
 
-class Judge:
+class Classifier:
     """Judges patches one after another on ``index``; ``old`` is the tree of the release they come from."""
 
     def __init__(self, index: Git, old: str | None, new: str) -> None:
         self._index = index
         self._outlines = Outlines(index)
-        self._presence = Presence(index, self._outlines)
-        self._search = Search(index, self._outlines, old, new)
+        self._presence = UpstreamDetector(index, self._outlines)
+        self._search = RenameDetector(index, self._outlines, old, new)
 
-    def judge(self, patch: Patch, commit: str, tree: str) -> Verdict:
+    def judge(self, patch: Patch, commit: str, tree: str) -> Outcome:
         """Apply ``patch`` on ``commit``; ``index`` then holds the result, or ``tree`` as before.
 
         Raises:
@@ -55,29 +55,31 @@ class Judge:
             self._index.run("read-tree", tree)
         return verdict
 
-    def _judge(self, patch: Patch, commit: str, tree: str) -> Verdict:
+    def _judge(self, patch: Patch, commit: str, tree: str) -> Outcome:
         try:
-            applied = engine.apply_one(self._index, patch, commit, tree)
+            applied = engine.apply_patch(self._index, patch, commit, tree)
         except VerdictError as error:
             aims = self._aims(patch, tree)
             return self._already(patch, aims, merged=error.why == engine.EMPTY_MERGE)
         except ConflictError as error:
             return self._refused(patch, self._aims(patch, tree), error)
         try:
-            proofs.check(self._index, [applied], self._outlines)
+            proofs.check_applied(self._index, [applied], self._outlines)
         except (ConflictError, VerdictError) as error:
             return self._unproven(patch, applied, tree, error)
         verdict = self._carried(applied)
         if stale := () if applied.exact else tuple(self._stale(self._aims(patch, tree))):
-            return Verdict(patch.name, Kind.STALE, stale + verdict.evidence)
+            return Outcome(patch.name, OutcomeKind.STALE, stale + verdict.evidence)
         return verdict
 
     # -- it applies -------------------------------------------------------------------------------
 
-    def _carried(self, applied: Applied) -> Verdict:
+    def _carried(self, applied: Applied) -> Outcome:
         name = applied.name
         if applied.exact:
-            return Verdict(name, Kind.CLEAN, ("the files it changes are as they were",), applied)
+            return Outcome(
+                name, OutcomeKind.CLEAN, ("the files it changes are as they were",), applied
+            )
         again = _parse_diff(self._index, applied)
         evidence = list(self._moves(applied.patch, again))
         if not patchfile.same_hunks(again, applied.patch):
@@ -85,10 +87,10 @@ class Judge:
                 f.path for f in applied.patch.files if not _reads_alike(f.path, again, applied)
             ]
             evidence = [f"{path}: other lines around the change" for path in others] + evidence
-            return Verdict(name, Kind.MERGED, tuple(evidence), applied)
+            return Outcome(name, OutcomeKind.MERGED, tuple(evidence), applied)
         if not evidence:
-            return Verdict(name, Kind.CLEAN, ("every hunk is on its line",), applied)
-        return Verdict(name, Kind.MOVED, tuple(evidence), applied)
+            return Outcome(name, OutcomeKind.CLEAN, ("every hunk is on its line",), applied)
+        return Outcome(name, OutcomeKind.MOVED, tuple(evidence), applied)
 
     def _moves(self, was: PatchFile, now: PatchFile) -> Iterator[str]:
         """Which symbol moved, and how far, one line of evidence for each symbol and distance."""
@@ -108,28 +110,28 @@ class Judge:
             for (symbol, distance), (old_line, new_line) in seen.items():
                 yield f"{file.path}: {symbol} from line {old_line} to {new_line} ({distance:+d})"
 
-    def _stale(self, aims: Sequence[Aim]) -> Iterator[str]:
+    def _stale(self, aims: Sequence[FileVersions]) -> Iterator[str]:
         """What upstream did, outside of the lines the patch touches, that empties it of its meaning."""
         for aim in aims:
             ids = sorted({aim.before, aim.result, aim.current} - {NULL_OID})
-            yield from doubts(aim, self._index.blobs(ids))
+            yield from find_semantic_conflicts(aim, self._index.blobs(ids))
 
     def _unproven(
         self, patch: Patch, applied: Applied, tree: str, error: ConflictError | VerdictError
-    ) -> Verdict:
+    ) -> Outcome:
         """git was content, the proofs are not."""
         evidence: list[str] = []
-        kind = Kind.CONFLICT
+        kind = OutcomeKind.CONFLICT
         aims = self._aims(patch, tree)
         twice = [e for change in applied.files for e in self._twice(change)]
         if twice:
-            kind, evidence = Kind.ELSEWHERE, twice
+            kind, evidence = OutcomeKind.ELSEWHERE, twice
         elif part := self._part(applied, aims):
-            kind, evidence = Kind.PARTIAL, part
+            kind, evidence = OutcomeKind.PARTIAL, part
         elif nameless := [e for change in applied.files for e in self._nameless(change)]:
-            kind, evidence = Kind.STALE, nameless
-        troubles = self._troubles(aims) if kind is Kind.CONFLICT else ()
-        return Verdict(patch.name, kind, tuple(evidence) or (error.message,), None, troubles)
+            kind, evidence = OutcomeKind.STALE, nameless
+        troubles = self._troubles(aims) if kind is OutcomeKind.CONFLICT else ()
+        return Outcome(patch.name, kind, tuple(evidence) or (error.message,), None, troubles)
 
     def _twice(self, change: FileChange) -> Iterator[str]:
         """Definitions that upstream has in this file already and the patch adds again."""
@@ -139,24 +141,24 @@ class Judge:
             before, after = self._outlines.of(change.before), self._outlines.of(change.after)
         except SyntaxError:
             return
-        for name in pycheck.new_duplicates(before, after):
+        for name in pycheck.find_new_duplicates(before, after):
             lines = [span.first for span in before.spans if span.name == name]
             where = f"line {lines[0]} of the release" if lines else "the patch itself"
             yield f"{change.path}: {name} is defined already, {where}; the patch adds another"
 
     def _nameless(self, change: FileChange) -> Iterator[str]:
         if change.path.endswith(".py") and change.after != NULL_OID:
-            for name in proofs.newly_unbound(change, self._outlines):
+            for name in proofs.find_newly_unbound(change, self._outlines):
                 yield f"{change.path}: {name} {proofs.UNBOUND}"
 
-    def _part(self, applied: Applied, aims: Sequence[Aim]) -> list[str]:
+    def _part(self, applied: Applied, aims: Sequence[FileVersions]) -> list[str]:
         """What upstream has of a patch that merged to less than it says; empty if that is not it."""
         changes = {f.path: f for f in applied.files}
         evidence: list[str] = []
         for aim in aims:
             change = changes.get(aim.path)
             now = (
-                blocks(self._index, aim.path, change.before, change.after, self._outlines)
+                changed_blocks(self._index, aim.path, change.before, change.after, self._outlines)
                 if change
                 else ()
             )
@@ -167,29 +169,29 @@ class Judge:
             if change is None:
                 evidence.append(f"{aim.path}: needs no change, the release has it")
             evidence += [
-                f"{aim.path}: in the release already: {sign}{text(line).strip()} in {symbol}"
+                f"{aim.path}: in the release already: {sign}{decode_line(line).strip()} in {symbol}"
                 for sign, line, symbol in list(missing)[:_SHOWN]
             ]
         return evidence
 
     # -- upstream has it --------------------------------------------------------------------------
 
-    def _already(self, patch: Patch, aims: Sequence[Aim], *, merged: bool) -> Verdict:
+    def _already(self, patch: Patch, aims: Sequence[FileVersions], *, merged: bool) -> Outcome:
         """git says there is nothing left to do: is it the same change, or lines that look like it?"""
         pairs = [(aim, block) for aim in aims for block in aim.intended]
         same = [any(block.same_change(other) for other in aim.upstream) for aim, block in pairs]
         if all(same):
-            return Verdict(patch.name, Kind.EXACT, tuple(_found(pairs)))
+            return Outcome(patch.name, OutcomeKind.EXACT, tuple(_found(pairs)))
         held = [
             ok or self._presence.holds(aim, block)
             for ok, (aim, block) in zip(same, pairs, strict=True)
         ]
         if merged or all(held):
-            return Verdict(patch.name, Kind.SQUASHED, tuple(_found(pairs)))
+            return Outcome(patch.name, OutcomeKind.SQUASHED, tuple(_found(pairs)))
         # Reverse-apply searches by offset: it found lines like ours, not ours.
         return self._weigh(patch, aims, "its lines are there, but not where it was written for")
 
-    def _refused(self, patch: Patch, aims: Sequence[Aim], error: ConflictError) -> Verdict:
+    def _refused(self, patch: Patch, aims: Sequence[FileVersions], error: ConflictError) -> Outcome:
         gone = [a for a in aims if a.current == NULL_OID and NULL_OID not in (a.before, a.result)]
         if not gone:
             return self._weigh(patch, aims, error.why or error.message)
@@ -200,13 +202,13 @@ class Judge:
             evidence.append(f"{aim.path} is gone" + (f", now {heir}" if heir else ""))
             first = aim.intended[0]
             troubles.append(
-                Trouble(
+                ConflictHunk(
                     aim.path, first.symbol, first.old_line, first, (), heir.name if heir else None
                 )
             )
-        return Verdict(patch.name, Kind.GONE, tuple(evidence), None, tuple(troubles))
+        return Outcome(patch.name, OutcomeKind.GONE, tuple(evidence), None, tuple(troubles))
 
-    def _weigh(self, patch: Patch, aims: Sequence[Aim], otherwise: str) -> Verdict:
+    def _weigh(self, patch: Patch, aims: Sequence[FileVersions], otherwise: str) -> Outcome:
         """A patch that does not apply: how much of it does the release hold, and where?"""
         held: list[str] = []
         elsewhere: list[str] = []
@@ -214,28 +216,30 @@ class Judge:
         for aim in aims:
             for block in aim.intended:
                 if self._presence.holds(aim, block):
-                    held.append(f"{block.place}: the release has these lines: {brief(block)}")
+                    held.append(f"{block.place}: the release has these lines: {summarize(block)}")
                 elif where := self._presence.elsewhere(aim, block):
                     elsewhere.append(where)
                 else:
                     open_blocks += 1
         troubles = self._troubles(aims)
         if held and not elsewhere and not open_blocks:
-            return Verdict(patch.name, Kind.SQUASHED, tuple(held), None, troubles)
+            return Outcome(patch.name, OutcomeKind.SQUASHED, tuple(held), None, troubles)
         if elsewhere and not open_blocks:
-            return Verdict(patch.name, Kind.ELSEWHERE, tuple(elsewhere + held), None, troubles)
+            return Outcome(
+                patch.name, OutcomeKind.ELSEWHERE, tuple(elsewhere + held), None, troubles
+            )
         if held:
-            return Verdict(patch.name, Kind.PARTIAL, tuple(held + elsewhere), None, troubles)
+            return Outcome(patch.name, OutcomeKind.PARTIAL, tuple(held + elsewhere), None, troubles)
         lost = [e for aim in aims for e in self._lost(aim)]
         if lost:
-            return Verdict(patch.name, Kind.GONE, tuple(lost), None, troubles)
+            return Outcome(patch.name, OutcomeKind.GONE, tuple(lost), None, troubles)
         clashes = tuple(
             f"{t.path} line {t.line}, {t.symbol}: upstream changed the same lines" for t in troubles
         )
         evidence = (*(clashes or (otherwise,)), *self._stale(aims))
-        return Verdict(patch.name, Kind.CONFLICT, evidence, None, troubles)
+        return Outcome(patch.name, OutcomeKind.CONFLICT, evidence, None, troubles)
 
-    def _lost(self, aim: Aim) -> Iterator[str]:
+    def _lost(self, aim: FileVersions) -> Iterator[str]:
         """Symbols the patch changes that the file no longer has."""
         old, new = self._presence.source(aim.before), self._presence.source(aim.current)
         if not new.parses:
@@ -258,8 +262,8 @@ class Judge:
             else:
                 yield f"{aim.path}: {symbol} is gone"
 
-    def _troubles(self, aims: Sequence[Aim]) -> tuple[Trouble, ...]:
-        found: list[Trouble] = []
+    def _troubles(self, aims: Sequence[FileVersions]) -> tuple[ConflictHunk, ...]:
+        found: list[ConflictHunk] = []
         for aim in aims:
             away = any(not self._presence.source(aim.current).has(b.symbol) for b in aim.intended)
             heir = None
@@ -270,25 +274,25 @@ class Judge:
                 if theirs and not any(block.same_change(b) for b in theirs):
                     name = heir.name if heir else None
                     line = block.old_line
-                    found.append(Trouble(aim.path, block.symbol, line, block, theirs, name))
+                    found.append(ConflictHunk(aim.path, block.symbol, line, block, theirs, name))
         return tuple(found)
 
-    def _aims(self, patch: Patch, tree: str) -> tuple[Aim, ...]:
+    def _aims(self, patch: Patch, tree: str) -> tuple[FileVersions, ...]:
         parsed = patchfile.parse(patch.name, patch.content)
         now = find_blobs(self._index, tree, [f.path for f in parsed.files])
-        results = authors_results(self._index, parsed)
+        results = compute_intended(self._index, parsed)
         aims = []
         for file in parsed.files:
             result = results[file.path]
             current = now[file.path]
             aims.append(
-                Aim(
+                FileVersions(
                     file.path,
                     file.before,
                     result,
                     current,
-                    blocks(self._index, file.path, file.before, result, self._outlines),
-                    blocks(self._index, file.path, file.before, current, self._outlines),
+                    changed_blocks(self._index, file.path, file.before, result, self._outlines),
+                    changed_blocks(self._index, file.path, file.before, current, self._outlines),
                 )
             )
         return tuple(aims)
@@ -302,9 +306,9 @@ def _changed(found: Sequence[Block]) -> Counter[tuple[str, bytes, str]]:
     return lines
 
 
-def _found(pairs: Sequence[tuple[Aim, Block]]) -> Iterator[str]:
+def _found(pairs: Sequence[tuple[FileVersions, Block]]) -> Iterator[str]:
     for _, block in pairs:
-        yield f"{block.place}: the release has {brief(block)}"
+        yield f"{block.place}: the release has {summarize(block)}"
 
 
 def _parse_diff(git: Git, applied: Applied) -> PatchFile:

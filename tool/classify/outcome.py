@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tool.apply.engine import Applied
 
 
-class Kind(StrEnum):
+class OutcomeKind(StrEnum):
     CLEAN = "clean"
     MOVED = "moved"
     MERGED = "merged"
@@ -42,12 +42,14 @@ class Kind(StrEnum):
     RETIRED = "retired"
 
 
-CARRIES: Final = frozenset({Kind.CLEAN, Kind.MOVED, Kind.MERGED})
-UPSTREAM: Final = frozenset({Kind.EXACT, Kind.SQUASHED, Kind.ELSEWHERE, Kind.PARTIAL})
+CARRIES: Final = frozenset({OutcomeKind.CLEAN, OutcomeKind.MOVED, OutcomeKind.MERGED})
+UPSTREAM: Final = frozenset(
+    {OutcomeKind.EXACT, OutcomeKind.SQUASHED, OutcomeKind.ELSEWHERE, OutcomeKind.PARTIAL}
+)
 
 
 @dataclass(frozen=True)
-class Trouble:
+class ConflictHunk:
     """A hunk that does not carry over, and what upstream did to the same lines.
 
     ``successor`` is where upstream put the file, where that is known.
@@ -62,14 +64,14 @@ class Trouble:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Outcome:
     """``applied`` is set exactly when the patch carries over."""
 
     patch: str
-    kind: Kind
+    kind: OutcomeKind
     evidence: tuple[str, ...]
     applied: Applied | None = None
-    troubles: tuple[Trouble, ...] = ()
+    troubles: tuple[ConflictHunk, ...] = ()
 
     @property
     def carries(self) -> bool:

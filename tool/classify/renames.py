@@ -28,7 +28,7 @@ _SAME_BODY: Final = 0.6
 
 
 @dataclass(frozen=True)
-class Successor:
+class Rename:
     """``share``, 0 to 1: of the definitions (a file), or of the body (a definition), found there."""
 
     name: str
@@ -39,7 +39,7 @@ class Successor:
         return f"{self.name} ({self.share:.0%} alike)"
 
 
-class Search:
+class RenameDetector:
     """Successors between two trees. ``old`` None: nothing is known of the older release."""
 
     def __init__(self, git: Git, outlines: Outlines, old: str | None, new: str) -> None:
@@ -49,7 +49,7 @@ class Search:
         self._new = new
         self._appeared: dict[str, set[str]] | None = None
 
-    def file(self, path: str, before: str, current: str) -> Successor | None:
+    def file(self, path: str, before: str, current: str) -> Rename | None:
         """The file that now holds what ``path`` held as blob ``before``; ``current`` is what it is now."""
         names = self._names(before) - (self._names(current) if current != NULL_OID else set())
         if self._old is None:
@@ -60,18 +60,18 @@ class Search:
         best = max(shares, key=lambda p: (shares[p], p), default=None)
         if best is None or shares[best] < _SAME_FILE:
             return None
-        return Successor(best, find_blobs(self._git, self._new, [best])[best], shares[best])
+        return Rename(best, find_blobs(self._git, self._new, [best])[best], shares[best])
 
     def left(self, before: str, current: str) -> bool:
         """Did most of what the file defined leave it? What is left is a stub that imports the rest."""
         names = self._names(before)
         return bool(names) and len(names - self._names(current)) > len(names) * _SAME_FILE
 
-    def symbol(self, name: str, before: Source, after: Source) -> Successor | None:
+    def symbol(self, name: str, before: Source, after: Source) -> Rename | None:
         """The definition of ``after`` that most resembles ``name`` of ``before``."""
         body = before.body(name)
         known = {span.name for span in before.outline.spans}
-        found: list[Successor] = []
+        found: list[Rename] = []
         for span in after.outline.spans:
             same_name = span.name.rpartition(".")[2] == name.rpartition(".")[2]
             if span.name in known and not same_name:
@@ -79,10 +79,10 @@ class Search:
             there = after.lines[span.first - 1 : span.last]
             ratio = _likeness(body, there)
             if ratio >= _SAME_BODY:
-                found.append(Successor(span.name, after.blob, ratio))
+                found.append(Rename(span.name, after.blob, ratio))
         return max(found, key=lambda s: s.share, default=None)
 
-    def _renamed(self, path: str) -> Successor | None:
+    def _renamed(self, path: str) -> Rename | None:
         """For a file without definitions: git's own rename detection."""
         rows = self._git.out(
             "diff-tree", "-r", "-z", "-M40%", "-l0", "--name-status", "--diff-filter=R",
@@ -91,7 +91,7 @@ class Search:
         for status, old, new in zip(rows[0::3], rows[1::3], rows[2::3], strict=False):
             if old == path:
                 blob = find_blobs(self._git, self._new, [new])[new]
-                return Successor(new, blob, int(status[1:]) / 100)
+                return Rename(new, blob, int(status[1:]) / 100)
         return None
 
     def _names(self, blob: str) -> set[str]:

@@ -16,8 +16,8 @@ from packaging.version import Version
 from tool.apply import checks as proofs
 from tool.apply import engine
 from tool.apply.engine import Applied
-from tool.classify.classify import Judge
-from tool.classify.outcome import Kind, Verdict
+from tool.classify.classify import Classifier
+from tool.classify.outcome import Outcome, OutcomeKind
 from tool.git.index import private_index
 from tool.git.repository import Git
 from tool.series.model import Patch, Series
@@ -32,7 +32,7 @@ class Decision:
     says where the content is from: a person, or a remembered resolution.
     """
 
-    kind: Kind
+    kind: OutcomeKind
     evidence: tuple[str, ...]
     content: bytes | None = None
     skipped: str | None = None
@@ -44,7 +44,7 @@ class Step:
     """One patch: what was judged, and what was decided instead, if anything."""
 
     patch: Patch
-    verdict: Verdict
+    verdict: Outcome
     parent: str
     parent_tree: str
     decision: Decision | None = None
@@ -57,7 +57,7 @@ class Step:
     def stops(self) -> bool:
         """Does a person have to decide?"""
         return self.decision is None and not (
-            self.verdict.carries or self.verdict.kind is Kind.RETIRED
+            self.verdict.carries or self.verdict.kind is OutcomeKind.RETIRED
         )
 
 
@@ -76,7 +76,7 @@ def replay(
     """
     decided = decisions or {}
     with contextlib.ExitStack() as stack:
-        court = _Court(git, stack, old_tree, base.tree)
+        court = _Replayer(git, stack, old_tree, base.tree)
         commit, tree = base.commit, base.tree
         for patch in patches:
             decision = decided.get(patch.name)
@@ -90,7 +90,7 @@ def replay(
                 commit, tree = step.applied.commit, step.applied.tree
 
 
-class _Court:
+class _Replayer:
     """The index patches are tried on and the judge beside it, both made when a patch needs them."""
 
     def __init__(
@@ -105,13 +105,13 @@ class _Court:
         self._trees = old_tree, new_tree
         self._held: str | None = None
         self._index: Git | None = None
-        self._judge: Judge | None = None
+        self._judge: Classifier | None = None
 
-    def judge(self, patch: Patch, commit: str, tree: str) -> Verdict:
+    def judge(self, patch: Patch, commit: str, tree: str) -> Outcome:
         """The verdict on ``patch`` on top of ``commit``."""
         index = self._holding(tree)
         if self._judge is None:
-            self._judge = Judge(index, *self._trees)
+            self._judge = Classifier(index, *self._trees)
         verdict = self._judge.judge(patch, commit, tree)
         self._held = verdict.applied.tree if verdict.applied else tree
         return verdict
@@ -122,10 +122,10 @@ class _Court:
         if decision.content is not None:
             patch = replace(patch, given=decision.content)
             index = self._holding(tree)
-            applied = engine.apply_one(index, patch, commit, tree)
+            applied = engine.apply_patch(index, patch, commit, tree)
             self._held = applied.tree
-            proofs.check(index, [applied])
-        verdict = Verdict(patch.name, decision.kind, decision.evidence, applied)
+            proofs.check_applied(index, [applied])
+        verdict = Outcome(patch.name, decision.kind, decision.evidence, applied)
         return Step(patch, verdict, commit, tree, decision)
 
     def _holding(self, tree: str) -> Git:
@@ -138,11 +138,11 @@ class _Court:
         return self._index
 
 
-def _retired(series: Series, patch: Patch, release: Version) -> Verdict | None:
+def _retired(series: Series, patch: Patch, release: Version) -> Outcome | None:
     """The change is not needed there, as its line in series.txt says."""
     change = series.change_of(patch)
     if change.needed.contains(release, prereleases=True):
         return None
     why = f"upstream {change.upstream}" if change.upstream else "the change's line says no more"
     evidence = f"{change.name} is needed on {change.needed}: {why}"
-    return Verdict(patch.name, Kind.RETIRED, (evidence,))
+    return Outcome(patch.name, OutcomeKind.RETIRED, (evidence,))

@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from tool.analysis.changes import significant, text
-from tool.classify.upstreamed import Aim
+from tool.analysis.changes import decode_line, is_significant
+from tool.classify.upstreamed import FileVersions
 from tool.git.objects import NULL_OID
 
 _WORD: Final = re.compile(rb"[A-Za-z_]\w*")
@@ -29,7 +29,7 @@ _LAYOUT: Final = frozenset(
 )
 
 
-def doubts(aim: Aim, contents: Mapping[str, bytes]) -> Iterator[str]:
+def find_semantic_conflicts(aim: FileVersions, contents: Mapping[str, bytes]) -> Iterator[str]:
     """Evidence that what the author of a patch meant for a file is not all it takes in the release.
 
     ``contents`` holds the three blobs of ``aim`` by id. Nothing is said of a file that is added or
@@ -42,24 +42,24 @@ def doubts(aim: Aim, contents: Mapping[str, bytes]) -> Iterator[str]:
         yield from _nameless(aim, contents)
 
 
-def _left_over(aim: Aim, contents: Mapping[str, bytes]) -> Iterator[str]:
+def _left_over(aim: FileVersions, contents: Mapping[str, bytes]) -> Iterator[str]:
     """Lines the author replaced wherever they stood, of which the release has more."""
     before, result, current = (
         [line.strip() for line in contents[blob].split(b"\n")]
         for blob in (aim.before, aim.result, aim.current)
     )
-    replaced = {line.strip() for b in aim.intended for line in b.removed if significant([line])}
+    replaced = {line.strip() for b in aim.intended for line in b.removed if is_significant([line])}
     for words in sorted(replaced - set(result)):
         more = current.count(words) - before.count(words)
         if more > 0:
             lines = [str(n) for n, line in enumerate(current, 1) if line == words]
             yield (
                 f"{aim.path}: the release has {more} more of what the patch replaces, at one of the "
-                f"lines {', '.join(lines)}: {text(words)[:80]}"
+                f"lines {', '.join(lines)}: {decode_line(words)[:80]}"
             )
 
 
-def _nameless(aim: Aim, contents: Mapping[str, bytes]) -> Iterator[str]:
+def _nameless(aim: FileVersions, contents: Mapping[str, bytes]) -> Iterator[str]:
     """Names of the author's file that the patch uses and the release's file lacks."""
     lost = set(_WORD.findall(contents[aim.before])) - set(_WORD.findall(contents[aim.current]))
     if not any(lost.intersection(_WORD.findall(line)) for b in aim.intended for line in b.added):

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tool.analysis.changes import Block, Source, significant, text
+from tool.analysis.changes import Block, Source, decode_line, is_significant
 from tool.analysis.outline import Outlines
 from tool.git.objects import NULL_OID
 from tool.git.repository import Git
 
 
 @dataclass(frozen=True)
-class Aim:
+class FileVersions:
     """One file a patch changes: what its author had and made, and what is there now."""
 
     path: str
@@ -26,7 +26,7 @@ class Aim:
     upstream: tuple[Block, ...]
 
 
-class Presence:
+class UpstreamDetector:
     def __init__(self, git: Git, outlines: Outlines) -> None:
         self._git = git
         self._outlines = outlines
@@ -38,16 +38,16 @@ class Presence:
             self._sources[blob] = Source(self._git, self._outlines, blob)
         return self._sources[blob]
 
-    def holds(self, aim: Aim, block: Block) -> bool:
+    def holds(self, aim: FileVersions, block: Block) -> bool:
         """Does the release hold this change in its symbol, where the pre-image did not?"""
         if any(block.same_change(other) for other in aim.upstream):
             return True
         old, new = self.source(aim.before), self.source(aim.current)
         if block.added:
             more = new.count(block.added, block.symbol) > old.count(block.added, block.symbol)
-            if not more or not significant(block.added):
+            if not more or not is_significant(block.added):
                 return False
-        elif not new.has(block.symbol) or not significant(block.removed):
+        elif not new.has(block.symbol) or not is_significant(block.removed):
             return False
         if not block.removed:
             return True
@@ -62,9 +62,9 @@ class Presence:
             around, block.symbol
         )
 
-    def elsewhere(self, aim: Aim, block: Block) -> str | None:
+    def elsewhere(self, aim: FileVersions, block: Block) -> str | None:
         """Evidence that the release has ``block``'s new lines in another symbol of the same file."""
-        if not significant(block.added) or aim.current == NULL_OID:
+        if not is_significant(block.added) or aim.current == NULL_OID:
             return None
         old, new = self.source(aim.before), self.source(aim.current)
         places = [
@@ -76,12 +76,12 @@ class Presence:
         if len(places) <= others:
             return None
         line, symbol = places[0]
-        return f"{aim.path} line {line}, {symbol}: the release has there: {brief(block)}"
+        return f"{aim.path} line {line}, {symbol}: the release has there: {summarize(block)}"
 
 
-def brief(block: Block) -> str:
+def summarize(block: Block) -> str:
     """The change in a line: its first words, and how much there is of it."""
     first = next((line for line in (*block.added, *block.removed) if line.strip()), b"")
     sign = "+" if first in block.added else "-"
     size = f"+{len(block.added)}/-{len(block.removed)}"
-    return f"{sign}{text(first).strip()[:80]} ({size} lines)"
+    return f"{sign}{decode_line(first).strip()[:80]} ({size} lines)"

@@ -13,7 +13,7 @@ from tool.cli.options import load, options, reporting
 from tool.cli.output import Report
 
 if TYPE_CHECKING:
-    from tool.authoring.edit import Edited, Words
+    from tool.authoring.edit import Edited, HeaderFields
 
 _WORKTREE = click.argument(
     "worktree", type=click.Path(exists=True, file_okay=False, path_type=Path), default="."
@@ -60,7 +60,7 @@ def new(
     series, home = load(series_dir)
     words = _header(name, change, subject, reason, drop_when)
     folder = worktree.absolute()
-    return _report(command.new(series, home, words, folder, offline=offline, quiet=quiet))
+    return _report(command.new_patch(series, home, words, folder, offline=offline, quiet=quiet))
 
 
 @click.command()
@@ -85,7 +85,9 @@ def refresh(
     series, home = load(series_dir)
     folder = worktree.absolute()
     return _report(
-        command.refresh(series, home, patch, folder, split=split, offline=offline, quiet=quiet)
+        command.refresh_patch(
+            series, home, patch, folder, split=split, offline=offline, quiet=quiet
+        )
     )
 
 
@@ -121,7 +123,7 @@ def import_(
     onto = parse_release(release) if release else series.pin
     content = diff.read()
     return _report(
-        command.import_(series, home, words, content, onto, offline=offline, quiet=quiet)
+        command.import_patch(series, home, words, content, onto, offline=offline, quiet=quiet)
     )
 
 
@@ -135,14 +137,16 @@ def drop(patch: str, why: str, offline: bool, quiet: bool, series_dir: Path | No
     from tool.authoring import edit as command
 
     series, home = load(series_dir)
-    return _report(command.drop(series, home, patch, why, offline=offline, quiet=quiet))
+    return _report(command.drop_patch(series, home, patch, why, offline=offline, quiet=quiet))
 
 
-def _header(name: str, change: str, subject: str, reason: str, drop_when: str) -> Words:
-    from tool.authoring.edit import Words
+def _header(name: str, change: str, subject: str, reason: str, drop_when: str) -> HeaderFields:
+    from tool.authoring.edit import HeaderFields
 
     file = name if name.endswith(".patch") else f"{name}.patch"
-    return Words(file, change, " ".join(subject.split()), reason, " ".join(drop_when.split()))
+    return HeaderFields(
+        file, change, " ".join(subject.split()), reason, " ".join(drop_when.split())
+    )
 
 
 def _report(done: Edited) -> Report:

@@ -26,7 +26,7 @@ def doctor(python: Path | None) -> Report:
     """
     from tool.doctor import examine as command
 
-    return command.doctor(python, report.note)
+    return command.examine(python, report.note)
 
 
 COMMANDS = (doctor,)

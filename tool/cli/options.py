@@ -21,7 +21,7 @@ from tool.errors import EnvironmentFault, ToolError
 if TYPE_CHECKING:
     from packaging.version import Version
 
-    from tool.project.workspace import Home
+    from tool.project.workspace import Workspace
     from tool.series.model import Series
     from tool.upstream.resolve import Request
 
@@ -104,7 +104,7 @@ def options(*names: str) -> Callable[[_Command], _Command]:
     return add
 
 
-def load(series_dir: Path | None, *, settle: bool = True) -> tuple[Series, Home]:
+def load(series_dir: Path | None, *, settle: bool = True) -> tuple[Series, Workspace]:
     """The series and the tool's folders. ``settle``: first finish what a killed command was writing."""
     from tool.project import transaction
     from tool.project import workspace as home
@@ -112,12 +112,12 @@ def load(series_dir: Path | None, *, settle: bool = True) -> tuple[Series, Home]
     from tool.series import model as series
 
     root = series_dir.absolute() if series_dir else project.find_root(Path.cwd())
-    folders = home.locate()
+    folders = home.locate_workspace()
     if settle and transaction.pending(folders):
         with folders.exclusive():
             if done := transaction.complete(folders):
                 report.note(done)
-    return series.load(root), folders
+    return series.load_series(root), folders
 
 
 def request_of(

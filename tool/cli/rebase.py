@@ -14,7 +14,7 @@ from tool.cli.options import load, options, reporting, request_of
 from tool.cli.output import Report
 
 if TYPE_CHECKING:
-    from tool.rebase.preview import Drift
+    from tool.rebase.preview import Preview
 
 
 @click.command()
@@ -31,7 +31,9 @@ def check(refs: str, jobs: int, offline: bool, quiet: bool, series_dir: Path | N
 
     series, home = load(series_dir)
     releases = command.releases_of(series, locks.load(series.lock_path), refs)
-    checked = command.check(series, home, releases, jobs=jobs, offline=offline, quiet=quiet)
+    checked = command.check_releases(
+        series, home, releases, jobs=jobs, offline=offline, quiet=quiet
+    )
     rows: list[tuple[str, ...]] = [("release", "patches", *command.RULES, "seconds")]
     for item in checked:
         failed = {f.rule for f in item.findings}
@@ -69,10 +71,10 @@ def drift(
     series, home = load(series_dir)
     request = request_of(onto, source, release, offline, quiet)
     start = parse_release(source_release) if source_release else None
-    return drift_report(command.drift(series, home, request, source=start))
+    return drift_report(command.preview(series, home, request, source=start))
 
 
-def drift_report(done: Drift) -> Report:
+def drift_report(done: Preview) -> Report:
     """Exit code 1 when a patch does not carry over."""
     from tool.cli.rebase_report import step_result
     from tool.rebase import preview as command
@@ -92,7 +94,7 @@ def drift_report(done: Drift) -> Report:
         if failing
         else f"next: tool rebase --onto v{done.base.release} --from v{done.source}"
     )
-    counts = ", ".join(f"{n} {kind}" for kind, n in command.summary(done.steps).items())
+    counts = ", ".join(f"{n} {kind}" for kind, n in command.count_outcomes(done.steps).items())
     lines = [f"v{done.source} -> {name}: {counts}", *report.table(rows)]
     if done.same_as_lock is not None:
         lines.append(
@@ -108,7 +110,7 @@ def drift_report(done: Drift) -> Report:
         "tree": done.tree,
         "carries": not failing,
         "same_as_lock": done.same_as_lock,
-        "summary": command.summary(done.steps),
+        "summary": command.count_outcomes(done.steps),
         "patches": [step_result(step, done.broken_since) for step in done.steps],
     }
     return Report(result, lines, int(bool(failing)))
@@ -180,7 +182,7 @@ def rebase(
         message = command.abort(series, home)
         return Report({"state": "aborted"}, [message])
     if resume:
-        done = command.go_on(series, home, note)
+        done = command.continue_(series, home, note)
     elif skip:
         done = command.skip(series, home, why or "", note)
     elif onto is None and not restart:
@@ -206,8 +208,8 @@ def history(series_dir: Path | None) -> Report:
     from tool.rebase import history as command
 
     series, _ = load(series_dir)
-    entries = command.entries(series)
-    return Report({"rebases": entries}, command.markdown(entries))
+    entries = command.load_history(series)
+    return Report({"rebases": entries}, command.render_markdown(entries))
 
 
 @click.command()
@@ -221,11 +223,11 @@ def watch(quiet: bool, series_dir: Path | None) -> Report:
     from tool.rebase import preview as command
 
     series, home = load(series_dir)
-    newest = command.newer(series)
+    newest = command.find_newer(series)
     if newest is None:
         return Report({"newer": None}, ["the series carries the newest release"])
     request = request_of(f"v{newest}", None, None, False, quiet)
-    found = drift_report(command.drift(series, home, request, source=None))
+    found = drift_report(command.preview(series, home, request, source=None))
     return Report({"newer": str(newest), **found.result}, found.lines, found.exit_code)
 
 
@@ -241,7 +243,7 @@ def diff(one: str, other: str, offline: bool, quiet: bool, series_dir: Path | No
 
     series, home = load(series_dir)
     first, second = parse_release(one), parse_release(other)
-    text = command.range_diff(series, home, first, second, offline=offline, quiet=quiet)
+    text = command.diff_releases(series, home, first, second, offline=offline, quiet=quiet)
     return Report({"from": str(first), "to": str(second), "range_diff": text}, [text])
 
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from packaging.version import Version
 
-from tool.classify.outcome import UPSTREAM, Kind
+from tool.classify.outcome import UPSTREAM, OutcomeKind
 from tool.cli import output as report
 from tool.cli.output import Report
 
 if TYPE_CHECKING:
     from tool.analysis.changes import Block
     from tool.classify.replay import Step
-    from tool.rebase.run import Outcome, Stopped
-    from tool.rebase.write import Carried
+    from tool.rebase.run import RebaseResult, Stopped
+    from tool.rebase.write import SeriesUpdate
 
 _HUNK_LINES: Final = 24
 
@@ -32,7 +32,7 @@ def step_result(step: Step, broken_since: Mapping[str, Version] | None = None) -
     }
 
 
-def rebase_report(done: Outcome) -> Report:
+def rebase_report(done: RebaseResult) -> Report:
     """Exit code 0 when it landed, 3 or 4 when it stopped at a patch."""
     result: dict[str, Any] = {
         "from": str(done.source),
@@ -60,7 +60,7 @@ def rebase_report(done: Outcome) -> Report:
     return Report(result, lines)
 
 
-def _dated(carried: Carried) -> Iterator[str]:
+def _dated(carried: SeriesUpdate) -> Iterator[str]:
     """New files whose words are still those for another release: only their author knows better ones."""
     for name, fields in carried.dated.items():
         yield f"patches/{name}: {', '.join(fields)} still speaks of a release it does not stand for"
@@ -68,7 +68,9 @@ def _dated(carried: Carried) -> Iterator[str]:
         yield "next: edit that, then tool lock"
 
 
-def _stopped(done: Outcome, stopped: Stopped, result: dict[str, Any], lines: list[str]) -> Report:
+def _stopped(
+    done: RebaseResult, stopped: Stopped, result: dict[str, Any], lines: list[str]
+) -> Report:
     step = stopped.step
     verdict = step.verdict
     asked = ", as asked with --edit" if stopped.asked else ""
@@ -125,11 +127,11 @@ def _next(stopped: Stopped, *, resolved: bool) -> str:
     skip = "tool rebase --skip --why TEXT"
     if stopped.asked:
         return "change it there, then tool rebase --continue; unchanged it goes on as it is"
-    if kind is Kind.STALE:
+    if kind is OutcomeKind.STALE:
         return (
             "make there what is missing, or leave it so if nothing is; then tool rebase --continue"
         )
-    if kind is Kind.PARTIAL:
+    if kind is OutcomeKind.PARTIAL:
         first = (
             "tool rebase --continue"
             if resolved

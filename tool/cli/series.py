@@ -38,7 +38,7 @@ def apply(
     series, home = load(series_dir)
     request = request_of(ref, source, release, offline, quiet)
     note = (lambda text: None) if quiet else report.note
-    done = command.apply(series, home, request, into=into, branch=branch, note=note)
+    done = command.apply_to_worktree(series, home, request, into=into, branch=branch, note=note)
     base = done.composition.base
     result = {
         "state": done.state,
@@ -106,7 +106,7 @@ def build(
 
     series, home = load(series_dir)
     request = request_of(ref, "pypi", None, offline, quiet)
-    built = forkwheel.build(
+    built = forkwheel.build_wheel(
         series, home, request, out=out.absolute(), python=python, machine=machine
     )
     lines = [
@@ -144,7 +144,7 @@ def status(ref: str, series_dir: Path | None) -> Report:
     from tool.upstream import resolve as upstream
 
     series, home = load(series_dir)
-    state = command.status(series, home, upstream.release_of(series, request_of(ref)))
+    state = command.read_status(series, home, upstream.find_release(series, request_of(ref)))
     rows = [("change", "patch", "releases", "here")]
     rows += [
         (p.change, p.patch, p.releases, f"{p.state} {p.detail}".strip()) for p in state.patches
@@ -180,7 +180,7 @@ def lint(series_dir: Path | None) -> Report:
     from tool.series import lint as command
 
     series, _ = load(series_dir)
-    findings = command.lint(series)
+    findings = command.lint_series(series)
     lines = [f"{f.where}: {f.rule}: {f.message}" for f in findings]
     lines.append(f"{len(series.patches)} patches, {len(findings)} finding(s)")
     return Report(
@@ -199,7 +199,7 @@ def export(worktree: Path, series_dir: Path | None) -> Report:
     from tool.authoring import export as command
 
     series, home = load(series_dir)
-    done = command.export(series, home, worktree)
+    done = command.export_patches(series, home, worktree)
     lines = [f"wrote {name}" for name in done.written]
     lines.append(f"{len(done.written)} written, {len(done.kept)} unchanged")
     if done.written:
@@ -220,7 +220,7 @@ def lock(refs: tuple[str, ...], offline: bool, quiet: bool, series_dir: Path | N
     from tool.upstream import resolve as upstream
 
     series, home = load(series_dir)
-    releases = [upstream.release_of(series, request_of(ref)) for ref in refs]
+    releases = [upstream.find_release(series, request_of(ref)) for ref in refs]
     if not releases:
         releases = [v for v in locks.load(series.lock_path).releases if series.for_release(v)]
     changed = []

@@ -93,11 +93,11 @@ class Diagnosis:
     findings: tuple[Finding, ...]
 
 
-def judge(facts: Environment, tested: SelfTest) -> Diagnosis:
+def diagnose(facts: Environment, tested: SelfTest) -> Diagnosis:
     """All of it."""
     version = version_of(facts)
     fork = version is not None and (stamp.is_fork(version) or has_kernels(facts))
-    release = stamp.release_of(version) if version else None
+    release = stamp.public_release(version) if version else None
     override = bool(facts.variables.get(OVERRIDE))
     sms = sorted({gpu.sm for gpu in facts.driver.gpus})
     routes = tuple(route(sm, release, fork=fork, override=override) for sm in sms)

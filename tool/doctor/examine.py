@@ -17,7 +17,7 @@ from tool.doctor.environment import Environment, SelfTest
 from tool.errors import UsageError
 
 
-def doctor(python: Path | None, note: Callable[[str], None]) -> Report:
+def examine(python: Path | None, note: Callable[[str], None]) -> Report:
     """Examine the environment of ``python`` (default: this one); exit code 1 with findings.
 
     Raises:
@@ -32,7 +32,7 @@ def doctor(python: Path | None, note: Callable[[str], None]) -> Report:
         tested = doctor_env.selftest(interpreter, Path(facts.kernels))
     else:
         tested = SelfTest(skipped=skipped)
-    return report_on(facts, tested, doctor_judge.judge(facts, tested))
+    return report_on(facts, tested, doctor_judge.diagnose(facts, tested))
 
 
 def _interpreter(python: Path | None) -> Path:

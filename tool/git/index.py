@@ -35,7 +35,7 @@ COMMIT_ENV: Final = {
 @contextlib.contextmanager
 def private_index(git: Git, tree: str) -> Iterator[Git]:
     """``git`` with an index of its own that holds ``tree``; commits made with it have the fixed identity."""
-    with scratch.folder(git) as folder:
+    with scratch.make_tempdir(git) as folder:
         place = Path(folder)
         # A folder of its own to run in: what git may check out there is thrown away with it.
         (place / "cwd").mkdir()

@@ -295,7 +295,7 @@ def is_oid(text: str) -> bool:
 
 
 @lru_cache(maxsize=1)
-def version() -> str:
+def installed_version() -> str:
     """What the installed git says it is. Raises EnvironmentFault when there is none."""
     try:
         return subprocess.run(["git", "version"], capture_output=True, text=True, check=True).stdout
@@ -305,7 +305,7 @@ def version() -> str:
 
 def require_version() -> tuple[int, int]:
     """The installed git's (major, minor). Raises EnvironmentFault below ``MINIMUM``."""
-    match = re.search(r"(\d+)\.(\d+)", version())
+    match = re.search(r"(\d+)\.(\d+)", installed_version())
     found = (int(match[1]), int(match[2])) if match else (0, 0)
     if found < MINIMUM:
         raise EnvironmentFault(

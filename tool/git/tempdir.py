@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 PREFIX: Final = "scratch."
 
 
-def folder(git: Git) -> tempfile.TemporaryDirectory[str]:
+def make_tempdir(git: Git) -> tempfile.TemporaryDirectory[str]:
     """A folder of one's own, removed when its block ends. The data folder's lock must be held."""
     import tempfile  # slow to import, and what is known needs no index
 
     return tempfile.TemporaryDirectory(dir=git.git_dir, prefix=PREFIX)
 
 
-def sweep(repository: Path) -> None:
+def sweep_tempdirs(repository: Path) -> None:
     """Remove what killed commands left in ``repository``; the lock says that nobody uses it."""
     for pattern in (f"{PREFIX}*", f"worktrees/*/{PREFIX}*"):
         for left in repository.glob(pattern):

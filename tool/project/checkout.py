@@ -26,7 +26,7 @@ from tool import atomic
 from tool.errors import EnvironmentFault, UsageError
 from tool.git.repository import TIMEOUT, Git, failure
 from tool.git.worktree import find_admin, list_changes, list_worktrees, read_head, read_text
-from tool.project.workspace import Home
+from tool.project.workspace import Workspace
 
 STAGING: Final = ".tool-staging"
 _TOKEN: Final = "ada-landing"
@@ -36,7 +36,7 @@ _RENAME_EXCHANGE: Final = 2
 
 
 @dataclass(frozen=True)
-class Target:
+class Checkout:
     """A folder to hold the worktree. ``admin`` and ``head`` describe what is there now, if ours."""
 
     folder: Path
@@ -75,7 +75,7 @@ def base_ref(branch: str) -> str:
     return f"refs/ada/landed/{branch}/base"
 
 
-def inspect(git: Git, folder: Path, branch: str | None, default: str) -> Target:
+def inspect_folder(git: Git, folder: Path, branch: str | None, default: str) -> Checkout:
     """Look at ``folder`` and decide on the branch.
 
     Raises:
@@ -90,7 +90,7 @@ def inspect(git: Git, folder: Path, branch: str | None, default: str) -> Target:
                 where=str(folder),
                 next_step="choose another folder with --into",
             )
-        target = Target(folder, branch or default, None, None)
+        target = Checkout(folder, branch or default, None, None)
     else:
         if git.git_dir.resolve() not in admin.resolve().parents:
             raise UsageError(
@@ -103,12 +103,12 @@ def inspect(git: Git, folder: Path, branch: str | None, default: str) -> Target:
     return target
 
 
-def land(git: Git, home: Home, target: Target, head: str, base: str) -> _Landing:
+def publish(git: Git, home: Workspace, target: Checkout, head: str, base: str) -> _Publication:
     """Start writing the worktree; the caller proves the result meanwhile, then calls ``finish``."""
-    return _Landing(git, home, target, head, base)
+    return _Publication(git, home, target, head, base)
 
 
-def recover(git: Git, home: Home) -> str | None:
+def recover_checkout(git: Git, home: Workspace) -> str | None:
     """Finish or undo what a killed run left; returns a sentence about it, or None."""
     # Only the tool writes below refs/ada, and we hold its lock: what is locked there, is abandoned.
     for stale in (git.git_dir / "refs" / "ada").rglob("*.lock"):
@@ -132,10 +132,10 @@ def recover(git: Git, home: Home) -> str | None:
     return outcome
 
 
-class _Landing:
+class _Publication:
     """One landing under way, as a context manager: leaving without ``finish`` undoes it."""
 
-    def __init__(self, git: Git, home: Home, target: Target, head: str, base: str) -> None:
+    def __init__(self, git: Git, home: Workspace, target: Checkout, head: str, base: str) -> None:
         self._git = git
         self._home = home
         self._target = target
@@ -156,7 +156,7 @@ class _Landing:
             old_admin=str(target.admin) if target.admin else None,
         )
 
-    def __enter__(self) -> _Landing:
+    def __enter__(self) -> _Publication:
         atomic.write(_journal_path(self._home), json.dumps(asdict(self._journal)).encode())
         try:
             self._staged.parent.mkdir(parents=True, exist_ok=True)
@@ -202,7 +202,7 @@ class _Landing:
         if self._checkout is not None and self._checkout.poll() is None:
             self._checkout.kill()
             self._checkout.wait()
-        recover(self._git, self._home)
+        recover_checkout(self._git, self._home)
 
     def _wait(self) -> None:
         assert self._checkout is not None
@@ -235,7 +235,7 @@ class _Landing:
             self._staged.rename(folder)
 
 
-def _existing(git: Git, folder: Path, admin: Path, branch: str | None) -> Target:
+def _existing(git: Git, folder: Path, admin: Path, branch: str | None) -> Checkout:
     _, head, current = read_head(folder)
     if current is None:
         raise UsageError(
@@ -253,10 +253,10 @@ def _existing(git: Git, folder: Path, admin: Path, branch: str | None) -> Target
             where=str(folder),
             next_step="commit them and run tool export, or choose another folder with --into",
         )
-    return Target(folder, current, admin, head)
+    return Checkout(folder, current, admin, head)
 
 
-def _check_branch(git: Git, target: Target) -> None:
+def _check_branch(git: Git, target: Checkout) -> None:
     branch = target.branch
     if git.run("check-ref-format", "--branch", branch, check=False).returncode != 0:
         raise UsageError(
@@ -335,7 +335,7 @@ def _discard(git: Git, staged: Path, folder: Path) -> None:
         staged.parent.rmdir()
 
 
-def _journal_path(home: Home) -> Path:
+def _journal_path(home: Workspace) -> Path:
     return home.data / "landing.json"
 
 

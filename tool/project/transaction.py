@@ -15,13 +15,13 @@ from typing import Any, Final
 
 from tool import atomic
 from tool.errors import IntegrityError
-from tool.project.workspace import Home
+from tool.project.workspace import Workspace
 
 _NAME: Final = "project.json"
 
 
 def commit(
-    home: Home,
+    home: Workspace,
     root: Path,
     files: Mapping[str, bytes | None],
     *,
@@ -38,17 +38,17 @@ def commit(
     complete(home)
 
 
-def pending(home: Home) -> bool:
+def pending(home: Workspace) -> bool:
     return _path(home).is_file()
 
 
-def holds(home: Home, name: str) -> bool:
+def holds(home: Workspace, name: str) -> bool:
     """Does a transaction that was begun write or remove ``name`` in the data folder?"""
     body = _begun(home)
     return body is not None and name in body["data"]
 
 
-def complete(home: Home) -> str | None:
+def complete(home: Workspace) -> str | None:
     """Finish a transaction that was begun; a sentence about it, or None when there is none.
 
     Raises:
@@ -57,12 +57,12 @@ def complete(home: Home) -> str | None:
     return _settle(home, back=False)
 
 
-def take_back(home: Home) -> str | None:
+def take_back(home: Workspace) -> str | None:
     """Undo a transaction that was begun; as ``complete``."""
     return _settle(home, back=True)
 
 
-def _settle(home: Home, *, back: bool) -> str | None:
+def _settle(home: Workspace, *, back: bool) -> str | None:
     body = _begun(home)
     if body is None:
         return None
@@ -84,7 +84,7 @@ def _settle(home: Home, *, back: bool) -> str | None:
     return f"{'took back' if back else 'finished'} an interrupted change of {root}"
 
 
-def _begun(home: Home) -> dict[str, Any] | None:
+def _begun(home: Workspace) -> dict[str, Any] | None:
     try:
         body: dict[str, Any] = json.loads(_path(home).read_bytes())
     except FileNotFoundError:
@@ -122,5 +122,5 @@ def _unpack(text: str | None) -> bytes | None:
     return None if text is None else base64.b64decode(text)
 
 
-def _path(home: Home) -> Path:
+def _path(home: Workspace) -> Path:
     return home.data / _NAME

@@ -27,7 +27,7 @@ _EXCLUDE = "# written by `tool`: running the tests must not make a worktree dirt
 
 
 @dataclass(frozen=True)
-class Home:
+class Workspace:
     cache: Path
     data: Path
 
@@ -55,7 +55,7 @@ class Home:
                     where=str(path),
                     next_step="wait for it to end, then run the same command again",
                 )
-            scratch.sweep(self.repository)
+            scratch.sweep_tempdirs(self.repository)
             yield
 
     def open_repository(self) -> Git:
@@ -83,9 +83,9 @@ class Home:
             raise
 
 
-def locate() -> Home:
+def locate_workspace() -> Workspace:
     """The folders for this user. Nothing is created here."""
-    return Home(
+    return Workspace(
         cache=_folder("TOOL_CACHE_DIR", "XDG_CACHE_HOME", ".cache"),
         data=_folder("TOOL_DATA_DIR", "XDG_DATA_HOME", ".local/share"),
     )

@@ -19,8 +19,8 @@ from typing import Final
 from tool import atomic
 from tool.analysis import outline as pycheck
 from tool.analysis.outline import Outline
-from tool.apply.checks import authors_results
-from tool.classify.outcome import Trouble
+from tool.apply.checks import compute_intended
+from tool.classify.outcome import ConflictHunk
 from tool.classify.replay import Step
 from tool.errors import ConflictError, UsageError
 from tool.git import tempdir as scratch
@@ -39,7 +39,7 @@ _MARKER: Final = re.compile(rb"^(<{7}|\|{7}|>{7})( |$)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergedFile:
     """A file of the patch as the worktree holds it; ``path`` is its successor's where it moved."""
 
     path: str
@@ -56,7 +56,7 @@ class Merged:
         found = _BEGIN.finditer(content) if content else ()
         return [(content or b"").count(b"\n", 0, match.start()) + 1 for match in found]
 
-    def lines_beside(self, troubles: Sequence[Trouble]) -> list[int]:
+    def lines_beside(self, troubles: Sequence[ConflictHunk]) -> list[int]:
         """1-based lines of a merged file where upstream changed the same lines as the patch, or those
         next to them: the merge is one that nobody has looked at."""
         if self.conflicts or self.content is None:
@@ -72,7 +72,9 @@ class Merged:
         return sorted(max(1, line) for line in found)
 
 
-def open_worktree(git: Git, folder: Path, step: Step, *, token: str, label: str) -> list[Merged]:
+def open_worktree(
+    git: Git, folder: Path, step: Step, *, token: str, label: str
+) -> list[MergedFile]:
     """Make ``folder``, which must not exist; the token, written last, says it is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     git.run(
@@ -82,7 +84,7 @@ def open_worktree(git: Git, folder: Path, step: Step, *, token: str, label: str)
     admin, _, _ = read_head(folder)
     tree = Git(admin, work_tree=folder)
     tree.run("-c", "checkout.workers=0", "reset", "--hard", "--quiet")
-    merged = merge(git, step, label)
+    merged = merge_files(git, step, label)
     for file in merged:
         _write(tree, folder, file)
     atomic.write(admin / TOKEN, token.encode())
@@ -98,7 +100,7 @@ def is_whole(folder: Path, token: str) -> bool:
         return False
 
 
-def on_disk(folder: Path, file: Merged) -> Merged:
+def read_from_disk(folder: Path, file: MergedFile) -> MergedFile:
     """``file`` with what the worktree holds by now."""
     try:
         content = (folder / file.path).read_bytes()
@@ -109,7 +111,7 @@ def on_disk(folder: Path, file: Merged) -> Merged:
 
 def is_as_merged(git: Git, step: Step, tree: str, label: str) -> bool:
     """Is ``tree`` what ``open_worktree`` made, without a conflict and without an edit?"""
-    merged = merge(git, step, label)
+    merged = merge_files(git, step, label)
     made = {m.path: NULL_OID if m.content is None else blob_id(m.content) for m in merged}
     was = {m.path: m.ours for m in merged}
     changed = {c.path: c.after for c in changed_files(git, step.parent_tree, tree)}
@@ -134,13 +136,13 @@ def close_worktree(git: Git, folder: Path) -> None:
             shutil.rmtree(entry)
 
 
-def merge(git: Git, step: Step, label: str) -> list[Merged]:
+def merge_files(git: Git, step: Step, label: str) -> list[MergedFile]:
     """Every file of the patch, merged with what the release has there."""
     parsed = patchfile.parse(step.patch.name, step.patch.content)
     moved = {t.path: t.successor for t in step.verdict.troubles if t.successor}
     paths = [moved.get(f.path) or f.path for f in parsed.files]
     now = find_blobs(git, step.parent_tree, paths)
-    theirs = authors_results(git, parsed)
+    theirs = compute_intended(git, parsed)
     return [
         _merge(git, path, file.before, now[path], theirs[file.path], label, step)
         for path, file in zip(paths, parsed.files, strict=True)
@@ -149,19 +151,19 @@ def merge(git: Git, step: Step, label: str) -> list[Merged]:
 
 def _merge(
     git: Git, path: str, base: str, ours: str, theirs: str, label: str, step: Step
-) -> Merged:
+) -> MergedFile:
     if NULL_OID in (ours, theirs):
         # Nothing to merge with: the file as the patch makes it, or as the release has it.
         gone = theirs == NULL_OID
         whole = gone or base == NULL_OID
         blob = NULL_OID if gone and ours == base else (ours if gone or not whole else theirs)
         content = git.blobs([blob])[blob] if blob != NULL_OID else None
-        return Merged(path, content, int(not whole), base, ours, theirs)
+        return MergedFile(path, content, int(not whole), base, ours, theirs)
     sides = [oid for oid in (ours, base, theirs) if oid != NULL_OID]
     found = git.blobs(sides) | {NULL_OID: b""}
     style = "--zdiff3" if require_version() >= _ZDIFF3 else "--diff3"
     names = (label, "the release it was written for", step.patch.name)
-    with scratch.folder(git) as temp:
+    with scratch.make_tempdir(git) as temp:
         files = [Path(temp) / name for name in ("ours", "base", "theirs")]
         for file, oid in zip(files, (ours, base, theirs), strict=True):
             file.write_bytes(found[oid])
@@ -171,10 +173,10 @@ def _merge(
         )
     if done.returncode > 127:
         raise GitFailed("git merge-file failed", why=done.stderr.decode("utf-8", "replace"))
-    return Merged(path, done.stdout, done.returncode, base, ours, theirs)
+    return MergedFile(path, done.stdout, done.returncode, base, ours, theirs)
 
 
-def _write(tree: Git, folder: Path, file: Merged) -> None:
+def _write(tree: Git, folder: Path, file: MergedFile) -> None:
     target = folder / file.path
     if file.content is None:
         target.unlink(missing_ok=True)
@@ -193,7 +195,7 @@ def _write(tree: Git, folder: Path, file: Merged) -> None:
     tree.run("update-index", "--index-info", stdin=(clear + rows).encode())
 
 
-def resolved(git: Git, folder: Path, step: Step) -> str:
+def read_resolution(git: Git, folder: Path, step: Step) -> str:
     """The tree a person left in ``folder``, committed or not.
 
     Raises:
@@ -236,7 +238,7 @@ def _inspect(git: Git, folder: Path, path: str, before: str, blob: str) -> None:
         )
     if path.endswith(".py"):
         try:
-            outline = pycheck.outline(content)
+            outline = pycheck.parse_outline(content)
         except SyntaxError as error:
             raise ConflictError(
                 f"does not parse: {error.msg}",
@@ -249,10 +251,10 @@ def _inspect(git: Git, folder: Path, path: str, before: str, blob: str) -> None:
 def _refuse_twice(where: str, outline: Outline, before: bytes | None) -> None:
     """Raises ConflictError at a definition that the release has once and the worktree twice."""
     try:
-        old = pycheck.outline(before) if before is not None else None
+        old = pycheck.parse_outline(before) if before is not None else None
     except SyntaxError:
         old = None
-    for name in pycheck.new_duplicates(old, outline):
+    for name in pycheck.find_new_duplicates(old, outline):
         first, *others = [span.first for span in outline.spans if span.name == name]
         raise ConflictError(
             f"{name} is defined twice, at line {first} and here",

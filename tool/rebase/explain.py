@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from packaging.version import Version
 
-from tool.analysis.changes import blocks
+from tool.analysis.changes import changed_blocks
 from tool.analysis.outline import Outlines
 from tool.apply import compose, engine, preimages
 from tool.apply.engine import Applied
@@ -15,7 +15,7 @@ from tool.classify import replay
 from tool.errors import UsageError
 from tool.git.repository import Git
 from tool.project import checkout as landing
-from tool.project.workspace import Home
+from tool.project.workspace import Workspace
 from tool.series import lockfile as locks
 from tool.series import patchfile
 from tool.series.lockfile import Lock
@@ -52,7 +52,9 @@ class Explanation:
     dependents: tuple[Dependent, ...]
 
 
-def explain(series: Series, home: Home, name: str, *, offline: bool, quiet: bool) -> Explanation:
+def explain(
+    series: Series, home: Workspace, name: str, *, offline: bool, quiet: bool
+) -> Explanation:
     """Everything known about the patch ``name``.
 
     Raises:
@@ -70,7 +72,7 @@ def explain(series: Series, home: Home, name: str, *, offline: bool, quiet: bool
     release = proven[-1]
     with home.exclusive():
         git = home.open_repository()
-        landing.recover(git, home)
+        landing.recover_checkout(git, home)
         base, applied = _applied(git, home, series, lock, release, offline, quiet)
         symbols = _symbols(git, applied, patch.name)
         dependents = _dependents(git, series, base, applied, patch)
@@ -97,8 +99,8 @@ def explain(series: Series, home: Home, name: str, *, offline: bool, quiet: bool
     )
 
 
-def range_diff(
-    series: Series, home: Home, one: Version, other: Version, *, offline: bool, quiet: bool
+def diff_releases(
+    series: Series, home: Workspace, one: Version, other: Version, *, offline: bool, quiet: bool
 ) -> str:
     """``git range-diff`` of the series on two releases; the kernels are the same and left out.
 
@@ -108,7 +110,7 @@ def range_diff(
     lock = locks.load(series.lock_path)
     with home.exclusive():
         git = home.open_repository()
-        landing.recover(git, home)
+        landing.recover_checkout(git, home)
         spans = []
         for release in (one, other):
             base, applied = _applied(git, home, series, lock, release, offline, quiet)
@@ -119,7 +121,7 @@ def range_diff(
 
 def _applied(
     git: Git,
-    home: Home,
+    home: Workspace,
     series: Series,
     lock: Lock,
     release: Version,
@@ -127,11 +129,11 @@ def _applied(
     quiet: bool,
 ) -> tuple[Base, Sequence[Applied]]:
     locked = lock.get(release)
-    patches = compose.patches_for(series, release)
+    patches = compose.select_patches(series, release)
     compose.check_patch_files(patches, locked)
     request = Request(f"v{release}", offline=offline, quiet=quiet)
     base = upstream.resolve_base(git, home, series, lock, request)
-    preimages.ensure(git, home, series, lock, patches, request, release=release)
+    preimages.ensure_preimages(git, home, series, lock, patches, request, release=release)
     applied = engine.apply_series(git, base, patches)
     compose.check_results(applied, locked, base)
     return base, applied
@@ -141,7 +143,7 @@ def _symbols(git: Git, applied: Sequence[Applied], name: str) -> dict[str, tuple
     outlines = Outlines(git)
     found: dict[str, tuple[str, ...]] = {}
     for change in next(a for a in applied if a.name == name).files:
-        runs = blocks(git, change.path, change.before, change.after, outlines)
+        runs = changed_blocks(git, change.path, change.before, change.after, outlines)
         found[change.path] = tuple(dict.fromkeys(run.symbol for run in runs))
     return found
 

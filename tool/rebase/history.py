@@ -10,32 +10,32 @@ from typing import Any, Final
 
 from packaging.version import Version
 
-from tool.classify.outcome import Kind
+from tool.classify.outcome import OutcomeKind
 from tool.errors import IntegrityError
 from tool.series.model import Series
 
-FILE: Final = "rebase-history.json"
+HISTORY_FILE: Final = "rebase-history.json"
 
 
 @dataclass(frozen=True)
-class Row:
+class HistoryRow:
     """What became of one patch: ``file`` is what stands for it on the new release, if anything."""
 
     patch: str
-    verdict: Kind
+    verdict: OutcomeKind
     evidence: tuple[str, ...]
     decided: str
     file: str | None
     outcome: str
 
 
-def entries(series: Series) -> list[dict[str, Any]]:
+def load_history(series: Series) -> list[dict[str, Any]]:
     """The recorded rebases, oldest first.
 
     Raises:
         IntegrityError: the file does not parse.
     """
-    path = series.root / FILE
+    path = series.root / HISTORY_FILE
     if not path.is_file():
         return []
     try:
@@ -49,7 +49,7 @@ def entries(series: Series) -> list[dict[str, Any]]:
         ) from error
 
 
-def with_entry(series: Series, source: Version, onto: Version, rows: Sequence[Row]) -> bytes:
+def add_entry(series: Series, source: Version, onto: Version, rows: Sequence[HistoryRow]) -> bytes:
     """The file with this rebase added; the same step taken again replaces what it met before."""
     entry = {
         "from": str(source),
@@ -67,15 +67,15 @@ def with_entry(series: Series, source: Version, onto: Version, rows: Sequence[Ro
         ],
     }
     step = (entry["from"], entry["onto"])
-    before = [e for e in entries(series) if (e["from"], e["onto"]) != step]
+    before = [e for e in load_history(series) if (e["from"], e["onto"]) != step]
     return (json.dumps({"rebases": [*before, entry]}, indent=2) + "\n").encode()
 
 
-def markdown(found: Sequence[dict[str, Any]]) -> list[str]:
+def render_markdown(found: Sequence[dict[str, Any]]) -> list[str]:
     """A table of counts, then a section a step with each patch that did not simply carry over."""
     if not found:
         return ["no rebase is recorded"]
-    kinds = [k.value for k in Kind if any(_counts(e)[k.value] for e in found)]
+    kinds = [k.value for k in OutcomeKind if any(_counts(e)[k.value] for e in found)]
     heading = ["step", "patches", *kinds]
     lines = [_row(heading), _row(["---"] * len(heading))]
     for entry in found:

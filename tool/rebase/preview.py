@@ -9,12 +9,12 @@ from packaging.version import InvalidVersion, Version
 
 from tool.apply import compose, engine, preimages
 from tool.classify import replay
-from tool.classify.outcome import Kind
+from tool.classify.outcome import OutcomeKind
 from tool.classify.replay import Step
 from tool.errors import ToolError
 from tool.git.repository import Git
 from tool.project import checkout as landing
-from tool.project.workspace import Home
+from tool.project.workspace import Workspace
 from tool.series import lockfile as locks
 from tool.series.lockfile import Lock
 from tool.series.model import Patch, Series
@@ -25,7 +25,7 @@ from tool.upstream.resolve import Base, Request, previous_release, resolve_relea
 
 
 @dataclass(frozen=True)
-class Drift:
+class Preview:
     """``broken_since``: per patch that does not carry over, the first release known here that breaks
     it. ``same_as_lock``: does the resulting tree equal the locked one (None: not locked)?"""
 
@@ -45,7 +45,9 @@ class Drift:
         return trees[-1] if trees else self.base.tree
 
 
-def drift(series: Series, home: Home, request: Request, *, source: Version | None) -> Drift:
+def preview(
+    series: Series, home: Workspace, request: Request, *, source: Version | None
+) -> Preview:
     """Judge every patch of release ``source`` (default: the newest one below) on ``request``.
 
     Raises:
@@ -53,18 +55,20 @@ def drift(series: Series, home: Home, request: Request, *, source: Version | Non
     """
     with home.exclusive():
         git = home.open_repository()
-        landing.recover(git, home)
-        return _drift(git, home, series, request, source)
+        landing.recover_checkout(git, home)
+        return _preview(git, home, series, request, source)
 
 
-def _drift(git: Git, home: Home, series: Series, request: Request, source: Version | None) -> Drift:
+def _preview(
+    git: Git, home: Workspace, series: Series, request: Request, source: Version | None
+) -> Preview:
     lock = locks.load(series.lock_path)
-    release = upstream.release_of(series, request)
+    release = upstream.find_release(series, request)
     start = previous_release(lock, release, source)
-    patches = compose.patches_for(series, start)
+    patches = compose.select_patches(series, start)
     compose.check_patch_files(patches, lock.get(start))
     base = resolve_release(git, home, series, lock, request, whole=False).base
-    old = ready(git, home, series, lock, start, patches, request)
+    old = prepare_source(git, home, series, lock, start, patches, request)
 
     def judged(on: Base) -> tuple[Step, ...]:
         return tuple(replay.replay(git, series, on, patches, old_tree=old))
@@ -75,13 +79,13 @@ def _drift(git: Git, home: Home, series: Series, request: Request, source: Versi
     if failing:
         broken |= _first_breaks(_between(git, start, release), judged, failing)
     entry = lock.releases.get(release)
-    done = Drift(start, base, steps, broken, None)
+    done = Preview(start, base, steps, broken, None)
     if entry is None or not entry.patches or base.source != upstream.PYPI or failing:
         return done
-    return Drift(start, base, steps, broken, entry.final_tree == done.tree)
+    return Preview(start, base, steps, broken, entry.final_tree == done.tree)
 
 
-def newer(series: Series) -> Version | None:
+def find_newer(series: Series) -> Version | None:
     """The newest release on the index, if it is newer than every carried one.
 
     Raises:
@@ -89,13 +93,13 @@ def newer(series: Series) -> Version | None:
     """
     lock = locks.load(series.lock_path)
     carried = [v for v, entry in lock.releases.items() if entry.patches]
-    offered = fetch.available()
+    offered = fetch.list_available()
     return offered[-1] if offered and (not carried or offered[-1] > max(carried)) else None
 
 
-def ready(
+def prepare_source(
     git: Git,
-    home: Home,
+    home: Workspace,
     series: Series,
     lock: Lock,
     start: Version,
@@ -105,9 +109,9 @@ def ready(
     """Bring in the release carried from, and its patches' pre-images; returns its base tree."""
     # A release's base is looked up even where no blob is missing: its tree tells what upstream renamed.
     source = Request(f"v{start}", offline=request.offline, quiet=request.quiet)
-    preimages.ensure(git, home, series, lock, patches, source, release=start)
+    preimages.ensure_preimages(git, home, series, lock, patches, source, release=start)
     base = upstream.resolve_base(git, home, series, lock, source)
-    if preimages.lacking(git, patches):
+    if preimages.find_missing_preimages(git, patches):
         applied = engine.apply_series(git, base, patches)
         compose.check_results(applied, lock.get(start), base)
     return base.tree
@@ -133,7 +137,7 @@ def _first_breaks(
 
 def _between(git: Git, start: Version, end: Version) -> Iterator[Base]:
     """The releases in between that the repository holds, oldest first."""
-    prefix = wheelimport.ref_of(Version("0"))[: -len("0")]
+    prefix = wheelimport.release_ref(Version("0"))[: -len("0")]
     known: list[Version] = []
     for ref in git.out("for-each-ref", "--format=%(refname)", "refs/ada/base").split():
         try:
@@ -142,12 +146,12 @@ def _between(git: Git, start: Version, end: Version) -> Iterator[Base]:
             continue
     for version in sorted(known):
         if start < version < end:
-            commit = git.resolve(wheelimport.ref_of(version))
+            commit = git.resolve(wheelimport.release_ref(version))
             assert commit is not None
             yield Base(version, commit, git.tree_of(commit), upstream.PYPI, f"v{version}")
 
 
-def summary(steps: Sequence[Step]) -> dict[str, int]:
+def count_outcomes(steps: Sequence[Step]) -> dict[str, int]:
     """How many patches met each verdict; verdicts nobody met are left out."""
-    counts = {kind.value: sum(s.verdict.kind is kind for s in steps) for kind in Kind}
+    counts = {kind.value: sum(s.verdict.kind is kind for s in steps) for kind in OutcomeKind}
     return {kind: count for kind, count in counts.items() if count}

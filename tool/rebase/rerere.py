@@ -23,7 +23,7 @@ from tool.classify.replay import Step, replay
 from tool.errors import ToolError
 from tool.git.index import find_blobs
 from tool.git.repository import Git
-from tool.project.workspace import Home
+from tool.project.workspace import Workspace
 from tool.series import patchfile
 from tool.series.model import Patch, Series
 from tool.series.patchfile import PatchFile
@@ -47,7 +47,9 @@ class Resolution:
         return f"remembered resolution of {self.patch}, v{self.source} -> v{self.onto}"
 
 
-def kept(patch: Patch, content: bytes, source: Version, onto: Version) -> tuple[str, bytes]:
+def record_resolution(
+    patch: Patch, content: bytes, source: Version, onto: Version
+) -> tuple[str, bytes]:
     """What keeps ``content``, what a person made of ``patch``: a file of the data folder and its bytes."""
     made = patchfile.parse(patch.name, content)
     parsed = patchfile.parse(patch.name, patch.content)
@@ -63,8 +65,8 @@ def kept(patch: Patch, content: bytes, source: Version, onto: Version) -> tuple[
     return f"{_FOLDER}/{_key(parsed)}-{hashlib.sha256(body).hexdigest()[:16]}.json", body
 
 
-def recall(
-    home: Home, git: Git, series: Series, base: Base, step: Step
+def recall_resolution(
+    home: Workspace, git: Git, series: Series, base: Base, step: Step
 ) -> tuple[bytes, Resolution] | None:
     """New content for ``step``'s patch that a remembered resolution proves to give, if there is one."""
     parsed = patchfile.parse(step.patch.name, step.patch.content)
@@ -82,7 +84,7 @@ def recall(
     return None
 
 
-def _known(home: Home, parsed: PatchFile) -> Iterator[Resolution]:
+def _known(home: Workspace, parsed: PatchFile) -> Iterator[Resolution]:
     for path in sorted(_folder(home).glob(f"{_key(parsed)}-*.json")):
         try:
             yield Resolution(**json.loads(path.read_bytes()))
@@ -100,5 +102,5 @@ def _key(parsed: PatchFile) -> str:
     return hashlib.sha256(parsed.diff).hexdigest()[:32]  # holds the ids of the blobs it starts from
 
 
-def _folder(home: Home) -> Path:
+def _folder(home: Workspace) -> Path:
     return home.data / _FOLDER

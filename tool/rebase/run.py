@@ -17,25 +17,25 @@ from packaging.version import Version
 
 from tool.apply import compose
 from tool.classify import replay as replays
-from tool.classify.outcome import CARRIES, Kind
+from tool.classify.outcome import CARRIES, OutcomeKind
 from tool.classify.replay import Decision, Step
 from tool.errors import UsageError
 from tool.git.diff import canonical_diff
 from tool.git.repository import Git
 from tool.project import checkout as landing
 from tool.project import transaction
-from tool.project.workspace import Home
+from tool.project.workspace import Workspace
 from tool.rebase import conflict
 from tool.rebase import preview as drift
 from tool.rebase import rerere as resolutions
 from tool.rebase import state as rebase_state
-from tool.rebase.conflict import Merged
+from tool.rebase.conflict import MergedFile
 from tool.rebase.state import State, Stop
-from tool.rebase.write import Carried, Carrier
+from tool.rebase.write import SeriesUpdate, SeriesWriter
 from tool.series import lockfile as locks
 from tool.series import patchfile
 from tool.series.model import Patch, Series
-from tool.series.model import load as load_series
+from tool.series.model import load_series as load_series
 from tool.upstream import resolve as upstream
 from tool.upstream.resolve import Base, Request, previous_release, resolve_release
 
@@ -54,7 +54,7 @@ class Stopped:
 
     step: Step
     folder: Path
-    merged: tuple[Merged, ...]
+    merged: tuple[MergedFile, ...]
 
     @property
     def asked(self) -> bool:
@@ -62,28 +62,28 @@ class Stopped:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RebaseResult:
     """``stopped``, or landed. ``carried`` and ``steps`` are missing where an earlier command, killed
     while it wrote, had decided everything. ``remembered`` names resolutions used."""
 
     source: Version
     onto: Version
     steps: tuple[Step, ...]
-    carried: Carried | None
+    carried: SeriesUpdate | None
     stopped: Stopped | None
     remembered: tuple[str, ...]
 
 
 def start(
     series: Series,
-    home: Home,
+    home: Workspace,
     request: Request,
     *,
     source: Version | None,
     into: Path | None,
     edits: Sequence[str] = (),
     note: Note,
-) -> Outcome:
+) -> RebaseResult:
     """Begin carrying the series to ``request``'s release, stopping at the patches ``edits`` in any case.
 
     Raises:
@@ -93,9 +93,9 @@ def start(
     """
     with home.exclusive():
         git = home.open_repository()
-        _heal(git, home, note)
+        _recover(git, home, note)
         series = load_series(series.root)
-        if running := rebase_state.load(home):
+        if running := rebase_state.load_state(home):
             raise UsageError(
                 f"a rebase onto v{running.onto} is under way",
                 where=running.root,
@@ -107,20 +107,20 @@ def start(
 
 def _begin(
     git: Git,
-    home: Home,
+    home: Workspace,
     series: Series,
     request: Request,
     source: Version | None,
     into: Path | None,
     edits: Sequence[str],
 ) -> State:
-    if request.source not in (None, upstream.PYPI) or not upstream.is_release(request.ref):
+    if request.source not in (None, upstream.PYPI) or not upstream.names_release(request.ref):
         raise UsageError(
             f"{request.ref!r} is not a release, and series.lock rests on released wheels",
             next_step=f"see what would happen there: tool drift --onto {request.ref}",
         )
     lock = locks.load(series.lock_path)
-    onto = upstream.release_of(series, request)
+    onto = upstream.find_release(series, request)
     entry = lock.releases.get(onto)
     if entry is not None and entry.patches:
         raise UsageError(
@@ -129,7 +129,7 @@ def _begin(
             next_step=f"check it: tool check --refs v{onto}; or name a release it does not carry",
         )
     begin = previous_release(lock, onto, source)
-    patches = compose.patches_for(series, begin)
+    patches = compose.select_patches(series, begin)
     compose.check_patch_files(patches, lock.get(begin))
     wanted = _edits(series, patches, begin, onto, edits)
     folder = (into or Path.cwd() / f"sglang-v{onto}-rebase").absolute()
@@ -140,7 +140,7 @@ def _begin(
             next_step="move it away, or name another folder with --into",
         )
     found = resolve_release(git, home, series, lock, request, whole=True)
-    drift.ready(git, home, series, lock, begin, patches, request)
+    drift.prepare_source(git, home, series, lock, begin, patches, request)
     return State(
         root=str(series.root),
         onto=onto,
@@ -149,7 +149,7 @@ def _begin(
         base_tree=found.base.tree,
         wheels=found.wheels,
         folder=str(folder),
-        snapshot=rebase_state.snapshot(series),
+        snapshot=rebase_state.snapshot_project(series),
         edits=wanted,
     )
 
@@ -173,7 +173,7 @@ def _edits(
     return wanted
 
 
-def show(series: Series, home: Home) -> Outcome | None:
+def show(series: Series, home: Workspace) -> RebaseResult | None:
     """The stop of the rebase under way as it is now; None when a kill left it between two stops.
 
     Raises:
@@ -182,19 +182,21 @@ def show(series: Series, home: Home) -> Outcome | None:
     """
     with home.exclusive():
         git = home.open_repository()
-        landing.recover(git, home)
-        state = rebase_state.current(home, series)
+        landing.recover_checkout(git, home)
+        state = rebase_state.require_state(home, series)
         rebase_state.check_snapshot(state, series)
         folder, stop = Path(state.folder), state.stop
         if stop is None or not conflict.is_whole(folder, stop.token):
             return None
         steps = _replay(git, home, series, state)
-        merged = conflict.merge(git, steps[-1], _label(state))
-        now = tuple(conflict.on_disk(folder, file) for file in merged)
-        return Outcome(state.source, state.onto, steps, None, Stopped(steps[-1], folder, now), ())
+        merged = conflict.merge_files(git, steps[-1], _label(state))
+        now = tuple(conflict.read_from_disk(folder, file) for file in merged)
+        return RebaseResult(
+            state.source, state.onto, steps, None, Stopped(steps[-1], folder, now), ()
+        )
 
 
-def go_on(series: Series, home: Home, note: Note) -> Outcome:
+def continue_(series: Series, home: Workspace, note: Note) -> RebaseResult:
     """Take what the worktree holds as the patch, and go on; or resume what a kill interrupted.
 
     Raises:
@@ -203,11 +205,15 @@ def go_on(series: Series, home: Home, note: Note) -> Outcome:
     """
     with home.exclusive():
         git = home.open_repository()
-        running = rebase_state.load(home)
-        if _heal(git, home, note) and running is not None and rebase_state.load(home) is None:
+        running = rebase_state.load_state(home)
+        if (
+            _recover(git, home, note)
+            and running is not None
+            and rebase_state.load_state(home) is None
+        ):
             # The kill came after the last decision: the files were all that was left to write.
-            return Outcome(running.source, running.onto, (), None, None, ())
-        state = rebase_state.current(home, series)
+            return RebaseResult(running.source, running.onto, (), None, None, ())
+        state = rebase_state.require_state(home, series)
         rebase_state.check_snapshot(state, series)
         stop = state.stop
         if stop is None or not conflict.is_whole(Path(state.folder), stop.token):
@@ -215,7 +221,7 @@ def go_on(series: Series, home: Home, note: Note) -> Outcome:
             return _run(git, home, series, replace(state, stop=None))
         steps = _replay(git, home, series, state)
         step = steps[-1]
-        tree = conflict.resolved(git, Path(state.folder), step)
+        tree = conflict.read_resolution(git, Path(state.folder), step)
         content = patchfile.render(
             patchfile.parse(step.patch.name, step.patch.content).header,
             canonical_diff(git, step.parent_tree, tree),
@@ -225,11 +231,11 @@ def go_on(series: Series, home: Home, note: Note) -> Outcome:
         decided = replace(state, decisions={**state.decisions, stop.patch: decision})
         _replay(git, home, series, decided, until=stop.patch)  # proves it before it is written down
         state = replace(decided, stop=None)
-        rebase_state.save(home, state)
+        rebase_state.save_state(home, state)
         return _run(git, home, series, state)
 
 
-def skip(series: Series, home: Home, why: str, note: Note) -> Outcome:
+def skip(series: Series, home: Workspace, why: str, note: Note) -> RebaseResult:
     """Leave out the patch the rebase stopped at; ``why`` goes into its header.
 
     Raises:
@@ -240,8 +246,8 @@ def skip(series: Series, home: Home, why: str, note: Note) -> Outcome:
         raise UsageError("a patch is not left out without a reason", next_step="--why TEXT")
     with home.exclusive():
         git = home.open_repository()
-        _heal(git, home, note)
-        state = rebase_state.current(home, series)
+        _recover(git, home, note)
+        state = rebase_state.require_state(home, series)
         rebase_state.check_snapshot(state, series)
         stop = state.stop
         if stop is None:
@@ -250,11 +256,11 @@ def skip(series: Series, home: Home, why: str, note: Note) -> Outcome:
             )
         decision = Decision(stop.kind, stop.evidence, skipped=reason)
         state = replace(state, decisions={**state.decisions, stop.patch: decision}, stop=None)
-        rebase_state.save(home, state)
+        rebase_state.save_state(home, state)
         return _run(git, home, series, state)
 
 
-def abort(series: Series, home: Home) -> str:
+def abort(series: Series, home: Workspace) -> str:
     """Give the rebase up: the project is byte for byte what it was.
 
     Raises:
@@ -262,21 +268,23 @@ def abort(series: Series, home: Home) -> str:
     """
     with home.exclusive():
         git = home.open_repository()
-        landing.recover(git, home)
-        if rebase_state.load(home) is None and transaction.holds(home, rebase_state.FILE):
+        landing.recover_checkout(git, home)
+        if rebase_state.load_state(home) is None and transaction.holds(
+            home, rebase_state.STATE_FILE
+        ):
             transaction.take_back(home)  # killed while it landed, its state removed already
-        state = rebase_state.current(home, series)
+        state = rebase_state.require_state(home, series)
         transaction.take_back(home)
         if state.opened:
             conflict.close_worktree(git, Path(state.folder))
-        rebase_state.forget(home)
+        rebase_state.remove_state(home)
     return f"gave up the rebase onto v{state.onto}; the series is as it was"
 
 
-def restart(series: Series, home: Home, request: Request, note: Note) -> Outcome:
+def restart(series: Series, home: Workspace, request: Request, note: Note) -> RebaseResult:
     """The same rebase from its beginning, with the same stops, without the decisions made so far."""
     with home.exclusive():
-        state = rebase_state.current(home, series)
+        state = rebase_state.require_state(home, series)
     abort(series, home)
     again = replace(request, ref=f"v{state.onto}")
     return start(
@@ -290,31 +298,31 @@ def restart(series: Series, home: Home, request: Request, note: Note) -> Outcome
     )
 
 
-def _heal(git: Git, home: Home, note: Note) -> str | None:
-    landing.recover(git, home)
+def _recover(git: Git, home: Workspace, note: Note) -> str | None:
+    landing.recover_checkout(git, home)
     healed = transaction.complete(home)
     if healed:
         note(healed)
     return healed
 
 
-def _run(git: Git, home: Home, series: Series, state: State) -> Outcome:
+def _run(git: Git, home: Workspace, series: Series, state: State) -> RebaseResult:
     """Replay with what is decided; stop at the first open question, or land."""
     folder = Path(state.folder)
     if state.opened:
         conflict.close_worktree(git, folder)
     state = replace(state, opened=False)
-    rebase_state.save(home, state)
+    rebase_state.save_state(home, state)
     used: list[str] = []
     base = _base(state)
     while True:
         steps = _replay(git, home, series, state)
         step = steps[-1] if steps and _is_open(steps[-1], state) else None
         if step is None:
-            return _land(git, home, series, state, steps, used)
+            return _write(git, home, series, state, steps, used)
         # Who asked to see a patch is not answered from memory.
         asked = step.patch.name in state.edits
-        recalled = None if asked else resolutions.recall(home, git, series, base, step)
+        recalled = None if asked else resolutions.recall_resolution(home, git, series, base, step)
         if recalled is None:
             break
         content, found = recalled
@@ -324,14 +332,14 @@ def _run(git: Git, home: Home, series: Series, state: State) -> Outcome:
     token = os.urandom(16).hex()
     stop = Stop(step.patch.name, step.verdict.kind, step.verdict.evidence, token)
     # First the word that a worktree may be there, then the worktree.
-    rebase_state.save(home, replace(state, stop=stop, opened=True))
+    rebase_state.save_state(home, replace(state, stop=stop, opened=True))
     merged = conflict.open_worktree(git, folder, step, token=token, label=_label(state))
     stopped = Stopped(step, folder, tuple(merged))
-    return Outcome(state.source, state.onto, steps, None, stopped, tuple(used))
+    return RebaseResult(state.source, state.onto, steps, None, stopped, tuple(used))
 
 
 def _replay(
-    git: Git, home: Home, series: Series, state: State, *, until: str | None = None
+    git: Git, home: Workspace, series: Series, state: State, *, until: str | None = None
 ) -> tuple[Step, ...]:
     """The steps up to the first that stops, or that of the patch ``until``."""
     lock = locks.load(series.lock_path)
@@ -356,21 +364,21 @@ def _is_open(step: Step, state: State) -> bool:
     return step.stops or (step.decision is None and step.patch.name in state.edits)
 
 
-def _land(
+def _write(
     git: Git,
-    home: Home,
+    home: Workspace,
     series: Series,
     state: State,
     steps: tuple[Step, ...],
     used: list[str],
-) -> Outcome:
+) -> RebaseResult:
     lock = locks.load(series.lock_path)
-    carrier = Carrier(git, series, lock, state.onto)
+    carrier = SeriesWriter(git, series, lock, state.onto)
     carried = carrier.carry(state.source, _base(state), state.wheels, steps)
     data: dict[str, bytes | None] = dict(_resolved(series, state))
-    data[rebase_state.FILE] = None
+    data[rebase_state.STATE_FILE] = None
     transaction.commit(home, series.root, carried.files, data=data)
-    return Outcome(state.source, state.onto, steps, carried, None, tuple(used))
+    return RebaseResult(state.source, state.onto, steps, carried, None, tuple(used))
 
 
 def _resolved(series: Series, state: State) -> Iterator[tuple[str, bytes]]:
@@ -382,9 +390,11 @@ def _resolved(series: Series, state: State) -> Iterator[tuple[str, bytes]]:
             and decision.how in (BY_HAND, AS_MERGED)
             and decision.kind not in CARRIES
             # Stale and left so is a word on this release: the next may have more that is left over.
-            and not (decision.kind is Kind.STALE and decision.how == AS_MERGED)
+            and not (decision.kind is OutcomeKind.STALE and decision.how == AS_MERGED)
         ):
-            yield resolutions.kept(patches[name], decision.content, state.source, state.onto)
+            yield resolutions.record_resolution(
+                patches[name], decision.content, state.source, state.onto
+            )
 
 
 def _label(state: State) -> str:

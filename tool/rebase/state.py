@@ -17,15 +17,15 @@ from typing import Any, Final
 from packaging.version import Version
 
 from tool import atomic
-from tool.classify.outcome import Kind
+from tool.classify.outcome import OutcomeKind
 from tool.classify.replay import Decision
 from tool.errors import IntegrityError, UsageError
-from tool.project.workspace import Home
+from tool.project.workspace import Workspace
 from tool.series.layout import LOCK_FILE, PATCH_DIR, SERIES_FILE
 from tool.series.lockfile import LockedWheel
 from tool.series.model import Series
 
-FILE: Final = "rebase.json"
+STATE_FILE: Final = "rebase.json"
 _FORMAT: Final = 1
 
 
@@ -34,7 +34,7 @@ class Stop:
     """The patch a person has to decide on, and the worktree made for it under ``token``."""
 
     patch: str
-    kind: Kind
+    kind: OutcomeKind
     evidence: tuple[str, ...]
     token: str
 
@@ -59,13 +59,13 @@ class State:
     edits: tuple[str, ...] = ()
 
 
-def load(home: Home) -> State | None:
+def load_state(home: Workspace) -> State | None:
     """The rebase under way, or None.
 
     Raises:
         IntegrityError: the file cannot be read.
     """
-    path = home.data / FILE
+    path = home.data / STATE_FILE
     try:
         raw = json.loads(path.read_bytes())
         if raw["format"] != _FORMAT:
@@ -82,7 +82,7 @@ def load(home: Home) -> State | None:
         ) from error
 
 
-def save(home: Home, state: State) -> None:
+def save_state(home: Workspace, state: State) -> None:
     body: dict[str, Any] = {
         "format": _FORMAT,
         "root": state.root,
@@ -97,20 +97,20 @@ def save(home: Home, state: State) -> None:
         "opened": state.opened,
         "edits": list(state.edits),
     }
-    atomic.write(home.data / FILE, json.dumps(body, indent=1).encode())
+    atomic.write(home.data / STATE_FILE, json.dumps(body, indent=1).encode())
 
 
-def forget(home: Home) -> None:
-    (home.data / FILE).unlink(missing_ok=True)
+def remove_state(home: Workspace) -> None:
+    (home.data / STATE_FILE).unlink(missing_ok=True)
 
 
-def current(home: Home, series: Series) -> State:
+def require_state(home: Workspace, series: Series) -> State:
     """The rebase of this project that is under way.
 
     Raises:
         UsageError: there is none, or it is another project's.
     """
-    state = load(home)
+    state = load_state(home)
     if state is None:
         raise UsageError(
             "no rebase is under way", next_step="begin one: tool rebase --onto v0.5.24"
@@ -122,7 +122,7 @@ def current(home: Home, series: Series) -> State:
     return state
 
 
-def snapshot(series: Series) -> dict[str, str]:
+def snapshot_project(series: Series) -> dict[str, str]:
     """sha256 of series.txt, series.lock and every patch."""
     names = [SERIES_FILE, LOCK_FILE, *(f"{PATCH_DIR}/{p.name}" for p in series.patches)]
     return {
@@ -134,7 +134,7 @@ def snapshot(series: Series) -> dict[str, str]:
 
 def check_snapshot(state: State, series: Series) -> None:
     """Raises IntegrityError naming the first file edited since the rebase began."""
-    found = snapshot(series)
+    found = snapshot_project(series)
     for name in sorted(found.keys() | state.snapshot.keys()):
         if found.get(name) != state.snapshot.get(name):
             raise IntegrityError(
@@ -156,7 +156,7 @@ def _state(raw: dict[str, Any]) -> State:
         folder=raw["folder"],
         snapshot=raw["snapshot"],
         decisions={name: _unpack(d) for name, d in raw["decisions"].items()},
-        stop=Stop(stop["patch"], Kind(stop["kind"]), tuple(stop["evidence"]), stop["token"])
+        stop=Stop(stop["patch"], OutcomeKind(stop["kind"]), tuple(stop["evidence"]), stop["token"])
         if stop
         else None,
         opened=raw["opened"],
@@ -172,4 +172,6 @@ def _pack(decision: Decision) -> dict[str, Any]:
 
 def _unpack(raw: dict[str, Any]) -> Decision:
     content = base64.b64decode(raw["content"]) if raw["content"] is not None else None
-    return Decision(Kind(raw["kind"]), tuple(raw["evidence"]), content, raw["skipped"], raw["how"])
+    return Decision(
+        OutcomeKind(raw["kind"]), tuple(raw["evidence"]), content, raw["skipped"], raw["how"]
+    )

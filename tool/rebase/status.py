@@ -10,7 +10,7 @@ from packaging.version import Version
 
 from tool.git.repository import Git
 from tool.git.worktree import list_worktrees
-from tool.project.workspace import Home
+from tool.project.workspace import Workspace
 from tool.rebase import conflict
 from tool.rebase import state as rebase_state
 from tool.series import lockfile as locks
@@ -57,12 +57,12 @@ class Status:
     rebase: Rebase | None
 
 
-def status(series: Series, home: Home, release: Version) -> Status:
+def read_status(series: Series, home: Workspace, release: Version) -> Status:
     """Read-only: looks at the series, the lock, the cache and the repository."""
     lock = locks.load(series.lock_path)
     entry = lock.releases.get(release)
     git = Git(home.repository) if (home.repository / "HEAD").is_file() else None
-    imported = git is not None and git.resolve(wheelimport.ref_of(release)) is not None
+    imported = git is not None and git.resolve(wheelimport.release_ref(release)) is not None
     wheels = entry.wheels if entry else ()
     return Status(
         release=release,
@@ -78,8 +78,8 @@ def status(series: Series, home: Home, release: Version) -> Status:
     )
 
 
-def _rebase(home: Home) -> Rebase | None:
-    state = rebase_state.load(home)
+def _rebase(home: Workspace) -> Rebase | None:
+    state = rebase_state.load_state(home)
     if state is None:
         return None
     stop = state.stop

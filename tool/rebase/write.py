@@ -16,15 +16,15 @@ from packaging.version import Version
 
 from tool.apply import checks as proofs
 from tool.apply import engine
-from tool.apply.compose import locked_patches
+from tool.apply.compose import lock_patches
 from tool.apply.lock import recompute_commits
-from tool.classify.outcome import UPSTREAM, Kind
+from tool.classify.outcome import UPSTREAM, OutcomeKind
 from tool.classify.replay import Step
 from tool.errors import IntegrityError, UsageError
 from tool.git.diff import canonical_diff
 from tool.git.repository import Git
 from tool.rebase import history
-from tool.rebase.history import Row
+from tool.rebase.history import HistoryRow
 from tool.series import edit as series_edit
 from tool.series import lockfile as locks
 from tool.series import model as series_files
@@ -36,22 +36,22 @@ from tool.series.model import Patch, Series
 from tool.series.patchfile import Header
 from tool.upstream.resolve import Base
 
-_TAKEN: Final = UPSTREAM - {Kind.PARTIAL}
+_TAKEN: Final = UPSTREAM - {OutcomeKind.PARTIAL}
 """Upstream has the whole patch. Of one it has in part, what is left out is just left out."""
 
 
 @dataclass(frozen=True)
-class Carried:
+class SeriesUpdate:
     """``files``: new content by path below the project's root. ``dated``: new patch files, each with
     the header fields that still speak of a release the old file stands for."""
 
     files: dict[str, bytes]
-    rows: tuple[Row, ...]
+    rows: tuple[HistoryRow, ...]
     tree: str
     dated: dict[str, tuple[str, ...]]
 
 
-class Carrier:
+class SeriesWriter:
     """Collects the edits, one patch after another."""
 
     def __init__(self, git: Git, series: Series, lock: Lock, target: Version) -> None:
@@ -69,14 +69,14 @@ class Carrier:
 
     def carry(
         self, source: Version, base: Base, wheels: Sequence[LockedWheel], steps: Sequence[Step]
-    ) -> Carried:
+    ) -> SeriesUpdate:
         """Raises IntegrityError when the new series does not give what was replayed."""
         rows = tuple(self._patch(step) for step in steps)
         self._retire(steps)
         text = str(self._text)
         series = self._check(text, [row.file for row in rows if row.file])
         applied = engine.apply_series(self._git, base, series.for_release(self._target))
-        proofs.check(self._git, applied)
+        proofs.check_applied(self._git, applied)
         last = next((s.applied.tree for s in reversed(steps) if s.applied), base.tree)
         tree = applied[-1].tree if applied else base.tree
         if tree != last:
@@ -87,16 +87,16 @@ class Carrier:
             )
         lock = recompute_commits(self._lock, self._series, self._headers).with_release(
             LockedRelease(
-                self._target, tuple(wheels), base.commit, base.tree, locked_patches(applied)
+                self._target, tuple(wheels), base.commit, base.tree, lock_patches(applied)
             )
         )
         files = {f"{PATCH_DIR}/{n}": c for n, c in (self._headers | self._new).items()}
         files[SERIES_FILE] = text.encode()
         files[LOCK_FILE] = locks.dump(lock)
-        files[history.FILE] = history.with_entry(self._series, source, self._target, rows)
-        return Carried(files, rows, tree, self._dated)
+        files[history.HISTORY_FILE] = history.add_entry(self._series, source, self._target, rows)
+        return SeriesUpdate(files, rows, tree, self._dated)
 
-    def _patch(self, step: Step) -> Row:
+    def _patch(self, step: Step) -> HistoryRow:
         patch = next(p for p in self._series.patches if p.name == step.patch.name)
         proven = self._lock.proven(patch.name) - {self._target}
         kind, decision = step.verdict.kind, step.decision
@@ -105,19 +105,23 @@ class Carrier:
             self._end(patch, proven, kind, skipped)
             outcome = f"left out: {skipped}" if skipped else "not needed"
             decided = "skipped" if skipped else ""
-            return Row(patch.name, kind, step.verdict.evidence, decided, None, outcome)
+            return HistoryRow(patch.name, kind, step.verdict.evidence, decided, None, outcome)
         decided = decision.how if decision else ""
         if _unchanged(patch, step):
             if patch.applies_to(self._target):
-                return Row(patch.name, kind, step.verdict.evidence, decided, patch.name, "kept")
-            wider = series_edit.widened(patch, self._target, proven, self._others)
+                return HistoryRow(
+                    patch.name, kind, step.verdict.evidence, decided, patch.name, "kept"
+                )
+            wider = series_edit.widen_specifier(patch, self._target, proven, self._others)
             if wider is not None:
                 self._text.respecify(patch.name, wider)
                 self._header(patch, Releases=wider)
                 outcome = f"kept, now {wider}"
-                return Row(patch.name, kind, step.verdict.evidence, decided, patch.name, outcome)
+                return HistoryRow(
+                    patch.name, kind, step.verdict.evidence, decided, patch.name, outcome
+                )
         self._end(patch, proven, kind, None)
-        name = series_edit.successor_name(patch.name, self._target, self._names)
+        name = series_edit.name_next_file(patch.name, self._target, self._names)
         self._names.add(name)
         header = patchfile.parse(patch.name, step.patch.content).header
         if fields := tuple(_speaking_of(header, proven)):
@@ -126,9 +130,13 @@ class Carrier:
         diff = canonical_diff(self._git, step.applied.parent_tree, step.applied.tree)
         self._new[name] = patchfile.render(header, diff)
         self._text.insert_after(patch.name, name, f"=={self._target}")
-        return Row(patch.name, kind, step.verdict.evidence, decided, name, f"new file {name}")
+        return HistoryRow(
+            patch.name, kind, step.verdict.evidence, decided, name, f"new file {name}"
+        )
 
-    def _end(self, patch: Patch, proven: set[Version], kind: Kind, skipped: str | None) -> None:
+    def _end(
+        self, patch: Patch, proven: set[Version], kind: OutcomeKind, skipped: str | None
+    ) -> None:
         """Give ``patch`` its upper bound where its range reaches the new release."""
         fields: dict[str, str] = {}
         if patch.applies_to(self._target):
@@ -138,7 +146,7 @@ class Carrier:
                     where=SERIES_FILE,
                     next_step=f"change it in place: tool refresh, or drop it: tool drop {patch.name}",
                 )
-            bounded = series_edit.spanning(proven)
+            bounded = series_edit.make_specifier(proven)
             self._text.respecify(patch.name, bounded)
             fields["Releases"] = bounded
         if skipped:
@@ -169,7 +177,7 @@ class Carrier:
 
     def _check(self, text: str, expected: list[str]) -> Series:
         """The edited series means what was replayed, and for every other release what it meant."""
-        series = series_files.parse(self._series.root, text)
+        series = series_files.parse_series(self._series.root, text)
         contents = self._headers | self._new
         given = tuple(replace(p, given=contents.get(p.name)) for p in series.patches)
         series = replace(series, patches=given)
@@ -204,6 +212,6 @@ def _speaking_of(header: Header, releases: Collection[Version]) -> Iterator[str]
 def _unchanged(patch: Patch, step: Step) -> bool:
     """Does the patch read on the new release as it reads in its file?"""
     if step.decision is None:
-        return step.verdict.kind in (Kind.CLEAN, Kind.MOVED)
+        return step.verdict.kind in (OutcomeKind.CLEAN, OutcomeKind.MOVED)
     was = patchfile.parse(patch.name, patch.content)
     return patchfile.same_hunks(patchfile.parse(patch.name, step.patch.content), was)

@@ -89,24 +89,24 @@ class SeriesText:
 _PATCH = re.compile(r"(\s*)([^\s#]+\.patch)(\s+)([^\s#]+)(.*)$")
 
 
-def spanning(proven: Collection[Version]) -> str:
+def make_specifier(proven: Collection[Version]) -> str:
     """The specifier from the first to the last of ``proven``."""
     first, last = min(proven), max(proven)
     return f"=={first}" if first == last else f">={first},<={last}"
 
 
-def widened(
+def widen_specifier(
     patch: Patch, target: Version, proven: Collection[Version], carried: Collection[Version]
 ) -> str | None:
     """``patch``'s range with ``target``; None when that would claim a release it was not proven on."""
     if patch.applies_to(target):
         return str(patch.releases)
-    wanted = SpecifierSet(text := spanning({*proven, target}))
+    wanted = SpecifierSet(text := make_specifier({*proven, target}))
     claimed = {v for v in carried if wanted.contains(v, prereleases=True)}
     return None if claimed - {*proven, target} else text
 
 
-def successor_name(name: str, release: Version, taken: Collection[str]) -> str:
+def name_next_file(name: str, release: Version, taken: Collection[str]) -> str:
     """The file name for what ``name`` becomes on ``release``: the stem, and the release."""
     stem = re.sub(r"-v\d[0-9a-z.]*$", "", name.removesuffix(".patch"))
     wanted = f"{stem}-v{release}.patch"

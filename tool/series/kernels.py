@@ -14,7 +14,7 @@ REQUIREMENTS: Final = "requirements.txt"
 _SUFFIXES: Final = (".py", ".typed")
 
 
-def kernel_files(folder: Path) -> dict[str, Path]:
+def find_kernels(folder: Path) -> dict[str, Path]:
     """Bundled files by path relative to ``folder``: Python sources and the requirements.
 
     Raises:
@@ -37,7 +37,7 @@ def kernel_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def requirements(folder: Path) -> list[str]:
+def read_requirements(folder: Path) -> list[str]:
     """What the kernels need at run time: the lines of ``ada_dsa/requirements.txt`` that are not comments."""
     return list(_requirement_lines(folder / REQUIREMENTS))
 

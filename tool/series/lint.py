@@ -30,7 +30,7 @@ from unidiff.patch import PatchSet
 from tool.errors import UsageError
 from tool.git.repository import Git
 from tool.series import patchfile
-from tool.series.kernels import kernel_files
+from tool.series.kernels import find_kernels
 from tool.series.layout import PATCH_DIR, SERIES_FILE
 from tool.series.model import Patch, Series
 from tool.series.patchfile import PatchFile
@@ -49,7 +49,7 @@ class Finding:
     message: str
 
 
-def lint(series: Series) -> list[Finding]:
+def lint_series(series: Series) -> list[Finding]:
     """All findings, in file order; empty when the series is in order."""
     findings = list(_files(series))
     for patch in series.patches:
@@ -145,7 +145,7 @@ def _numstat(diff: bytes) -> dict[str, tuple[int, int]]:
 
 
 def _kernels(folder: Path) -> Iterator[Finding]:
-    for name, path in kernel_files(folder).items():
+    for name, path in find_kernels(folder).items():
         if not name.endswith(".py"):
             continue
         for line, module in absolute_imports(path):

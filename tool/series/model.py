@@ -127,7 +127,7 @@ def parse_release(text: str) -> Version:
         ) from err
 
 
-def load(root: Path) -> Series:
+def load_series(root: Path) -> Series:
     """Read and validate ``root/series.txt``.
 
     Raises:
@@ -138,11 +138,11 @@ def load(root: Path) -> Series:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as err:
         raise UsageError(f"cannot read the series: {err}", where=str(path)) from err
-    return parse(root, text)
+    return parse_series(root, text)
 
 
-def parse(root: Path, text: str) -> Series:
-    """The series that ``text`` would be in ``root``. Raises UsageError as ``load``."""
+def parse_series(root: Path, text: str) -> Series:
+    """The series that ``text`` would be in ``root``. Raises UsageError as ``load_series``."""
     return _Parser(root).parse(text)
 
 

@@ -20,7 +20,7 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import Version
 
 from tool.errors import EnvironmentFault, IntegrityError, ToolError, UsageError
-from tool.project.workspace import Home
+from tool.project.workspace import Workspace
 from tool.series.lockfile import LockedRelease, LockedWheel
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ class Yanked(UsageError):
     """The release was withdrawn from the index."""
 
 
-def choose(locked: LockedRelease, python: str | None, machine: str | None = None) -> LockedWheel:
+def choose_wheel(
+    locked: LockedRelease, python: str | None, machine: str | None = None
+) -> LockedWheel:
     """The locked wheel for ``python`` (``cp312``) on ``machine`` (``x86_64``); defaults: this
     interpreter.
 
@@ -59,7 +61,7 @@ def choose(locked: LockedRelease, python: str | None, machine: str | None = None
     )
 
 
-def any_wheel(locked: LockedRelease, home: Home) -> LockedWheel:
+def choose_any_wheel(locked: LockedRelease, home: Workspace) -> LockedWheel:
     """The wheel to import a base from: all of a release's wheels hold the same Python files.
 
     One already downloaded wins, then this interpreter's, then the first.
@@ -68,7 +70,7 @@ def any_wheel(locked: LockedRelease, home: Home) -> LockedWheel:
         if (home.wheels / wheel.filename).is_file():
             return wheel
     try:
-        return choose(locked, None)
+        return choose_wheel(locked, None)
     except UsageError:
         return locked.wheels[0]
 
@@ -82,8 +84,8 @@ def _fits(filename: str, python: str, machine: str) -> bool:
     )
 
 
-def wheel(
-    home: Home, locked: LockedRelease, wanted: LockedWheel, *, offline: bool, quiet: bool
+def fetch_wheel(
+    home: Workspace, locked: LockedRelease, wanted: LockedWheel, *, offline: bool, quiet: bool
 ) -> Path:
     """``wanted`` on disk, downloaded when the cache lacks it, checked either way.
 
@@ -93,7 +95,7 @@ def wheel(
     """
     path = home.wheels / wanted.filename
     if path.is_file():
-        if sha256(path) == wanted.sha256:
+        if hash_file(path) == wanted.sha256:
             return path
         path.unlink()  # a damaged cache entry: fetch it anew
     if offline:
@@ -109,7 +111,7 @@ def wheel(
     machine = None if tag.platform == "any" else tag.platform
     with _download_folder(home) as temp:
         got = _pip_download(Path(temp), locked.version, python, machine and [machine], quiet=quiet)
-        digest = sha256(got)
+        digest = hash_file(got)
         if got.name != wanted.filename or digest != wanted.sha256:
             raise IntegrityError(
                 f"{got.name} is not the file the series was written for",
@@ -121,7 +123,7 @@ def wheel(
     return path
 
 
-def discover(home: Home, release: Version, *, quiet: bool) -> tuple[LockedWheel, ...]:
+def discover_wheels(home: Workspace, release: Version, *, quiet: bool) -> tuple[LockedWheel, ...]:
     """Download every Linux wheel of ``release`` and describe it, for a new lock entry.
 
     Raises:
@@ -139,7 +141,7 @@ def discover(home: Home, release: Version, *, quiet: bool) -> tuple[LockedWheel,
                     raise
                 except UsageError:
                     continue
-                found[got.name] = LockedWheel(got.name, sha256(got), got.stat().st_size)
+                found[got.name] = LockedWheel(got.name, hash_file(got), got.stat().st_size)
                 got.replace(home.wheels / got.name)
                 if got.name.endswith("-none-any.whl"):
                     return tuple(found.values())
@@ -148,7 +150,7 @@ def discover(home: Home, release: Version, *, quiet: bool) -> tuple[LockedWheel,
     return tuple(found[name] for name in sorted(found))
 
 
-def available() -> tuple[Version, ...]:
+def list_available() -> tuple[Version, ...]:
     """Final and post releases the index offers for this interpreter, oldest first; not yanked ones.
 
     Raises:
@@ -264,7 +266,7 @@ def _platforms(machine: str) -> list[str]:
     return [f"manylinux_2_{n}_{machine}" for n in _GLIBC] + [f"manylinux2014_{machine}"]
 
 
-def _download_folder(home: Home) -> tempfile.TemporaryDirectory[str]:
+def _download_folder(home: Workspace) -> tempfile.TemporaryDirectory[str]:
     """A folder beside the wheels, removed when its block ends. The data folder's lock must be held."""
     import shutil
     import tempfile  # both slow to import, and a cached wheel needs neither
@@ -275,6 +277,6 @@ def _download_folder(home: Home) -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(dir=home.wheels, prefix=_DOWNLOAD)
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -18,7 +18,7 @@ from packaging.version import Version
 
 from tool.errors import EnvironmentFault, IntegrityError, UsageError
 from tool.git.repository import Git, check_ref, is_oid
-from tool.project.workspace import Home
+from tool.project.workspace import Workspace
 from tool.series.lockfile import Lock, LockedRelease, LockedWheel
 from tool.series.model import Series, parse_release
 from tool.upstream import download as fetch
@@ -44,7 +44,7 @@ class Request:
     quiet: bool = False
 
 
-def release_of(series: Series, request: Request) -> Version:
+def find_release(series: Series, request: Request) -> Version:
     """The release whose patches apply: the ref itself, the one given beside a git ref, or the pin."""
     if request.release is not None:
         return request.release
@@ -53,12 +53,12 @@ def release_of(series: Series, request: Request) -> Version:
     return parse_release(request.ref) if _RELEASE.fullmatch(request.ref) else series.pin
 
 
-def is_release(ref: str) -> bool:
+def names_release(ref: str) -> bool:
     """Does ``ref`` name a release, or the pin, rather than a git ref?"""
     return ref == PIN or _RELEASE.fullmatch(ref) is not None
 
 
-def resolve_base(git: Git, home: Home, series: Series, lock: Lock, request: Request) -> Base:
+def resolve_base(git: Git, home: Workspace, series: Series, lock: Lock, request: Request) -> Base:
     """Find or fetch the base commit.
 
     Raises:
@@ -66,8 +66,8 @@ def resolve_base(git: Git, home: Home, series: Series, lock: Lock, request: Requ
         EnvironmentFault: nothing cached and offline, or the transfer failed.
         IntegrityError: what came is not what series.lock holds.
     """
-    release = release_of(series, request)
-    named = is_release(request.ref)
+    release = find_release(series, request)
+    named = names_release(request.ref)
     if request.source in (None, PYPI) and named:
         return _from_index(git, home, lock.get(release), request)
     if request.source == PYPI:
@@ -80,27 +80,27 @@ def resolve_base(git: Git, home: Home, series: Series, lock: Lock, request: Requ
     return Base(release, *_from_git(git, url, ref, request), GIT, f"{ref} of {url}")
 
 
-def imported(git: Git, locked: LockedRelease) -> str | None:
+def find_imported(git: Git, locked: LockedRelease) -> str | None:
     """The base commit if the repository has it already. Raises IntegrityError when it is another one."""
-    commit = git.resolve(wheelimport.ref_of(locked.version))
+    commit = git.resolve(wheelimport.release_ref(locked.version))
     if commit is not None and commit != locked.base_commit:
         raise IntegrityError(
             f"the base of sglang {locked.version} is not the locked one",
             where=str(git.git_dir),
-            why=f"{wheelimport.ref_of(locked.version)} is {commit}, locked {locked.base_commit}",
+            why=f"{wheelimport.release_ref(locked.version)} is {commit}, locked {locked.base_commit}",
             next_step=f"restore series.lock, or drop the ref: git -C {git.git_dir} update-ref -d "
-            f"{wheelimport.ref_of(locked.version)}",
+            f"{wheelimport.release_ref(locked.version)}",
         )
     return commit
 
 
-def _from_index(git: Git, home: Home, locked: LockedRelease, request: Request) -> Base:
-    if imported(git, locked) is None:
-        wanted = fetch.any_wheel(locked, home)
-        path = fetch.wheel(home, locked, wanted, offline=request.offline, quiet=request.quiet)
+def _from_index(git: Git, home: Workspace, locked: LockedRelease, request: Request) -> Base:
+    if find_imported(git, locked) is None:
+        wanted = fetch.choose_any_wheel(locked, home)
+        path = fetch.fetch_wheel(home, locked, wanted, offline=request.offline, quiet=request.quiet)
         commit = wheelimport.import_wheel(git, path, locked.version, quiet=request.quiet)
         if commit != locked.base_commit:
-            git.run("update-ref", "-d", wheelimport.ref_of(locked.version))
+            git.run("update-ref", "-d", wheelimport.release_ref(locked.version))
             raise IntegrityError(
                 f"importing {path.name} gave commit {commit}",
                 where="series.lock",
@@ -225,7 +225,7 @@ def previous_release(lock: Lock, release: Version, named: Version | None) -> Ver
 
 
 def _wheels(
-    home: Home, release: Version, request: Request, *, whole: bool
+    home: Workspace, release: Version, request: Request, *, whole: bool
 ) -> tuple[LockedWheel, ...]:
     cached = tuple(_cached(home, release))
     if request.offline or (cached and not whole):
@@ -237,14 +237,14 @@ def _wheels(
                 next_step="run once without --offline",
             )
         return cached
-    return fetch.discover(home, release, quiet=request.quiet)
+    return fetch.discover_wheels(home, release, quiet=request.quiet)
 
 
-def _cached(home: Home, release: Version) -> list[LockedWheel]:
+def _cached(home: Workspace, release: Version) -> list[LockedWheel]:
     found: list[LockedWheel] = []
     for path in sorted(home.wheels.glob(f"{fetch.PROJECT}-*.whl")):
         if _version_of(path) == release:
-            found.append(LockedWheel(path.name, fetch.sha256(path), path.stat().st_size))
+            found.append(LockedWheel(path.name, fetch.hash_file(path), path.stat().st_size))
     return found
 
 
@@ -256,7 +256,7 @@ def _version_of(path: Path) -> Version | None:
 
 
 def resolve_release(
-    git: Git, home: Home, series: Series, lock: Lock, request: Request, *, whole: bool
+    git: Git, home: Workspace, series: Series, lock: Lock, request: Request, *, whole: bool
 ) -> ResolvedRelease:
     """Find or fetch ``request``'s base. ``whole``: with every wheel of the release, as a lock needs.
 
@@ -267,13 +267,13 @@ def resolve_release(
         EnvironmentFault: offline and not in the cache, or the transfer failed.
         IntegrityError: a wheel cannot be read.
     """
-    release = release_of(series, request)
-    from_git = request.source not in (None, PYPI) or not is_release(request.ref)
+    release = find_release(series, request)
+    from_git = request.source not in (None, PYPI) or not names_release(request.ref)
     if from_git or release in lock.releases:
         base = resolve_base(git, home, series, lock, request)
         wheels = lock.releases[release].wheels if base.source == PYPI else ()
         return ResolvedRelease(base, wheels)
-    known = None if whole else git.resolve(wheelimport.ref_of(release))
+    known = None if whole else git.resolve(wheelimport.release_ref(release))
     if known is not None:  # imported by an earlier look at it
         return ResolvedRelease(Base(release, known, git.tree_of(known), PYPI, f"v{release}"), ())
     wheels = _wheels(home, release, request, whole=whole)

@@ -33,7 +33,7 @@ def is_imported(member: str) -> bool:
     return member.startswith(PACKAGE) and not member.endswith((".so", "/"))
 
 
-def ref_of(release: Version) -> str:
+def release_ref(release: Version) -> str:
     return f"refs/ada/base/v{release}"
 
 
@@ -46,7 +46,7 @@ def import_wheel(git: Git, path: Path, release: Version, *, quiet: bool = True) 
     """
     import zipfile  # slow to import, and the engine needs only this module's constants
 
-    ref = ref_of(release)
+    ref = release_ref(release)
     process = git.start("fast-import", "--quiet", "--done", "--date-format=raw")
     assert process.stdin is not None and process.stderr is not None
     try:

@@ -17,7 +17,7 @@ from tool.errors import IntegrityError
 from tool.git.objects import EXECUTABLE, FILE, NULL_OID, blob_id, tree_id
 from tool.series.lockfile import Lock, LockedRelease
 from tool.upstream.wheel_import import PREFIX, is_imported
-from tool.verify.files import INSTALLER_FILES, Difference, Subject
+from tool.verify.files import INSTALLER_FILES, Difference, FileSet
 from tool.wheel import sbom as provenance
 from tool.wheel import version as stamp
 from tool.wheel.archive import Wheel, content_digest
@@ -67,13 +67,13 @@ class VerifyReport:
 
 
 @dataclass
-class Proof:
+class Verification:
     """A subject, and what was found out about it so far."""
 
     kind: Kind
     path: Path
     lock: Lock
-    subject: Subject
+    subject: FileSet
     differences: list[Difference] = field(default_factory=list)
     checked: list[str] = field(default_factory=list)
     unproven: list[str] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Proof:
                 Difference(info, "not a fork", "a version such as 0.5.23+ada.1", str(version))
             )
             return self._report(version)
-        locked = self.lock.get(stamp.release_of(version))
+        locked = self.lock.get(stamp.public_release(version))
         blobs = self._payload(version, locked)
         self._touched(locked, blobs)
         self._record(info)
@@ -149,7 +149,7 @@ class Proof:
         if stamp.VERSION_FILE in blobs:
             try:
                 stamped = self.subject.read(stamp.VERSION_FILE)
-                plain = stamp.stamp_version(stamped, version, locked.version)
+                plain = stamp.replace_version(stamped, version, locked.version)
                 blobs[stamp.VERSION_FILE] = blob_id(plain)
             except IntegrityError as err:
                 self._differ(stamp.VERSION_FILE, err.message, None, None)
@@ -202,7 +202,7 @@ class Proof:
         if path not in self.subject.files:
             self._differ(path, "missing", None, None)
             return
-        stated = stamp.stated_identity(self.subject.read(path))
+        stated = stamp.read_identity(self.subject.read(path))
         if stated != (PACKAGE, str(version)):
             self._differ(path, "another name or version", f"{PACKAGE} {version}", " ".join(stated))
 
@@ -214,7 +214,7 @@ class Proof:
             self._differ(path, "missing: the wheel has no provenance", None, None)
             return None
         try:
-            facts = provenance.parse(self.subject.read(path), path)
+            facts = provenance.parse_sbom(self.subject.read(path), path)
         except IntegrityError as err:
             self._differ(path, err.message, None, err.why)
             return None
@@ -360,7 +360,7 @@ def _released_files(
         for n, row in rows.items()
         if n not in changed
     }
-    metadata = stamp.stamp_metadata(
+    metadata = stamp.replace_metadata(
         wheel.read(f"{old_info}/METADATA"), locked.version, version, facts.requirements
     )
     hashes = {n: row.sha256 or "" for n, row in files.items()}

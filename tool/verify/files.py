@@ -44,7 +44,7 @@ class Difference:
         return text
 
 
-class Subject(Protocol):
+class FileSet(Protocol):
     """``files`` by wheel member name (``sglang/…``); ``broken`` could not be read as files."""
 
     @property
@@ -57,7 +57,7 @@ class Subject(Protocol):
         """Content of one of ``files``."""
 
 
-class WheelSubject:
+class WheelFiles:
     """An open wheel."""
 
     def __init__(self, wheel: Wheel) -> None:
@@ -78,7 +78,7 @@ class WheelSubject:
         return self._wheel.read(name)
 
 
-class FolderSubject:
+class FolderFiles:
     """Folders below ``root``, and single files an installer put beside them.
 
     Byte code and the installer's own notes are not part of the subject. ``links`` accepts a file

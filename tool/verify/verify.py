@@ -27,14 +27,14 @@ from tool.apply import kernels as bundle
 from tool.cli.output import Report
 from tool.errors import IntegrityError, UsageError
 from tool.git.repository import Git
-from tool.project.workspace import Home
+from tool.project.workspace import Workspace
 from tool.series import lockfile as locks
-from tool.series.kernels import kernel_files
+from tool.series.kernels import find_kernels
 from tool.series.lockfile import Lock, LockedRelease
 from tool.series.model import Series
 from tool.upstream.wheel_import import PREFIX
-from tool.verify.checks import PACKAGE, Proof, VerifyReport
-from tool.verify.files import Difference, FolderSubject, WheelSubject
+from tool.verify.checks import PACKAGE, Verification, VerifyReport
+from tool.verify.files import Difference, FolderFiles, WheelFiles
 from tool.wheel import version as stamp
 from tool.wheel.archive import Wheel, WheelName
 from tool.wheel.record import parse_record
@@ -42,7 +42,7 @@ from tool.wheel.record import parse_record
 _SHOWN: Final = 10
 
 
-def verify(series: Series, home: Home, artifact: Path) -> VerifyReport:
+def verify(series: Series, home: Workspace, artifact: Path) -> VerifyReport:
     """Verify whatever ``artifact`` is, with all there is to compare it with.
 
     That is the lock, this checkout's kernels, released wheels in the cache, and for a worktree the
@@ -52,7 +52,7 @@ def verify(series: Series, home: Home, artifact: Path) -> VerifyReport:
         UsageError: it is none of the three, or of a release the lock does not carry.
     """
     lock = locks.load(series.lock_path)
-    kernels = {n: p.read_bytes() for n, p in kernel_files(series.kernel_dir).items()}
+    kernels = {n: p.read_bytes() for n, p in find_kernels(series.kernel_dir).items()}
     if artifact.is_file():
         return verify_wheel(artifact, lock=lock, kernels=kernels, released=home.wheels)
     if (artifact / PREFIX / PACKAGE).is_dir():
@@ -103,7 +103,7 @@ def verify_wheel(
         difference = Difference(err.where or path.name, err.message, None, err.why)
         return VerifyReport("wheel", path, name.version, (), (), (difference,))
     with wheel:
-        proof = Proof("wheel", path, lock, WheelSubject(wheel))
+        proof = Verification("wheel", path, lock, WheelFiles(wheel))
         return proof.distribution(name.version, name.dist_info, kernels, released, name.tags)
 
 
@@ -136,8 +136,8 @@ def verify_installed(
             for path in parse_record((infos[0] / "RECORD").read_bytes(), info)
             if path.split("/")[0] not in ("..", "", PACKAGE, info, "bin", "Scripts")
         ]
-    subject = FolderSubject(site_packages, (PACKAGE, info), singles, links=True)
-    proof = Proof("installed", site_packages, lock, subject)
+    subject = FolderFiles(site_packages, (PACKAGE, info), singles, links=True)
+    proof = Verification("installed", site_packages, lock, subject)
     return proof.distribution(name.version, info, kernels, released, None)
 
 
@@ -171,14 +171,14 @@ def verify_tree(
             next_step="name a wheel, a worktree made by tool apply, or a site-packages folder",
         )
     release = version or _tree_version(root)
-    proof = Proof("worktree", directory, lock, FolderSubject(root, (PACKAGE,), links=False))
+    proof = Verification("worktree", directory, lock, FolderFiles(root, (PACKAGE,), links=False))
     return proof.worktree(release, kernels, expected, wheel_base)
 
 
 def _tree_version(root: Path) -> Version:
     path = root / stamp.VERSION_FILE
     try:
-        return stamp.stated_version(path.read_bytes())
+        return stamp.read_version(path.read_bytes())
     except (OSError, IntegrityError) as err:
         raise UsageError(
             "the worktree does not say which release it is",

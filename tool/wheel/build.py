@@ -9,9 +9,9 @@ from tool.apply.compose import Composition, compose
 from tool.git.objects import NULL_OID
 from tool.git.repository import Git
 from tool.project import checkout as landing
-from tool.project.workspace import Home
+from tool.project.workspace import Workspace
 from tool.series import lockfile as locks
-from tool.series.kernels import kernel_files, requirements
+from tool.series.kernels import find_kernels, read_requirements
 from tool.series.model import Series
 from tool.upstream import download as fetch
 from tool.upstream.resolve import Request
@@ -19,9 +19,9 @@ from tool.wheel.overlay import BuiltWheel, build_fork_wheel
 from tool.wheel.sbom import PatchProvenance
 
 
-def build(
+def build_wheel(
     series: Series,
-    home: Home,
+    home: Workspace,
     request: Request,
     *,
     out: Path,
@@ -37,13 +37,15 @@ def build(
     lock = locks.load(series.lock_path)
     with home.exclusive():
         git = home.open_repository()
-        landing.recover(git, home)
+        landing.recover_checkout(git, home)
         composed = compose(git, home, series, lock, request)
-        proofs.check(git, composed.applied)
+        proofs.check_applied(git, composed.applied)
         locked = lock.get(composed.base.release)
-        wanted = fetch.choose(locked, python, machine)
-        source = fetch.wheel(home, locked, wanted, offline=request.offline, quiet=request.quiet)
-        kernels = {n: p.read_bytes() for n, p in kernel_files(series.kernel_dir).items()}
+        wanted = fetch.choose_wheel(locked, python, machine)
+        source = fetch.fetch_wheel(
+            home, locked, wanted, offline=request.offline, quiet=request.quiet
+        )
+        kernels = {n: p.read_bytes() for n, p in find_kernels(series.kernel_dir).items()}
         return build_fork_wheel(
             source,
             out,
@@ -51,7 +53,7 @@ def build(
             revision=series.revision,
             patched=_patched(git, composed),
             kernels=kernels,
-            requires=requirements(series.kernel_dir),
+            requires=read_requirements(series.kernel_dir),
             patches=_provenance(series, composed),
         )
 

@@ -100,12 +100,12 @@ def build_fork_wheel(
         name = WheelName(wheel.name.distribution, version, wheel.name.tags)
 
         old = new.get(stamp.VERSION_FILE) or _member(wheel, stamp.VERSION_FILE)
-        stamped = stamp.stamp_version(old.data, locked.version, version)
+        stamped = stamp.replace_version(old.data, locked.version, version)
         new[stamp.VERSION_FILE] = _New(stamped, old.mode)
         info = wheel.name.dist_info
         metadata = wheel.read(f"{info}/METADATA")
-        requirements = stamp.missing_requirements(metadata, requires)
-        metadata = stamp.stamp_metadata(metadata, locked.version, version, requirements)
+        requirements = stamp.find_missing_requirements(metadata, requires)
+        metadata = stamp.replace_metadata(metadata, locked.version, version, requirements)
         new[f"{info}/METADATA"] = _New(metadata, 0o644)
         facts = Provenance(
             version=version,
@@ -114,13 +114,13 @@ def build_fork_wheel(
             source_sha256=released.sha256,
             tree=locked.final_tree,
             patches=tuple(patches),
-            kernel_digest=kernel_digest(kernels),
+            kernel_digest=hash_kernels(kernels),
             kernel_tree=tree_id({p: (FILE, blob_id(d)) for p, d in kernels.items()}),
             kernel_files=len(kernels),
-            executables=executables(wheel, removed),
+            executables=find_executables(wheel, removed),
             requirements=requirements,
         )
-        new[f"{info}/{provenance.SBOM_NAME}"] = _New(provenance.render(facts), 0o644)
+        new[f"{info}/{provenance.SBOM_NAME}"] = _New(provenance.render_sbom(facts), 0o644)
         with _whole_file(out_dir / name.filename) as out:
             writer = WheelWriter(out)
             digest, kept = _write(wheel, writer, new, removed, name)
@@ -166,14 +166,14 @@ def check_released(wheel: Wheel, locked: LockedRelease) -> LockedWheel:
     return entry
 
 
-def kernel_digest(kernels: Mapping[str, bytes]) -> str:
+def hash_kernels(kernels: Mapping[str, bytes]) -> str:
     """Digest of the kernel package, paths relative to it, every mode 0644."""
     return content_digest(
         (path, 0o644, hashlib.sha256(data).hexdigest()) for path, data in kernels.items()
     )
 
 
-def executables(wheel: Wheel, removed: frozenset[str] = frozenset()) -> tuple[str, ...]:
+def find_executables(wheel: Wheel, removed: frozenset[str] = frozenset()) -> tuple[str, ...]:
     """The executable members of sglang's package, without native modules, sorted."""
     return tuple(
         sorted(

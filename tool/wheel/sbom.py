@@ -97,7 +97,7 @@ class Provenance:
     requirements: tuple[str, ...]
 
 
-def render(facts: Provenance) -> bytes:
+def render_sbom(facts: Provenance) -> bytes:
     """The document: JSON with sorted keys, two-space indent and a final newline."""
     ancestor = {
         "type": "library",
@@ -148,7 +148,7 @@ def render(facts: Provenance) -> bytes:
     return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
 
 
-def parse(data: bytes, where: str) -> Provenance:
+def parse_sbom(data: bytes, where: str) -> Provenance:
     """The facts of a document that :func:`render` wrote.
 
     Raises:
@@ -156,7 +156,7 @@ def parse(data: bytes, where: str) -> Provenance:
     """
     try:
         facts = _facts(json.loads(data))
-        if render(facts) != data:
+        if render_sbom(facts) != data:
             raise ValueError("the document holds more, or other, than its facts")
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as err:
         raise IntegrityError(

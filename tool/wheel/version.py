@@ -46,12 +46,12 @@ def is_fork(version: Version) -> bool:
     return _FORK_LABEL.fullmatch(version.local or "") is not None
 
 
-def release_of(version: Version) -> Version:
+def public_release(version: Version) -> Version:
     """``0.5.23+ada.1`` → ``0.5.23``."""
     return Version(version.public)
 
 
-def stamp_version(data: bytes, old: Version, new: Version) -> bytes:
+def replace_version(data: bytes, old: Version, new: Version) -> bytes:
     """``_version.py`` with ``old`` replaced by ``new``; with the two swapped, the exact inverse.
 
     Raises:
@@ -67,7 +67,7 @@ def stamp_version(data: bytes, old: Version, new: Version) -> bytes:
     return data.replace(before, after)
 
 
-def stamp_metadata(data: bytes, old: Version, new: Version, requirements: Sequence[str]) -> bytes:
+def replace_metadata(data: bytes, old: Version, new: Version, requirements: Sequence[str]) -> bytes:
     """METADATA with the version and ``requirements`` after the last Requires-Dist; all else as it
     was.
 
@@ -87,7 +87,7 @@ def stamp_metadata(data: bytes, old: Version, new: Version, requirements: Sequen
     return header + body
 
 
-def stated_version(data: bytes) -> Version:
+def read_version(data: bytes) -> Version:
     """The version in ``_version.py``. Raises IntegrityError when it states none."""
     match = re.search(rb"^__version__ = version = '([^']+)'$", data, re.MULTILINE)
     try:
@@ -96,7 +96,7 @@ def stated_version(data: bytes) -> Version:
         raise IntegrityError("the file states no version", where=VERSION_FILE) from err
 
 
-def stated_identity(metadata: bytes) -> tuple[str, str]:
+def read_identity(metadata: bytes) -> tuple[str, str]:
     """Name and version as METADATA states them; empty where it does not, or does twice."""
     header = _split(metadata)[0]
     found = (
@@ -106,7 +106,7 @@ def stated_identity(metadata: bytes) -> tuple[str, str]:
     return name, version
 
 
-def missing_requirements(metadata: bytes, wanted: Iterable[str]) -> tuple[str, ...]:
+def find_missing_requirements(metadata: bytes, wanted: Iterable[str]) -> tuple[str, ...]:
     """Those of ``wanted`` that the wheel's own Requires-Dist do not already imply, in order.
 
     A requirement that cannot be judged counts as missing: a redundant line costs nothing.
