@@ -29,7 +29,7 @@ from meter import Measurement, measure, table
 from packaging.version import Version
 
 from tool.project import workspace as home
-from tool.series import lockfile as lock
+from tool.series import lockfile
 from tool.series import model as series
 from tool.upstream.wheel_import import PREFIX
 from tool.wheel import sbom as provenance
@@ -47,7 +47,7 @@ def overlay(source: Path, fork: Path, out: Path, root: Path) -> Path:
     loaded = series.load_series(root)
     with Wheel(fork) as wheel:
         facts = _facts(wheel)
-        locked = lock.load(loaded.lock_path).get(facts.release)
+        locked = lockfile.load(loaded.lock_path).get(facts.release)
         names = {p: p.removeprefix(PREFIX) for p in locked.net_files()}
         built = build_fork_wheel(
             source,

@@ -41,9 +41,8 @@ from tool.git.diff import canonical_diff
 from tool.git.repository import Git
 from tool.project.workspace import Workspace, locate_workspace
 from tool.series import edit as series_edit
-from tool.series import lockfile as locks
+from tool.series import lockfile, patchfile
 from tool.series import model as series_files
-from tool.series import patchfile
 
 JOBS: Final = ("0.5.9:0.5.10", "0.5.12.post1:0.5.13")
 WAYS: Final[tuple[type[Way], ...]] = (Tool, Quilt, QuiltNoFuzz, QuiltMerge, Stg)
@@ -76,7 +75,7 @@ class Row:
 def case_of(source: str, onto: str, folder: Path) -> Case:
     """The job: this checkout's series as it was before it carried ``onto``."""
     series = series_files.load_series(ROOT)
-    lock = locks.load(ROOT / "series.lock")
+    lock = lockfile.load(ROOT / "series.lock")
     begin, end = Version(source), Version(onto)
     cache = locate_workspace().cache
     git = _checked(folder / "material", cache, source, onto)

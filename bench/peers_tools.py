@@ -11,7 +11,7 @@ from pathlib import Path
 from packaging.version import Version
 from peers_ways import Case, Typed, Way, environment
 
-from tool.series import lockfile as lock
+from tool.series import lockfile
 
 
 class Quilt(Way):
@@ -228,7 +228,7 @@ class Tool(Way):
         return self._tool("rebase", "--continue")
 
     def result(self) -> str:
-        locked = lock.load(self.project / "series.lock").get(Version(self.case.onto))
+        locked = lockfile.load(self.project / "series.lock").get(Version(self.case.onto))
         data = self.folder / "data" / "sglang.git"
         self.case.git("fetch", "-q", str(data), locked.patches[-1].commit)
         return locked.final_tree

@@ -97,7 +97,7 @@ def pytest_terminal_summary(
 @pytest.fixture(scope="session")
 def released_wheel() -> Iterator[Callable[[str], Path]]:
     """``released_wheel("0.5.23")`` → the released wheel, from the user's cache or the index."""
-    from trees import fetch_wheel
+    from trees import released_wheel as fetch_wheel
 
     def get(version: str) -> Path:
         try:

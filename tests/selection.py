@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.version import InvalidVersion, Version
 
-from tool.series import lockfile as lock
+from tool.series import lockfile
 from tool.series import model as series
 
 BASE = "ADA_BASE_REF"
@@ -30,7 +30,7 @@ def releases(root: Path, refs: Iterable[str]) -> list[Version]:
         pytest.UsageError: a ref names no supported release, or the base ref does not resolve.
     """
     loaded = series.load_series(root)
-    supported = sorted(lock.load(loaded.lock_path).releases)
+    supported = sorted(lockfile.load(loaded.lock_path).releases)
     chosen: set[Version] = set()
     for ref in refs:
         match ref:

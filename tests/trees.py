@@ -17,18 +17,14 @@ sys.path.insert(0, str(Path(__file__).parent / "patched"))
 
 import releases
 
-from tool.apply import worktree as apply
+from tool.apply import apply_to_worktree
 from tool.errors import EnvironmentFault
-from tool.git.repository import Git
-from tool.git.worktree import list_worktrees
-from tool.project import workspace as home
-from tool.series import lockfile as lock
-from tool.series import model as series
-from tool.upstream import download as fetch
-from tool.upstream.resolve import Request
+from tool.git import Git, list_worktrees
+from tool.project import Session, Workspace, locate_workspace
+from tool.upstream import Request, choose_wheel, fetch_wheel
 
 ROOT = Path(__file__).parent.parent
-CACHE = home.locate_workspace().cache
+CACHE = locate_workspace().cache
 """The user's own cache, looked up before any test sets a private home."""
 
 
@@ -36,14 +32,12 @@ class Unavailable(Exception):
     """The package index cannot be reached and the cache does not have it: a reason to skip."""
 
 
-def fetch_wheel(version: str) -> Path:
+def released_wheel(version: str) -> Path:
     """The released wheel for this interpreter."""
-    place = home.Workspace(cache=CACHE, data=CACHE)
-    locked = lock.load(series.load_series(ROOT).lock_path).get(Version(version))
+    session = Session(ROOT, Workspace(cache=CACHE, data=CACHE))
+    locked = session.lock.get(Version(version))
     try:
-        return fetch.fetch_wheel(
-            place, locked, fetch.choose_wheel(locked, None), offline=False, quiet=True
-        )
+        return fetch_wheel(session, locked, choose_wheel(locked, None))
     except EnvironmentFault as err:
         raise Unavailable(str(err)) from err
 
@@ -76,17 +70,14 @@ class PatchedTrees:
     def _make(self, release: Version) -> dict[str, str]:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="patched-trees."))
-        place = home.Workspace(cache=CACHE, data=self._folder / "data")
-        done = apply.apply_to_worktree(
-            series.load_series(ROOT),
-            place,
-            Request(f"v{release}", quiet=True),
+        workspace = Workspace(cache=CACHE, data=self._folder / "data")
+        done = apply_to_worktree(
+            Session(ROOT, workspace),
+            Request(f"v{release}"),
             into=self._folder / f"v{release}",
-            branch=None,
-            note=lambda text: None,
         )
         stock = self._folder / f"stock-v{release}"
-        git = Git(place.repository)
+        git = Git(workspace.repository)
         git.run("worktree", "add", "--quiet", "--detach", str(stock), done.composition.base.commit)
         assert list_worktrees(git)
         found = {

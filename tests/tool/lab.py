@@ -23,7 +23,7 @@ from tool.apply import engine
 from tool.apply.compose import lock_patches
 from tool.cli.app import main
 from tool.project.workspace import Workspace
-from tool.series import lockfile as lock
+from tool.series import lockfile
 from tool.series import model as series
 from tool.series.lockfile import LockedRelease, LockedWheel
 from tool.upstream import wheel_import as wheelimport
@@ -84,7 +84,7 @@ class Lab:
         commit = wheelimport.import_wheel(git, path, Version(version))
         wheel = LockedWheel(path.name, hash_file(path), path.stat().st_size)
         entry = LockedRelease(Version(version), (wheel,), commit, git.tree_of(commit), ())
-        lock.save(self.root / "series.lock", self.lock.with_release(entry))
+        lockfile.save(self.root / "series.lock", self.lock.with_release(entry))
         return path
 
     # -- patches ----------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ class Lab:
             entry = LockedRelease(
                 version, old.wheels, old.base_commit, old.base_tree, lock_patches(applied)
             )
-            lock.save(self.root / "series.lock", self.lock.with_release(entry))
+            lockfile.save(self.root / "series.lock", self.lock.with_release(entry))
 
     # -- commands ---------------------------------------------------------------------------------
 
@@ -158,8 +158,8 @@ class Lab:
         shutil.rmtree(self.home.data)
 
     @property
-    def lock(self) -> lock.Lock:
-        return lock.load(self.root / "series.lock")
+    def lock(self) -> lockfile.Lock:
+        return lockfile.load(self.root / "series.lock")
 
     def _base(self, version: str) -> Base:
         entry = self.lock.get(Version(version))

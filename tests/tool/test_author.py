@@ -222,7 +222,7 @@ class TestLooking:
         result = lab.json("explain", "answer", "--offline")["result"]
         assert result["symbols"] == {UTILS: ["f3"]}
         assert [d["patch"] for d in result["dependents"]] == ["later.patch"]
-        assert result["proven"] == ["0.5.23"]
+        assert result["checked_on"] == ["0.5.23"]
         assert ["twins.patch", "==0.5.23"] in result["relatives"]
         text = lab.tool("explain", "answer.patch", "--offline").stdout
         assert "Drop-When: never" in text and "without it later.patch stops" in text

@@ -440,8 +440,8 @@ from forkkit import Fork, lock_for, PATCHED
 source = Path({source!r})
 def die(*args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)
 if {step!r} == "write":
-    from tool import wheelfile
-    wheelfile.WheelWriter.close = die
+    from tool.wheel import archive
+    archive.WheelWriter.close = die
 else:
     os.fsync = die
 Fork(source, lock_for(source, PATCHED)).build(Path({out!r}), revision=1)

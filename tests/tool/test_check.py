@@ -8,7 +8,7 @@ import pytest
 from lab import TREE, TWINS, UTILS, Lab, header
 from packaging.version import Version
 
-from tool.series import lockfile as lock
+from tool.series import lockfile
 
 EDITED = TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")
 LATER = TREE | {"sglang/srt/utils.py": "# a line more\n" + TREE["sglang/srt/utils.py"]}
@@ -74,14 +74,16 @@ def test_a_patch_that_does_not_apply(two: Lab) -> None:
     two.release("0.5.24", TREE | {"sglang/srt/utils.py": EDITED.replace("33", "34")})
     entries = two.lock.releases
     first, last = entries[min(entries)], entries[max(entries)]
-    lock.save(two.root / "series.lock", two.lock.with_release(lock_like(last, first)))
+    lockfile.save(two.root / "series.lock", two.lock.with_release(lock_like(last, first)))
     found = findings(two)
     assert any(f["rule"] == "replay" and "does not apply" in f["message"] for f in found)
 
 
-def lock_like(entry: lock.LockedRelease, other: lock.LockedRelease) -> lock.LockedRelease:
+def lock_like(
+    entry: lockfile.LockedRelease, other: lockfile.LockedRelease
+) -> lockfile.LockedRelease:
     """``entry`` with the patches of ``other``."""
-    return lock.LockedRelease(
+    return lockfile.LockedRelease(
         entry.version, entry.wheels, entry.base_commit, entry.base_tree, other.patches
     )
 

@@ -75,7 +75,7 @@ def facts(*gpus: Gpu, version: str = "0.5.23+ada.1", **changed: Any) -> Environm
 
 
 def findings(machine: Environment, tested: SelfTest = GOOD) -> list[doctor_judge.Finding]:
-    return list(doctor_judge.diagnose(machine, tested).findings)
+    return list(doctor_judge.diagnose_environment(machine, tested).findings)
 
 
 def only(machine: Environment, tested: SelfTest = GOOD) -> doctor_judge.Finding:
@@ -88,7 +88,7 @@ def only(machine: Environment, tested: SelfTest = GOOD) -> doctor_judge.Finding:
 
 @pytest.mark.parametrize("card", [RTX_4090, RTX_5090, H200, gpu(80), gpu(86), gpu(100)])
 def test_a_machine_that_is_well(card: Gpu) -> None:
-    found = doctor_judge.diagnose(facts(card), GOOD)
+    found = doctor_judge.diagnose_environment(facts(card), GOOD)
     assert found.findings == () and found.fork and found.version == "0.5.23+ada.1"
     assert [(one.name, one.installed, one.ok) for one in found.packages] == [
         (name, version, True) for name, version in PINNED.items()
@@ -102,7 +102,7 @@ def test_a_worktree_on_pythonpath_is_the_fork() -> None:
     machine = facts(
         owners=(), package=tree, package_version="0.5.23", kernels=kernels, requires={"torch": []}
     )
-    found = doctor_judge.diagnose(machine, GOOD)
+    found = doctor_judge.diagnose_environment(machine, GOOD)
     assert found.fork and found.findings == ()
     assert all(one.ok and not one.wanted for one in found.packages)
 
@@ -141,7 +141,7 @@ def test_route_of_the_released_sglang_and_of_none() -> None:
 
 def test_the_override_puts_any_gpu_on_the_sm_89_path() -> None:
     machine = facts(H200, variables={doctor_judge.OVERRIDE: "sm89"})
-    found = doctor_judge.diagnose(machine, GOOD)
+    found = doctor_judge.diagnose_environment(machine, GOOD)
     assert found.findings == () and found.routes[0].kind == "default"
     assert doctor_judge.OVERRIDE in found.routes[0].text
     wrong = only(facts(H200, variables={doctor_judge.OVERRIDE: "sm86"}))

@@ -14,7 +14,7 @@ from packaging.version import Version
 from trees import CACHE
 
 from tool.cli.app import main
-from tool.series import lockfile as lock
+from tool.series import lockfile
 from tool.series import model as series
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ def test_the_fork_wheel_installs_and_verifies(
     )
     tool(tmp_path, "verify", str(installed))
 
-    (touched, *_) = lock.load(ROOT / "series.lock").get(Version(release)).net_files()
+    (touched, *_) = lockfile.load(ROOT / "series.lock").get(Version(release)).net_files()
     victim = installed / touched.removeprefix("python/")
     victim.write_bytes(victim.read_bytes() + b"# edited\n")
     assert touched.removeprefix("python/") in json.dumps(
@@ -61,7 +61,7 @@ def test_the_fork_wheel_installs_and_verifies(
 
 def test_every_locked_release_has_its_patches_and_back() -> None:
     loaded = series.load_series(ROOT)
-    locked = lock.load(loaded.lock_path)
+    locked = lockfile.load(loaded.lock_path)
     for version, entry in locked.releases.items():
         wanted = [(p.name, p.sha256) for p in loaded.for_release(version)]
         assert [(p.name, p.sha256) for p in entry.patches] == wanted

@@ -42,7 +42,7 @@ class TestItCarries:
         upgrade(three, {"sglang/__init__.py": "x = 1\n"})
         lines = (three.root / "series.txt").read_text()
         result = onto(three)
-        assert result["state"] == "landed"
+        assert result["state"] == "carried"
         assert {p["file"] for p in result["patches"]} == {
             "answer.patch",
             "limits.patch",
@@ -58,7 +58,7 @@ class TestItCarries:
         before = (three.root / "patches" / "limits.patch").read_bytes()
         result = onto(three)
         (row,) = [p for p in result["patches"] if p["patch"] == "limits.patch"]
-        assert (row["verdict"], row["file"]) == ("merged", "limits-v0.5.24.patch")
+        assert (row["outcome"], row["file"]) == ("merged", "limits-v0.5.24.patch")
         assert (three.root / "patches" / "limits.patch").read_bytes() == before
         text = (three.root / "patches" / "limits-v0.5.24.patch").read_text()
         assert "Releases: ==0.5.24" in text and "Pool(Base)" in text
@@ -118,7 +118,7 @@ class TestItCarries:
         )
         upgrade(three, {})
         result = onto(three)
-        verdicts = {p["patch"]: p["verdict"] for p in result["patches"]}
+        verdicts = {p["patch"]: p["outcome"] for p in result["patches"]}
         assert verdicts["answer.patch"] == "retired" and verdicts["twins.patch"] == "clean"
         check(three)
 
@@ -135,7 +135,7 @@ class TestItStops:
         upgrade(three, {"sglang/srt/limits.py": THEIRS})
         before["series.lock"] = project(three)["series.lock"]
         stopped = onto(three, code=3)
-        (trouble,) = stopped["stop"]["troubles"]
+        (trouble,) = stopped["stop"]["conflicts"]
         assert (trouble["path"], trouble["symbol"]) == (LIMITS, "Pool.size")
         assert "+        total = self.blocks * self.page_size" in trouble["upstream"]
         tree = Path(stopped["worktree"])
@@ -175,7 +175,7 @@ class TestItStops:
         path.write_text(MERGED)
         git(path.parent, "add", "-A")
         git(path.parent, "commit", "-qm", "mine")
-        assert rebase(three, "--continue")["state"] == "landed"
+        assert rebase(three, "--continue")["state"] == "carried"
         check(three)
 
     def test_a_file_outside_the_package_is_refused(self, three: Lab) -> None:
@@ -230,10 +230,10 @@ class TestUpstreamHasIt:
         upgrade(three, {"sglang/srt/limits.py": OURS})
         stopped = onto(three, code=4)
         assert (
-            stopped["stop"]["verdict"] == "exact" and "Pool.size" in stopped["stop"]["evidence"][0]
+            stopped["stop"]["outcome"] == "exact" and "Pool.size" in stopped["stop"]["reasons"][0]
         )
         result = rebase(three, "--skip", "--why", "merged as #123")
-        assert result["state"] == "landed"
+        assert result["state"] == "carried"
         header = (three.root / "patches" / "limits.patch").read_text()
         assert "Applied-Upstream: 0.5.24, merged as #123\n" in header
         assert "change limits >=0.5.9,<0.5.24 upstream 0.5.24: merged as PR 123" in path.read_text()
@@ -251,7 +251,7 @@ class TestUpstreamHasIt:
         three.relock()
         upgrade(three, {"sglang/srt/limits.py": OURS})
         stopped = onto(three, code=4)
-        assert stopped["stop"]["verdict"] == "partial"
+        assert stopped["stop"]["outcome"] == "partial"
         rebase(three, "--continue")  # the worktree holds what is left
         text = (three.root / "patches" / "limits-v0.5.24.patch").read_text()
         assert "needed=True" in text and "minimum_size" not in text.split("---\n", 1)[1]
@@ -270,8 +270,8 @@ def test_a_renamed_file_is_merged_where_it_went(three: Lab) -> None:
     renamed = SOURCE.replace("FIRST", "LOWEST")
     upgrade(three, {"sglang/srt/limits.py": None, "sglang/srt/bounds.py": renamed})
     stopped = onto(three, code=3)
-    assert stopped["stop"]["verdict"] == "target gone"
-    assert "bounds.py" in stopped["stop"]["evidence"][0]
+    assert stopped["stop"]["outcome"] == "target gone"
+    assert "bounds.py" in stopped["stop"]["reasons"][0]
     there = Path(stopped["worktree"]) / "python/sglang/srt/bounds.py"
     assert there.read_text() == renamed.replace(STOCK, WANTED)
     rebase(three, "--continue")

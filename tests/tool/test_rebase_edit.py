@@ -49,7 +49,7 @@ class TestEdit:
         upgrade(three, MOVED)
         stopped = onto(three, "--edit", "limits", code=3)
         assert stopped["asked"] and stopped["marked"] == {}
-        assert (stopped["stop"]["patch"], stopped["stop"]["verdict"]) == ("limits.patch", "moved")
+        assert (stopped["stop"]["patch"], stopped["stop"]["outcome"]) == ("limits.patch", "moved")
         path = Path(stopped["worktree"]) / LIMITS
         assert path.read_text() == "X = 0\n" + OURS
         path.write_text(path.read_text().replace("minimum_size", "smallest_size"))
@@ -81,7 +81,7 @@ class TestEdit:
         assert rebase(three, code=3)["state"] == "interrupted"
         assert rebase(three, "--continue", code=3)["stop"]["patch"] == "answer.patch"
         assert rebase(three, "--continue", code=3)["stop"]["patch"] == "twins.patch"
-        assert rebase(three, "--continue")["state"] == "landed"
+        assert rebase(three, "--continue")["state"] == "carried"
         check(three)
 
     def test_a_remembered_resolution_does_not_answer_for_it(self, three: Lab) -> None:
@@ -94,7 +94,7 @@ class TestEdit:
         for name, data in before.items():
             (three.root / name).write_bytes(data)
         stopped = onto(three, "--edit", "limits", code=3)
-        assert stopped["stop"]["verdict"] == "conflict" and not stopped["asked"]
+        assert stopped["stop"]["outcome"] == "conflict" and not stopped["asked"]
         rebase(three, "--abort")
         assert onto(three)["remembered"], "without it, it does"
 
@@ -201,7 +201,7 @@ class TestPartial:
         one(lab, BOTH, OURS)
         onto(lab, code=4)
         (row,) = rebase(lab, "--continue")["patches"]
-        assert (row["verdict"], row["decided"]) == ("partial", "as merged")
+        assert (row["outcome"], row["decided"]) == ("partial", "as merged")
         added = [line for line in written(lab).split("\n") if line.startswith("+ ")]
         assert added == ["+    last = compute_everything(needed=True)"]
         check(lab)
@@ -227,7 +227,7 @@ class TestWhereWasI:
         ):
             assert part in text
         found = three.json("status")["result"]["rebase"]
-        assert (found["onto"], found["patch"], found["verdict"]) == (
+        assert (found["onto"], found["patch"], found["outcome"]) == (
             NEXT,
             "limits.patch",
             "conflict",
@@ -284,7 +284,7 @@ class TestWhatIsSaid:
             SOURCE + "\n\n" + HELPER.rstrip() + "\n",
         )
         stopped = onto(lab, code=4)
-        assert stopped["stop"]["verdict"] == "elsewhere"
+        assert stopped["stop"]["outcome"] == "elsewhere"
         error = rebase(lab, "--continue", code=3)
         path = Path(stopped["worktree"]) / LIMITS
         lines = path.read_text().split("\n")

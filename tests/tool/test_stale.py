@@ -49,7 +49,7 @@ def becomes(lab: Lab, ours: str, theirs: str) -> dict[str, object]:
     carry(lab, ours, theirs)
     result = lab.json("drift", "--onto", f"v{NEXT}", "--offline", code=None)["result"]
     (patch,) = result["patches"]
-    assert result["carries"] is (patch["verdict"] != "stale")
+    assert result["carries"] is (patch["outcome"] != "stale")
     return patch
 
 
@@ -75,9 +75,9 @@ class TestStale:
     def test_one_more_of_the_lines_it_replaces_everywhere(self, lab: Lab) -> None:
         theirs = SOURCE.replace(END, f"    def more(self):\n{LOADED}        return 1\n\n{END}")
         patch = becomes(lab, SOURCE.replace(LOADED, OURS), theirs)
-        assert patch["verdict"] == "stale"
+        assert patch["outcome"] == "stale"
         at = [n for n, x in enumerate(theirs.split("\n"), 1) if x == LOADED.rstrip("\n")]
-        (first, *_) = patch["evidence"]
+        (first, *_) = patch["reasons"]
         assert (
             f"the release has 1 more of what the patch replaces, at one of the lines {at[0]}, {at[1]}"
             in first
@@ -88,9 +88,9 @@ class TestStale:
         patch = becomes(
             lab, adding('self.nsa_backend = "ada"'), renamed("nsa_backend", "dsa_backend")
         )
-        assert patch["verdict"] == "stale"
+        assert patch["outcome"] == "stale"
         assert (
-            patch["evidence"][0]
+            patch["reasons"][0]
             == f"{ARGS}: the patch uses nsa_backend, which this file of the release has not"
         )
 
@@ -98,21 +98,21 @@ class TestStale:
         """That the patch gives it a value does not make it the patch's own: upstream read it."""
         ours = adding('if self.nsa_backend is None:\n    self.nsa_backend = "ada"')
         patch = becomes(lab, ours, renamed("nsa_backend", "dsa_backend"))
-        assert patch["verdict"] == "stale" and "nsa_backend" in patch["evidence"][0]
+        assert patch["outcome"] == "stale" and "nsa_backend" in patch["reasons"][0]
 
     def test_an_attribute_set_from_a_variable_of_the_same_name(self, lab: Lab) -> None:
         ours = adding("nsa_backend = use()\nself.nsa_backend = nsa_backend")
         patch = becomes(lab, ours, renamed("nsa_backend", "dsa_backend"))
-        assert patch["verdict"] == "stale" and "nsa_backend" in patch["evidence"][0]
+        assert patch["outcome"] == "stale" and "nsa_backend" in patch["reasons"][0]
 
     def test_a_function_that_upstream_no_longer_imports(self, lab: Lab) -> None:
         """A NameError, at the moment the line runs."""
         patch = becomes(lab, adding("use(is_old_card())"), renamed("is_old_card", "card_is_old"))
-        assert patch["verdict"] == "stale" and "is_old_card" in patch["evidence"][0]
+        assert patch["outcome"] == "stale" and "is_old_card" in patch["reasons"][0]
 
     def test_a_local_variable_that_upstream_renamed(self, lab: Lab) -> None:
         patch = becomes(lab, adding("print(first_step)"), renamed("first_step", "one_step"))
-        assert patch["verdict"] == "stale" and "first_step" in patch["evidence"][0]
+        assert patch["outcome"] == "stale" and "first_step" in patch["reasons"][0]
 
     def test_a_conflict_tells_of_it_too(self, lab: Lab) -> None:
         ours = adding('self.nsa_backend = "ada"').replace("return None", "return False")
@@ -120,8 +120,8 @@ class TestStale:
         carry(lab, ours, theirs)
         result = lab.json("drift", "--onto", f"v{NEXT}", "--offline", code=1)["result"]
         (patch,) = result["patches"]
-        assert patch["verdict"] == "conflict"
-        assert any("uses nsa_backend" in line for line in patch["evidence"])
+        assert patch["outcome"] == "conflict"
+        assert any("uses nsa_backend" in line for line in patch["reasons"])
 
 
 class TestNotStale:
@@ -164,7 +164,7 @@ class TestNotStale:
     def test_a_name_that_is_the_patchs_own_or_none(
         self, lab: Lab, ours: str, theirs: tuple[str, str]
     ) -> None:
-        assert becomes(lab, ours, renamed(*theirs))["verdict"] in ("clean", "moved", "merged")
+        assert becomes(lab, ours, renamed(*theirs))["outcome"] in ("clean", "moved", "merged")
 
     def test_a_file_that_is_as_the_author_had_it(self, lab: Lab) -> None:
         """What the author left standing was left on purpose."""
@@ -174,7 +174,7 @@ class TestNotStale:
         lab.relock()
         lab.release(NEXT, TREE | {"sglang/srt/args.py": twice, "sglang/more.py": LOADED.strip()})
         result = lab.json("drift", "--onto", f"v{NEXT}", "--offline")["result"]
-        assert result["patches"][0]["verdict"] == "clean"
+        assert result["patches"][0]["outcome"] == "clean"
 
     def test_a_line_the_patch_left_in_another_place(self, lab: Lab) -> None:
         """The author saw both and changed one: a third says nothing."""
@@ -185,7 +185,7 @@ class TestNotStale:
         more = f"\n\ndef more():\n{LOADED}    return 1\n".replace("        ", "    ")
         lab.release(NEXT, TREE | {"sglang/srt/args.py": SOURCE + more})
         result = lab.json("drift", "--onto", f"v{NEXT}", "--offline")["result"]
-        assert result["patches"][0]["verdict"] in ("clean", "moved", "merged")
+        assert result["patches"][0]["outcome"] in ("clean", "moved", "merged")
 
 
 @pytest.mark.usefixtures("elsewhere")
@@ -196,13 +196,13 @@ class TestRebase:
         theirs = SOURCE.replace(END, f"    def more(self):\n{LOADED}        return 1\n\n{END}")
         carry(lab, SOURCE.replace(LOADED, OURS), theirs)
         found = onto_next(lab, code=3)
-        assert found["stop"]["verdict"] == "stale" and found["marked"] == {}
+        assert found["stop"]["outcome"] == "stale" and found["marked"] == {}
         return Path(found["worktree"]) / ARGS
 
     def test_left_as_it_is_it_keeps_its_file(self, lab: Lab, stopped: Path) -> None:
         (row,) = rebase(lab, "--continue")["patches"]
-        assert (row["verdict"], row["decided"], row["file"]) == ("stale", "as merged", "ours.patch")
-        assert row["outcome"] == "kept, now >=0.5.23,<=0.5.24"
+        assert (row["outcome"], row["decided"], row["file"]) == ("stale", "as merged", "ours.patch")
+        assert row["became"] == "kept, now >=0.5.23,<=0.5.24"
         check(lab)
 
     def test_mended_it_becomes_a_new_file(self, lab: Lab, stopped: Path) -> None:
@@ -220,8 +220,8 @@ class TestRebase:
         third = theirs + f"\n\ndef third():\n{LOADED[4:]}    return 3\n"
         lab.release("0.5.25", TREE | {"sglang/srt/args.py": third})
         again = rebase(lab, "--onto", "v0.5.25", "--offline", code=3)
-        assert again["stop"]["verdict"] == "stale" and again["remembered"] == []
-        assert "2 more" in again["stop"]["evidence"][0]
+        assert again["stop"]["outcome"] == "stale" and again["remembered"] == []
+        assert "2 more" in again["stop"]["reasons"][0]
 
     def test_a_mended_one_answers_only_where_it_is_all(self, lab: Lab, stopped: Path) -> None:
         theirs = stopped.read_text().replace(OURS, LOADED)
@@ -235,7 +235,7 @@ class TestRebase:
         lab.release("0.5.25", TREE | {"sglang/srt/args.py": third})
         lab.release("0.5.26", TREE | {"sglang/srt/args.py": "# later\n" + theirs})
         again = rebase(lab, "--onto", "v0.5.25", "--from", "v0.5.23", "--offline", code=3)
-        assert again["stop"]["verdict"] == "stale" and again["remembered"] == []
+        assert again["stop"]["outcome"] == "stale" and again["remembered"] == []
         rebase(lab, "--abort")
         done = rebase(lab, "--onto", "v0.5.26", "--from", "v0.5.23", "--offline")
-        assert done["state"] == "landed" and len(done["remembered"]) == 1
+        assert done["state"] == "carried" and len(done["remembered"]) == 1

@@ -61,7 +61,7 @@ class TestTwinClasses:
         onto_next(lab, tmp_path, 0)
         tree = tmp_path / "fork"
         result = lab.apply(tree, "--sglang-ref", f"v{NEXT}")["result"]
-        assert result["patches"][0]["verdict"] == "merged"
+        assert result["patches"][0]["outcome"] == "merged"
         text = (tree / TWINS).read_text()
         assert text.index("x + 2") > text.index("class B")
         assert text.count("x + 2") == 1

@@ -33,14 +33,21 @@ from forkkit import (
 )
 from packaging.version import Version
 
+from tool.cli.commands.verify import report_verification
 from tool.errors import IntegrityError, UsageError
 from tool.git import objects as gitid
+from tool.project.session import Session
 from tool.project.workspace import Workspace
-from tool.series import lockfile as locks
+from tool.series import lockfile
 from tool.series.lockfile import Lock
 from tool.series.model import Series
 from tool.verify.checks import VerifyReport
-from tool.verify.verify import report_on, verify, verify_installed, verify_tree, verify_wheel
+from tool.verify.verify import (
+    verify_artifact,
+    verify_installed,
+    verify_tree,
+    verify_wheel,
+)
 from tool.wheel import sbom as provenance
 from tool.wheel import version as stamp
 from tool.wheel.archive import Wheel
@@ -65,7 +72,7 @@ def wheel(fork: Fork, tmp_path: Path) -> Path:
 def first(report: VerifyReport) -> tuple[str, str]:
     """Path and problem of the difference to show; the exit code follows from there being one."""
     assert report.first is not None and not report.ok
-    assert report_on(report).exit_code == 5
+    assert report_verification(report).exit_code == 5
     json.dumps(report.as_dict())
     return report.first.path, report.first.problem
 
@@ -79,7 +86,7 @@ def test_built_wheel_holds(fork: Fork, wheel: Path) -> None:
     assert report.version == Version("0.5.23+ada.1")
     assert any(fork.locked.final_tree in text for text in report.checked)
     assert len(report.unproven) == 2
-    shown = report_on(report)
+    shown = report_verification(report)
     assert shown.exit_code == 0 and "holds" in shown.lines[0]
 
 
@@ -512,7 +519,9 @@ class Checkout:
     home: Workspace
 
     def verify(self, artifact: Path) -> VerifyReport:
-        return verify(self.series, self.home, artifact)
+        session = Session(self.series.root, self.home)
+        session.series = self.series
+        return verify_artifact(session, artifact)
 
 
 @pytest.fixture
@@ -523,7 +532,7 @@ def checkout(fork: Fork, tmp_path: Path) -> Checkout:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     series = Series(root, fork.version, 1, (), ())
-    locks.save(series.lock_path, fork.lock)
+    lockfile.save(series.lock_path, fork.lock)
     home = Workspace(tmp_path / "cache", tmp_path / "data")
     home.wheels.mkdir(parents=True)
     return Checkout(fork, series, home)
@@ -588,7 +597,7 @@ def test_command_names_any_file_of_a_worktree_from_git(
     git(tree, "add", ".")
     git(tree, "commit", "--quiet", "-m", f"bundle\n\nSglang-Release: {checkout.fork.version}\n")
     locked = replace(checkout.fork.locked, base_commit=patched if wheel_base else "1" * 40)
-    locks.save(checkout.series.lock_path, Lock({locked.version: locked}))
+    lockfile.save(checkout.series.lock_path, Lock({locked.version: locked}))
     linked = tmp_path / "linked"
     git(tree, "worktree", "add", "--quiet", "--detach", str(linked))
     for folder in (tree, linked):

@@ -54,13 +54,13 @@ def test_a_newer_one_that_carries(lab: Lab, index: Index) -> None:
     index.add("0.5.24.post1", TREE | {"sglang/srt/utils.py": "A = 1\n" + STOCK})
     result = lab.json("watch", "-q")["result"]
     assert result["newer"] == "0.5.24.post1" and result["carries"]
-    assert result["patches"][0]["verdict"] == "moved"
+    assert result["patches"][0]["outcome"] == "moved"
 
 
 def test_a_newer_one_that_does_not(lab: Lab, index: Index) -> None:
     index.add("0.5.24", TREE | {"sglang/srt/utils.py": STOCK.replace("return 3\n", "return 4\n")})
     result = lab.json("watch", "-q", code=1)["result"]
-    assert result["patches"][0]["verdict"] == "conflict"
+    assert result["patches"][0]["outcome"] == "conflict"
 
 
 def test_an_index_that_cannot_be_asked(lab: Lab, index: Index, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from packaging.version import Version
 
 from tool.errors import IntegrityError
 from tool.project.workspace import Workspace
-from tool.series import lockfile as lock
+from tool.series import lockfile
 from tool.upstream import wheel_import as wheelimport
 
 V = Version("7.0")
@@ -71,5 +71,5 @@ def test_a_real_release_gives_the_locked_commit(
     git = Workspace(tmp_path / "c", tmp_path / "d").open_repository()
     commit = wheelimport.import_wheel(git, path, Version(release))
     root = Path(__file__).parents[2]
-    locked = lock.load(root / "series.lock").get(Version(release))
+    locked = lockfile.load(root / "series.lock").get(Version(release))
     assert (commit, git.tree_of(commit)) == (locked.base_commit, locked.base_tree)

@@ -1,6 +1,6 @@
 """Changed lines between two blobs, each run of them with the symbol it stands in; and where text is.
 
-The verdicts about upstream rest on these: two diffs agree only when they remove and add the same
+What is said about upstream rests on these: two diffs agree only when they remove and add the same
 bytes in the same symbol. Nothing here ignores white space.
 """
 
@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tool.analysis.outline import MODULE, Outline, Outlines
-from tool.git.diff import changed_runs
-from tool.git.objects import NULL_OID
-from tool.git.repository import Git
+from tool.git import NULL_OID, Git, changed_runs
 
 _SIGNIFICANT: Final = 8
 """Letters and digits a run of lines must have before finding it somewhere says anything."""
@@ -50,7 +48,7 @@ class Block:
     def place(self) -> str:
         return f"{self.path} line {max(1, self.old_line)}, {self.symbol}"
 
-    def shown(self) -> Iterator[str]:
+    def format(self) -> Iterator[str]:
         """The run as a person reads a diff."""
         yield from (f"-{decode_line(line)}" for line in self.removed)
         yield from (f"+{decode_line(line)}" for line in self.added)

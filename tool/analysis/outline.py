@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Final
 
-from tool.git.repository import Git
+from tool.git import Git
 
 MODULE: Final = "<module>"
 _REDEFINES: Final = {"overload", "setter", "getter", "deleter", "register"}

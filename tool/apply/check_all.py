@@ -15,25 +15,19 @@ from time import monotonic
 
 from packaging.version import Version
 
-from tool.analysis.outline import Outlines
-from tool.apply import checks as proofs
-from tool.apply import compose, engine, preimages
-from tool.apply.engine import Applied
-from tool.errors import ConflictError, EnvironmentFault, ToolError, VerdictError
-from tool.git.diff import canonical_diff
-from tool.git.index import private_index
-from tool.git.repository import Git
-from tool.project import checkout as landing
-from tool.project.workspace import Workspace
-from tool.series import lockfile as locks
-from tool.series import patchfile
-from tool.series.lockfile import Lock, LockedRelease
-from tool.series.model import Patch, Series
-from tool.upstream import resolve as upstream
-from tool.upstream.resolve import Base, Request
+from tool.analysis import Outlines
+from tool.apply.checks import check_applied
+from tool.apply.compose import check_patch_files, check_results, prepare_base
+from tool.apply.engine import Applied, apply_patch
+from tool.apply.preimages import find_orphans, list_known_preimages
+from tool.errors import ConflictError, EnvironmentFault, ToolError, UpstreamedError
+from tool.git import Git, canonical_diff, private_index
+from tool.project import Session
+from tool.series import LockedRelease, Patch, Series, patchfile
+from tool.upstream import Base, Request, find_release
 
 REPLAY, LOCK, ROUND_TRIP, TWICE = "replay", "lock", "round trip", "double apply"
-RULES = (REPLAY, LOCK, ROUND_TRIP, TWICE)
+CHECK_RULES = (REPLAY, LOCK, ROUND_TRIP, TWICE)
 
 
 @dataclass(frozen=True)
@@ -59,73 +53,51 @@ class Checked:
     findings: tuple[Finding, ...]
 
 
-def releases_of(series: Series, lock: Lock, text: str) -> tuple[Version, ...]:
+def select_releases(session: Session, text: str) -> tuple[Version, ...]:
     """``all``, or a comma-separated list of releases that the lock holds.
 
     Raises:
         UsageError: a release the series does not carry.
     """
+    lock = session.lock
     if text == "all":
         return tuple(sorted(v for v, entry in lock.releases.items() if entry.patches))
-    wanted = [upstream.find_release(series, Request(part.strip())) for part in text.split(",")]
+    wanted = [find_release(session.series, Request(part.strip())) for part in text.split(",")]
     return tuple(lock.get(version).version for version in dict.fromkeys(wanted))
 
 
 def check_releases(
-    series: Series,
-    home: Workspace,
-    releases: Sequence[Version],
-    *,
-    jobs: int,
-    offline: bool,
-    quiet: bool,
+    session: Session, releases: Sequence[Version], *, jobs: int
 ) -> tuple[Checked, ...]:
     """Check every release of ``releases``, ``jobs`` at a time.
 
     Raises:
         EnvironmentFault: a base cannot be had. Everything about the series itself is a finding.
     """
-    lock = locks.load(series.lock_path)
-    with home.exclusive():
-        git = home.open_repository()
-        landing.recover_checkout(git, home)
-        bases: dict[Version, Base | ToolError] = {}
-        for release in releases:
-            # Serially: imports write refs, and two releases may need the same pre-image.
-            bases[release] = _base(git, home, series, lock, release, offline, quiet)
+    with session.exclusive():
+        # One after the other: imports write refs, and two releases may need the same pre-image.
+        bases = {release: _prepare(session, release) for release in releases}
+        git, series, lock = session.git, session.series, session.lock
+        known = list_known_preimages(lock)
+        outlines = Outlines(git)
         with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
-            known = preimages.list_known_preimages(lock)
-            outlines = Outlines(git)
             return tuple(
                 pool.map(
-                    lambda r: _release(git, series, lock.get(r), bases[r], known, outlines),
-                    releases,
+                    lambda r: _check(git, series, lock.get(r), bases[r], known, outlines), releases
                 )
             )
 
 
-def _base(
-    git: Git,
-    home: Workspace,
-    series: Series,
-    lock: Lock,
-    release: Version,
-    offline: bool,
-    quiet: bool,
-) -> Base | ToolError:
-    request = Request(f"v{release}", offline=offline, quiet=quiet)
+def _prepare(session: Session, release: Version) -> Base | ToolError:
     try:
-        base = upstream.resolve_base(git, home, series, lock, request)
-        patches = series.for_release(release)
-        preimages.ensure_preimages(git, home, series, lock, patches, request, release=release)
-        return base
+        return prepare_base(session, Request(f"v{release}"))
     except EnvironmentFault:
         raise
     except ToolError as error:
         return error
 
 
-def _release(
+def _check(
     git: Git,
     series: Series,
     locked: LockedRelease,
@@ -141,7 +113,7 @@ def _release(
     applied: list[Applied] = []
     files = 0
     try:
-        compose.check_patch_files(patches, locked)
+        check_patch_files(patches, locked)
     except ToolError as error:
         findings.append(_finding(LOCK, error))
     findings += [
@@ -151,19 +123,19 @@ def _release(
             f"was written on {oid[:12]}, which no release of series.lock gives: only a repository that "
             "happens to have it can apply the patch; write it anew: tool refresh",
         )
-        for patch, oid in preimages.find_orphans(patches, known)
+        for patch, oid in find_orphans(patches, known)
     ]
     try:
         for patch, result, twice in _replay(git, base, patches):
             applied.append(result)
             findings += twice
             findings += _round_trip(git, patch, result)
-        files = proofs.check_applied(git, applied, outlines)
+        files = check_applied(git, applied, outlines)
     except ToolError as error:
         findings.append(_finding(REPLAY, error))
     if len(applied) == len(locked.patches):
         try:
-            compose.check_results(applied, locked, base)
+            check_results(applied, locked, base)
         except ToolError as error:
             findings.append(_finding(LOCK, error))
     exact = sum(a.exact for a in applied)
@@ -187,15 +159,15 @@ def _replay(
     with private_index(git, base.tree) as index:
         commit, tree = base.commit, base.tree
         for patch in patches:
-            result = engine.apply_patch(index, patch, commit, tree)
+            result = apply_patch(index, patch, commit, tree)
             commit, tree = result.commit, result.tree
             yield patch, result, list(_twice(index, patch, result))
 
 
 def _twice(index: Git, patch: Patch, result: Applied) -> Iterator[Finding]:
     try:
-        again = engine.apply_patch(index, patch, result.commit, result.tree)
-    except VerdictError:
+        again = apply_patch(index, patch, result.commit, result.tree)
+    except UpstreamedError:
         return
     except ConflictError as error:
         message = f"on its own result it conflicts instead of being seen as there: {error.why}"

@@ -18,17 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from tool.analysis import outline as pycheck
-from tool.analysis.outline import Outlines
+from tool.analysis import Outlines, find_duplicates, find_new_duplicates
 from tool.apply.engine import Applied
-from tool.errors import ConflictError, VerdictError
-from tool.git import tempdir as scratch
-from tool.git.diff import changed_runs
-from tool.git.index import find_blobs
-from tool.git.objects import NULL_OID
-from tool.git.repository import Git
-from tool.series.lockfile import FileChange
-from tool.series.patchfile import PatchFile
+from tool.errors import ConflictError, UpstreamedError
+from tool.git import NULL_OID, Git, changed_runs, find_blobs, make_tempdir
+from tool.series import FileChange, PatchFile
 
 UNBOUND: Final = "is used, and nothing in the file binds it any more"
 
@@ -52,7 +46,7 @@ def check_applied(git: Git, applied: Sequence[Applied], outlines: Outlines | Non
 
     Raises:
         ConflictError: naming the patch, the file and what does not hold.
-        VerdictError: upstream already has a part of a patch.
+        UpstreamedError: upstream already has a part of a patch.
     """
     outlines = outlines or Outlines(git)
     looked = 0
@@ -77,10 +71,10 @@ def _check_python(patch: Applied, change: FileChange, outlines: Outlines) -> Non
         raise _failed(patch, change.path, f"does not parse after the patch: {err}") from err
     if unknown := find_newly_unbound(change, outlines):
         raise _failed(patch, change.path, f"{', '.join(unknown)} {UNBOUND}")
-    if not pycheck.find_duplicates(after):
+    if not find_duplicates(after):
         return  # spares parsing the file as it was
     before = outlines.of(change.before) if change.before != NULL_OID else None
-    if twice := pycheck.find_new_duplicates(before, after):
+    if twice := find_new_duplicates(before, after):
         raise _failed(
             patch,
             change.path,
@@ -104,7 +98,7 @@ def _check_paths(patch: Applied) -> None:
             patch, min(touched - written), "was changed, though the patch does not name it"
         )
     if written - touched:
-        raise VerdictError(
+        raise UpstreamedError(
             f"{min(written - touched)} needs no change here: upstream has this part of the patch",
             where=f"patches/{patch.name}",
             next_step="write a smaller patch for this release; nothing was changed",
@@ -141,7 +135,7 @@ def compute_intended(git: Git, patch: PatchFile) -> dict[str, str]:
     edited = [f for f in patch.files if NULL_OID not in (f.before, f.after)]
     if not edited:
         return results
-    with scratch.make_tempdir(git) as folder:
+    with make_tempdir(git) as folder:
         index = replace(git, index_file=Path(folder) / "index")
         entries = "".join(
             f"100644 {f.before}\t{f.path}\n" for f in patch.files if f.before != NULL_OID

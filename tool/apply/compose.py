@@ -1,4 +1,8 @@
-"""The whole series on one release, as commits: base → patches → kernels, checked against the lock."""
+"""The whole series on one release, as commits, checked against the lock.
+
+This is the one chain from a release to the fork: resolve it, bring in the pre-images its patches need,
+apply them, and compare the results with series.lock.
+"""
 
 from __future__ import annotations
 
@@ -7,45 +11,66 @@ from dataclasses import dataclass
 
 from packaging.version import Version
 
-from tool.apply import engine, preimages
-from tool.apply import kernels as bundle
-from tool.apply.engine import Applied
+from tool.apply.engine import Applied, apply_series
+from tool.apply.preimages import ensure_preimages
 from tool.errors import IntegrityError, UsageError
-from tool.git.repository import Git
-from tool.project.workspace import Workspace
-from tool.series.lockfile import FileChange, Lock, LockedPatch, LockedRelease
-from tool.series.model import Patch, Series
-from tool.upstream import resolve as upstream
-from tool.upstream.resolve import Base, Request
+from tool.project import Session
+from tool.series import FileChange, LockedPatch, LockedRelease, Patch, Series
+from tool.upstream import PYPI, Base, Request, find_release, resolve_base
 
 
 @dataclass(frozen=True)
 class Composition:
-    """``head`` is the commit that bundles the kernels, the last of the fork."""
+    """The patches of the series on ``base``, in order."""
 
     base: Base
     applied: tuple[Applied, ...]
-    head: str
+
+    @property
+    def tip(self) -> str:
+        """The commit of the last patch."""
+        return self.applied[-1].commit if self.applied else self.base.commit
+
+    @property
+    def tree(self) -> str:
+        """The tree of the last patch."""
+        return self.applied[-1].tree if self.applied else self.base.tree
 
 
-def compose(git: Git, home: Workspace, series: Series, lock: Lock, request: Request) -> Composition:
-    """Apply and bundle. Proofs are the caller's: they can run while a worktree is being written.
+def compose_series(session: Session, request: Request) -> Composition:
+    """Apply the series to ``request``'s release and compare the results with the lock.
+
+    ``check_applied`` is left to the caller: it can run while a worktree is being written.
 
     Raises:
         UsageError: unknown release.
         IntegrityError: a patch file, the base or a result differs from series.lock.
-        ConflictError, VerdictError: a patch does not apply.
+        ConflictError, UpstreamedError: a patch does not apply.
     """
-    release = upstream.find_release(series, request)
-    patches = select_patches(series, release)
-    locked = lock.get(release)
+    release = find_release(session.series, request)
+    patches = select_patches(session.series, release)
+    locked = session.lock.get(release)
     check_patch_files(patches, locked)
-    base = upstream.resolve_base(git, home, series, lock, request)
-    preimages.ensure_preimages(git, home, series, lock, patches, request, release=release)
-    applied = engine.apply_series(git, base, patches)
-    check_results(applied, locked, base)
-    tip = applied[-1].commit if applied else base.commit
-    return Composition(base, applied, bundle.commit_kernels(git, base, tip, series.kernel_dir))
+    base = prepare_base(session, request)
+    composed = Composition(base, apply_series(session.git, base, patches))
+    check_results(composed.applied, locked, base)
+    return composed
+
+
+def compose_release(session: Session, release: Version) -> Composition:
+    """``compose_series`` on the released wheel of ``release``."""
+    return compose_series(session, Request(f"v{release}"))
+
+
+def prepare_base(session: Session, request: Request) -> Base:
+    """Find or fetch ``request``'s base, and every pre-image that the series needs there.
+
+    Raises:
+        ToolError: as ``resolve_base`` and ``ensure_preimages``.
+    """
+    base = resolve_base(session, request)
+    ensure_preimages(session, session.series.for_release(base.release), base.release)
+    return base
 
 
 def select_patches(series: Series, release: Version) -> tuple[Patch, ...]:
@@ -96,7 +121,7 @@ def check_results(applied: Sequence[Applied], locked: LockedRelease, base: Base)
                 "that the series was proven on (a moved tag, or another commit)",
                 next_step=f"use the released wheel: tool apply --sglang-ref v{locked.version} --source pypi",
             )
-        if base.source == upstream.PYPI and (patch.tree, patch.commit) != (
+        if base.source == PYPI and (patch.tree, patch.commit) != (
             entry.tree,
             entry.commit,
         ):

@@ -14,19 +14,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tool.errors import ConflictError, EnvironmentFault, IntegrityError, VerdictError
-from tool.git.diff import changed_files
-from tool.git.index import commit_tree, find_blobs, private_index
-from tool.git.objects import NULL_OID
-from tool.git.repository import Git, missing_object
-from tool.series import patchfile
-from tool.series.lockfile import FileChange
-from tool.series.model import Patch
-from tool.series.patchfile import PatchFile
-from tool.upstream.resolve import Base
+from tool.errors import ConflictError, EnvironmentFault, IntegrityError, UpstreamedError
+from tool.git import (
+    NULL_OID,
+    Git,
+    changed_files,
+    commit_tree,
+    find_blobs,
+    missing_object,
+    private_index,
+)
+from tool.series import FileChange, Patch, PatchFile, patchfile
+from tool.upstream import Base
 
 EMPTY_MERGE: Final = "merging it changes nothing"
-"""The stronger evidence of the two: the merge is anchored in the pre-image, reverse-apply searches."""
+"""The stronger reasons of the two: the merge is anchored in the pre-image, reverse-apply searches."""
 _FILE_MODES: Final = {"000000", "100644", "100755"}
 
 
@@ -49,7 +51,7 @@ def apply_series(git: Git, base: Base, patches: Sequence[Patch]) -> tuple[Applie
 
     Raises:
         ConflictError: a patch does not merge; names the patch and the files.
-        VerdictError: a patch changes nothing, because upstream already has it.
+        UpstreamedError: a patch changes nothing, because upstream already has it.
         IntegrityError: a result git should never produce (a mode or symlink appeared).
         EnvironmentFault: a blob the three-way merge needs is missing.
     """
@@ -123,7 +125,7 @@ def _changes(git: Git, before: str, after: str, patch: Patch) -> tuple[FileChang
 
 def _conflict(
     index: Git, patch: Patch, parsed: PatchFile, parent_tree: str, words: str
-) -> ConflictError | VerdictError:
+) -> ConflictError | UpstreamedError:
     unmerged = index.out("diff", "--name-only", "--diff-filter=U", "-z", "--cached").strip("\0")
     index.run("read-tree", parent_tree)
     reverse = index.run(
@@ -144,11 +146,11 @@ def _conflict(
     )
 
 
-def already_upstream(patch: Patch, evidence: str) -> VerdictError:
-    return VerdictError(
+def already_upstream(patch: Patch, reasons: str) -> UpstreamedError:
+    return UpstreamedError(
         "upstream already has this change",
         where=f"patches/{patch.name}",
-        why=evidence,
+        why=reasons,
         next_step=f"give it an upper bound in series.txt (line {patch.line}) and note the release in "
         "its Applied-Upstream field",
     )

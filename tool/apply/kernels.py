@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from tool.errors import ConflictError
-from tool.git import tempdir as scratch
-from tool.git.index import COMMIT_ENV, commit_tree
-from tool.git.repository import Git
-from tool.series.kernels import find_kernels
-from tool.upstream.resolve import Base
+from tool.git import COMMIT_ENV, Git, commit_tree, make_tempdir
+from tool.series import find_kernels
+from tool.upstream import Base
 
 DESTINATION: Final = "python/sglang/srt/layers/attention/ada_dsa"
 TREE_TRAILER: Final = "Kernels-Tree"
@@ -38,7 +36,7 @@ def commit_kernels(git: Git, base: Base, parent: str, folder: Path) -> str:
     # One process hashes every file; --no-filters keeps the bytes whatever attributes a tree may carry.
     names = "".join(f"{path}\n" for path in files.values())
     blobs = git.out("hash-object", "-w", "--no-filters", "--stdin-paths", stdin=names.encode())
-    with scratch.make_tempdir(git) as temp:
+    with make_tempdir(git) as temp:
         index = replace(git, index_file=Path(temp) / "index", env={**git.env, **COMMIT_ENV})
         index.run("read-tree", parent)
         rows = zip(blobs.split("\n"), files, strict=True)

@@ -7,46 +7,37 @@ from dataclasses import replace
 
 from packaging.version import Version
 
-from tool.apply import checks as proofs
-from tool.apply import engine, preimages
+from tool.apply.checks import check_applied
 from tool.apply.compose import lock_patches, select_patches
+from tool.apply.engine import apply_series
+from tool.apply.preimages import ensure_preimages
 from tool.errors import IntegrityError
-from tool.git.index import DATE, IDENTITY
-from tool.git.objects import commit_id
-from tool.project import checkout as landing
-from tool.project.workspace import Workspace
-from tool.series import lockfile as locks
-from tool.series import patchfile
-from tool.series.lockfile import Lock, LockedPatch, LockedRelease
-from tool.series.model import Patch, Series
-from tool.upstream import resolve as upstream
-from tool.upstream.resolve import resolve_release
+from tool.git import DATE, IDENTITY, commit_id
+from tool.project import Session
+from tool.series import Lock, LockedPatch, LockedRelease, Patch, Series, patchfile
+from tool.upstream import Request, resolve_release
 
 
-def update_lock(
-    series: Series, home: Workspace, release: Version, *, offline: bool, quiet: bool
-) -> bool:
-    """Apply, prove and record; True when series.lock changed.
+def update_lock(session: Session, release: Version) -> bool:
+    """Apply, check and record; True when series.lock changed.
 
     A release the lock knows keeps its wheels and base, so only a new release trusts the index.
 
     Raises:
-        ToolError: whatever applying or proving raises; the lock is then as before.
+        ToolError: whatever applying or checking raises; the lock is then as before.
     """
-    patches = select_patches(series, release)
-    lock = locks.load(series.lock_path)
-    with home.exclusive():
-        git = home.open_repository()
-        landing.recover_checkout(git, home)
-        request = upstream.Request(f"v{release}", offline=offline, quiet=quiet)
-        found = resolve_release(git, home, series, lock, request, whole=True)
-        base, wheels = found.base, found.wheels
-        preimages.ensure_preimages(git, home, series, lock, patches, request, release=release)
-        applied = engine.apply_series(git, base, patches)
-        proofs.check_applied(git, applied)
-        entry = LockedRelease(release, wheels, base.commit, base.tree, lock_patches(applied))
-        pruned = Lock({v: r for v, r in lock.releases.items() if series.for_release(v)})
-        return locks.save(series.lock_path, pruned.with_release(entry))
+    with session.exclusive():
+        series, git = session.series, session.git
+        patches = select_patches(series, release)
+        found = resolve_release(session, Request(f"v{release}"), whole=True)
+        ensure_preimages(session, patches, release)
+        applied = apply_series(git, found.base, patches)
+        check_applied(git, applied)
+        entry = LockedRelease(
+            release, found.wheels, found.base.commit, found.base.tree, lock_patches(applied)
+        )
+        kept = {v: r for v, r in session.lock.releases.items() if series.for_release(v)}
+        return session.save_lock(Lock(kept).with_release(entry))
 
 
 def recompute_commits(lock: Lock, old: Series, contents: Mapping[str, bytes]) -> Lock:

@@ -12,27 +12,14 @@ from collections.abc import Collection, Iterator, Sequence
 
 from packaging.version import Version
 
-from tool.apply import engine
-from tool.git.objects import NULL_OID
-from tool.git.repository import Git
-from tool.project.workspace import Workspace
-from tool.series import patchfile
-from tool.series.lockfile import Lock
-from tool.series.model import Patch, Series
-from tool.upstream import resolve as upstream
-from tool.upstream.resolve import Request
+from tool.apply.engine import apply_series
+from tool.git import NULL_OID, Git
+from tool.project import Session
+from tool.series import Lock, Patch, patchfile
+from tool.upstream import Request, resolve_base
 
 
-def ensure_preimages(
-    git: Git,
-    home: Workspace,
-    series: Series,
-    lock: Lock,
-    patches: Sequence[Patch],
-    request: Request,
-    *,
-    release: Version,
-) -> None:
+def ensure_preimages(session: Session, patches: Sequence[Patch], release: Version) -> None:
     """Bring in what ``patches`` need on ``release``, which the lock may or may not hold.
 
     What no locked release can give is left to the engine, which refuses to go on without it.
@@ -40,34 +27,26 @@ def ensure_preimages(
     Raises:
         ToolError: a release that holds a pre-image cannot be had (offline, no network).
     """
-    _ensure(git, home, series, lock, patches, request, release, frozenset())
+    _ensure(session, patches, release, frozenset())
 
 
 def _ensure(
-    git: Git,
-    home: Workspace,
-    series: Series,
-    lock: Lock,
-    patches: Sequence[Patch],
-    request: Request,
-    release: Version,
-    visited: frozenset[Version],
+    session: Session, patches: Sequence[Patch], release: Version, visited: frozenset[Version]
 ) -> None:
+    releases = session.lock.releases
     # What applying the series to ``release`` makes or finds by itself.
-    own = lock.releases[release].pre_images if release in lock.releases else frozenset[str]()
-    needed = find_missing_preimages(git, patches, own)
-    for version, entry in sorted(lock.releases.items()):
+    own = releases[release].pre_images if release in releases else frozenset[str]()
+    needed = find_missing_preimages(session.git, patches, own)
+    for version, entry in sorted(releases.items()):
         if not needed or version == release or version in visited:
             continue
         if needed.isdisjoint(entry.pre_images):
             continue
-        source = Request(f"v{version}", offline=request.offline, quiet=request.quiet)
-        base = upstream.resolve_base(git, home, series, lock, source)
-        theirs = series.for_release(version)
-        seen = visited | {version, release}
-        _ensure(git, home, series, lock, theirs, request, version, seen)
-        engine.apply_series(git, base, theirs)
-        needed = find_missing_preimages(git, patches, own)
+        base = resolve_base(session, Request(f"v{version}"))
+        theirs = session.series.for_release(version)
+        _ensure(session, theirs, version, visited | {version, release})
+        apply_series(session.git, base, theirs)
+        needed = find_missing_preimages(session.git, patches, own)
 
 
 def find_missing_preimages(

@@ -1,59 +1,50 @@
-"""``tool apply``: compose the series on a release and land it as a worktree."""
+"""``tool apply``: compose the series on a release and publish it as a worktree."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from tool.apply import checks as proofs
-from tool.apply.compose import Composition, compose
-from tool.project import checkout as landing
-from tool.project.workspace import Workspace
-from tool.series import lockfile as locks
-from tool.series.model import Series
-from tool.upstream.resolve import Request
+from tool.apply.checks import check_applied
+from tool.apply.compose import Composition, compose_series
+from tool.apply.kernels import commit_kernels
+from tool.project import Session, inspect_folder, publish
+from tool.upstream import Request
 
 
 @dataclass(frozen=True)
 class ApplyResult:
-    """``state``: ``created``, ``updated`` or ``unchanged``."""
+    """``head`` is the commit that bundles the kernels, the last of the fork."""
 
     folder: Path
     branch: str
-    state: str
+    state: Literal["created", "updated", "unchanged"]
     composition: Composition
-    proven_files: int
+    head: str
+    checked_files: int
 
 
 def apply_to_worktree(
-    series: Series,
-    home: Workspace,
-    request: Request,
-    *,
-    into: Path | None,
-    branch: str | None,
-    note: Callable[[str], None],
+    session: Session, request: Request, *, into: Path | None = None, branch: str | None = None
 ) -> ApplyResult:
-    """Make or refresh the worktree. ``note`` hears what a person should know meanwhile.
+    """Make or update the worktree; by default ``./sglang-vRELEASE`` on the branch ``ada/vRELEASE``.
 
     Raises:
-        ToolError: any of the reasons in compose, proofs and landing; the old state then stands.
+        ToolError: any of the reasons in compose, checks and checkout; the old state then stands.
     """
-    lock = locks.load(series.lock_path)
-    with home.exclusive():
-        git = home.open_repository()
-        if healed := landing.recover_checkout(git, home):
-            note(healed)
-        composed = compose(git, home, series, lock, request)
+    with session.exclusive():
+        git = session.git
+        composed = compose_series(session, request)
+        head = commit_kernels(git, composed.base, composed.tip, session.series.kernel_dir)
         release = composed.base.release
         folder = (into or Path.cwd() / f"sglang-v{release}").absolute()
-        target = landing.inspect_folder(git, folder, branch, f"ada/v{release}")
-        if target.head == composed.head:
-            proven = proofs.check_applied(git, composed.applied)
-            return ApplyResult(folder, target.branch, "unchanged", composed, proven)
-        with landing.publish(git, home, target, composed.head, composed.base.commit) as under_way:
-            proven = proofs.check_applied(git, composed.applied)
-            under_way.finish()
-    state = "updated" if target.admin else "created"
-    return ApplyResult(folder, target.branch, state, composed, proven)
+        found = inspect_folder(git, folder, branch, f"ada/v{release}")
+        if found.head == head:
+            checked = check_applied(git, composed.applied)
+            return ApplyResult(folder, found.branch, "unchanged", composed, head, checked)
+        with publish(git, session.workspace, found, head, composed.base.commit) as publication:
+            checked = check_applied(git, composed.applied)
+            publication.finish()
+    state: Literal["updated", "created"] = "updated" if found.admin else "created"
+    return ApplyResult(folder, found.branch, state, composed, head, checked)

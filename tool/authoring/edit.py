@@ -13,32 +13,40 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from tool.apply import checks as proofs
-from tool.apply import engine, preimages
-from tool.apply import kernels as bundle
-from tool.apply.compose import lock_patches
-from tool.apply.engine import Applied
-from tool.apply.lock import recompute_commits
-from tool.authoring import mail as mailbox
+from tool.apply import (
+    DESTINATION,
+    Applied,
+    apply_patch,
+    apply_series,
+    check_applied,
+    find_orphans,
+    list_known_preimages,
+    lock_patches,
+    merge_diff,
+    prepare_base,
+    recompute_commits,
+)
+from tool.authoring.mail import apply_mail, read_mail, read_reason
 from tool.errors import ConflictError, UsageError
-from tool.git.diff import canonical_diff
-from tool.git.index import private_index
-from tool.git.repository import Git
-from tool.git.worktree import read_head, write_worktree
-from tool.project import checkout as landing
-from tool.project import transaction
-from tool.project.workspace import Workspace
-from tool.series import edit as series_edit
-from tool.series import lockfile as locks
-from tool.series import model as series_files
-from tool.series import patchfile
-from tool.series.edit import SeriesText
-from tool.series.layout import LOCK_FILE, PATCH_DIR, SERIES_FILE
-from tool.series.lockfile import Lock, LockedRelease
-from tool.series.model import Patch, Series
-from tool.series.patchfile import Header
-from tool.upstream import resolve as upstream
-from tool.upstream.resolve import Base, Request
+from tool.git import Git, canonical_diff, private_index, read_head, write_worktree
+from tool.project import Session, base_ref, tip_ref
+from tool.series import (
+    LOCK_FILE,
+    PATCH_DIR,
+    SERIES_FILE,
+    Header,
+    Lock,
+    LockedRelease,
+    Patch,
+    Series,
+    SeriesText,
+    lockfile,
+    make_specifier,
+    name_next_file,
+    parse_series,
+    patchfile,
+)
+from tool.upstream import Base, Request
 
 
 @dataclass(frozen=True)
@@ -73,34 +81,25 @@ class HeaderFields:
 
 
 class Author:
-    """One edit of one project; use it under ``home.exclusive()`` through the functions below."""
+    """One edit of one project; used while ``session.exclusive()`` is held."""
 
-    def __init__(self, series: Series, home: Workspace, *, offline: bool, quiet: bool) -> None:
-        self._series = series
-        self._home = home
-        self._offline = offline
-        self._quiet = quiet
-        self.git = home.open_repository()
-        landing.recover_checkout(self.git, home)
-        self.lock: Lock = locks.load(series.lock_path)
-        self.text = SeriesText((series.root / SERIES_FILE).read_text(encoding="utf-8"))
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.git = session.git
+        self.series = session.series
+        self.lock = session.lock
+        self.text = SeriesText((self.series.root / SERIES_FILE).read_text(encoding="utf-8"))
 
     def base(self, release: Version) -> Base:
         """The base of a carried release, with every pre-image its patches need."""
         self.lock.get(release)
-        request = Request(f"v{release}", offline=self._offline, quiet=self._quiet)
-        base = upstream.resolve_base(self.git, self._home, self._series, self.lock, request)
-        patches = self._series.for_release(release)
-        preimages.ensure_preimages(
-            self.git, self._home, self._series, self.lock, patches, request, release=release
-        )
-        return base
+        return prepare_base(self.session, Request(f"v{release}"))
 
     def applied(self, release: Version) -> tuple[Base, tuple[Applied, ...]]:
         base = self.base(release)
-        return base, engine.apply_series(self.git, base, self._series.for_release(release))
+        return base, apply_series(self.git, base, self.series.for_release(release))
 
-    def land(
+    def write(
         self,
         patch: str,
         contents: Mapping[str, bytes | None],
@@ -112,13 +111,13 @@ class Author:
         ``headers`` are patch files of which nothing but the header is new.
 
         Raises:
-            ConflictError, VerdictError: it does not hold on one of them; nothing was changed.
+            ConflictError, UpstreamedError: it does not hold on one of them; nothing was changed.
         """
         given = {name: data for name, data in contents.items() if data is not None}
         text = str(self.text)
-        series = series_files.parse_series(self._series.root, text)
+        series = parse_series(self.series.root, text)
         bases = {release: self.base(release) for release in releases}
-        lock = recompute_commits(self.lock, self._series, headers or {})
+        lock = recompute_commits(self.lock, self.series, headers or {})
         for release, base in bases.items():
             applied, renewed = self._prove(series, release, base, given, lock, set(bases))
             given |= renewed
@@ -129,7 +128,7 @@ class Author:
                 )
             )
         edited = tuple(replace(p, given=given.get(p.name)) for p in series.patches)
-        for orphan, oid in preimages.find_orphans(edited, preimages.list_known_preimages(lock)):
+        for orphan, oid in find_orphans(edited, list_known_preimages(lock)):
             raise ConflictError(
                 f"{orphan.name} was written on {oid[:12]}, which no release would give any more",
                 where=f"{PATCH_DIR}/{orphan.name}",
@@ -148,8 +147,8 @@ class Author:
         files: dict[str, bytes | None] = {f"{PATCH_DIR}/{n}": c for n, c in contents.items()}
         files |= {f"{PATCH_DIR}/{n}": c for n, c in (dict(headers or {}) | given).items()}
         files[SERIES_FILE] = text.encode()
-        files[LOCK_FILE] = locks.dump(lock)
-        transaction.commit(self._home, self._series.root, files)
+        files[LOCK_FILE] = lockfile.dump(lock)
+        self.session.write(files)
         removed = tuple(name for name, data in contents.items() if data is None)
         return Edited(patch, tuple(given), removed, tuple(releases))
 
@@ -173,53 +172,36 @@ class Author:
             commit, tree = base.commit, base.tree
             for listed in series.for_release(release):
                 patch = replace(listed, given=given.get(listed.name))
-                applied = engine.apply_patch(index, patch, commit, tree)
-                proofs.check_applied(self.git, [applied])
-                users = lock.proven(patch.name) | {release}
+                applied = apply_patch(index, patch, commit, tree)
+                check_applied(self.git, [applied])
+                users = lock.checked_on(patch.name) | {release}
                 if not applied.exact and users <= reached and release == min(users):
                     diff = canonical_diff(self.git, applied.parent_tree, applied.tree)
                     renewed[patch.name] = patchfile.render(applied.patch.header, diff)
                     index.run("read-tree", tree)
                     patch = replace(patch, given=renewed[patch.name])
-                    applied = engine.apply_patch(index, patch, commit, tree)
+                    applied = apply_patch(index, patch, commit, tree)
                 commit, tree = applied.commit, applied.tree
                 done.append(applied)
         return tuple(done), renewed
 
 
-def new_patch(
-    series: Series,
-    home: Workspace,
-    words: HeaderFields,
-    folder: Path,
-    *,
-    offline: bool,
-    quiet: bool,
-) -> Edited:
+def new_patch(session: Session, fields: HeaderFields, folder: Path) -> Edited:
     """Make a patch of a worktree's uncommitted changes, after those of the series.
 
     Raises:
         UsageError: nothing is changed there, or the name is taken.
     """
-    _check_name(series, words)
-    with home.exclusive():
-        author = Author(series, home, offline=offline, quiet=quiet)
+    _check_name(session.series, fields)
+    with session.exclusive():
+        author = Author(session)
         release, diff = _worktree(author, folder)
         tip = author.applied(release)[1][-1]
-        tree = _on(author.git, tip.tree, diff, words.name)
-        return _add(author, series, words, release, tip.tree, tree)
+        tree = _on(author.git, tip.tree, diff, fields.name)
+        return _add(author, fields, release, tip.tree, tree)
 
 
-def refresh_patch(
-    series: Series,
-    home: Workspace,
-    name: str,
-    folder: Path,
-    *,
-    split: bool = False,
-    offline: bool,
-    quiet: bool,
-) -> Edited:
+def refresh_patch(session: Session, name: str, folder: Path, *, split: bool = False) -> Edited:
     """Fold a worktree's uncommitted changes into the patch ``name``.
 
     With ``split`` they go into a new patch file, for the worktree's release and those after it that
@@ -230,9 +212,9 @@ def refresh_patch(
         UsageError: the patch is not one of the worktree's release, or there is nothing to split.
         ConflictError: the change does not fit there, or a later patch does not apply any more.
     """
-    with home.exclusive():
-        author = Author(series, home, offline=offline, quiet=quiet)
-        patch = series.listed(name)
+    with session.exclusive():
+        author = Author(session)
+        patch = author.series.listed(name)
         release, diff = _worktree(author, folder, clean=split)
         applied = next((a for a in author.applied(release)[1] if a.name == patch.name), None)
         if applied is None:
@@ -247,13 +229,11 @@ def refresh_patch(
             applied.patch.header, canonical_diff(author.git, applied.parent_tree, tree)
         )
         if split:
-            return _split(author, series, patch, release, content)
-        return author.land(patch.name, {patch.name: content}, _proven(author, patch))
+            return _split(author, patch, release, content)
+        return author.write(patch.name, {patch.name: content}, _proven(author, patch))
 
 
-def _split(
-    author: Author, series: Series, patch: Patch, release: Version, content: bytes
-) -> Edited:
+def _split(author: Author, patch: Patch, release: Version, content: bytes) -> Edited:
     proven = _proven(author, patch)
     before = [v for v in proven if v < release]
     after = [v for v in proven if v >= release]
@@ -263,10 +243,10 @@ def _split(
             where=SERIES_FILE,
             next_step=f"tool refresh {patch.name}",
         )
-    name = series_edit.name_next_file(patch.name, release, {p.name for p in series.patches})
-    author.text.respecify(patch.name, spec := series_edit.make_specifier(before))
-    author.text.insert_after(patch.name, name, successor := series_edit.make_specifier(after))
-    return author.land(
+    name = name_next_file(patch.name, release, {p.name for p in author.series.patches})
+    author.text.respecify(patch.name, spec := make_specifier(before))
+    author.text.insert_after(patch.name, name, successor := make_specifier(after))
+    return author.write(
         name,
         {name: _releases(name, content, successor)},
         after,
@@ -280,14 +260,7 @@ def _releases(name: str, content: bytes, spec: str) -> bytes:
 
 
 def import_patch(
-    series: Series,
-    home: Workspace,
-    words: HeaderFields,
-    content: bytes,
-    release: Version,
-    *,
-    offline: bool,
-    quiet: bool,
+    session: Session, fields: HeaderFields, content: bytes, release: Version
 ) -> Edited:
     """Make a patch of a diff or a mail, after those of the series on ``release``.
 
@@ -295,26 +268,24 @@ def import_patch(
         UsageError: it is not a diff, or holds what a patch may not.
         ConflictError: it does not apply, or only by searching for another place.
     """
-    _check_name(series, words)
-    with home.exclusive():
-        author = Author(series, home, offline=offline, quiet=quiet)
+    _check_name(session.series, fields)
+    with session.exclusive():
+        author = Author(session)
         base, applied = author.applied(release)
         before = applied[-1].tree if applied else base.tree
-        mail = mailbox.read_mail(words.name, content)
-        told = replace(words, subject=words.subject or mail.subject, why=words.why or mail.body)
+        mail = read_mail(fields.name, content)
+        told = replace(fields, subject=fields.subject or mail.subject, why=fields.why or mail.body)
         if not told.subject or not told.why:
             raise UsageError(
                 "the mail says not what it does and why",
-                where=words.name,
+                where=fields.name,
                 next_step="say it: --subject TEXT --reason TEXT",
             )
-        tree = mailbox.apply_mail(author.git, before, mail, words.name)
-        return _add(author, series, told, release, before, tree)
+        tree = apply_mail(author.git, before, mail, fields.name)
+        return _add(author, told, release, before, tree)
 
 
-def drop_patch(
-    series: Series, home: Workspace, name: str, why: str, *, offline: bool, quiet: bool
-) -> Edited:
+def drop_patch(session: Session, name: str, why: str) -> Edited:
     """Take the patch ``name`` out of the series; a comment in series.txt keeps the reason.
 
     Raises:
@@ -323,26 +294,24 @@ def drop_patch(
     reason = " ".join(why.split())
     if not reason:
         raise UsageError("a patch is not dropped without a reason", next_step="--why TEXT")
-    with home.exclusive():
-        author = Author(series, home, offline=offline, quiet=quiet)
-        patch = series.listed(name)
+    with session.exclusive():
+        author = Author(session)
+        patch = author.series.listed(name)
         releases = _proven(author, patch)
         author.text.replace_by_comment(
             patch.name, f"{patch.name} {patch.releases} was dropped: {reason}"
         )
-        return author.land(patch.name, {patch.name: None}, releases)
+        return author.write(patch.name, {patch.name: None}, releases)
 
 
-def _add(
-    author: Author, series: Series, words: HeaderFields, release: Version, before: str, after: str
-) -> Edited:
+def _add(author: Author, fields: HeaderFields, release: Version, before: str, after: str) -> Edited:
     if before == after:
-        raise UsageError(f"{words.name} would change nothing", next_step="see: tool status")
-    spec = series_edit.make_specifier([release])
-    content = patchfile.render(words.header(spec), canonical_diff(author.git, before, after))
-    patchfile.parse(words.name, content)
-    author.text.append(words.change, words.name, spec)
-    return author.land(words.name, {words.name: content}, [release])
+        raise UsageError(f"{fields.name} would change nothing", next_step="see: tool status")
+    spec = make_specifier([release])
+    content = patchfile.render(fields.header(spec), canonical_diff(author.git, before, after))
+    patchfile.parse(fields.name, content)
+    author.text.append(fields.change, fields.name, spec)
+    return author.write(fields.name, {fields.name: content}, [release])
 
 
 def _worktree(author: Author, folder: Path, *, clean: bool = False) -> tuple[Version, bytes]:
@@ -350,8 +319,8 @@ def _worktree(author: Author, folder: Path, *, clean: bool = False) -> tuple[Ver
     which may be none only if ``clean``."""
     admin, head, branch = read_head(folder)
     repository = author.git
-    tip = repository.resolve(landing.tip_ref(branch)) if branch else None
-    base = repository.resolve(landing.base_ref(branch)) if branch else None
+    tip = repository.resolve(tip_ref(branch)) if branch else None
+    base = repository.resolve(base_ref(branch)) if branch else None
     if tip is None or base is None:
         raise UsageError(
             "is not on a branch that tool apply made",
@@ -378,7 +347,7 @@ def _worktree(author: Author, folder: Path, *, clean: bool = False) -> tuple[Ver
             "has no uncommitted changes", where=str(folder), next_step="edit there first"
         )
     diff = canonical_diff(repository, before, tree)
-    if bundle.DESTINATION.encode() + b"/" in diff:
+    if DESTINATION.encode() + b"/" in diff:
         raise UsageError(
             "changes the bundled kernels",
             where=str(folder),
@@ -391,18 +360,18 @@ def _on(git: Git, tree: str, diff: bytes, name: str) -> str:
     """``tree`` with ``diff`` merged into it from the blobs it was made on."""
     patchfile.parse(name, b"Description: an edit\n---\n" + diff)
     with private_index(git, tree) as index:
-        done = engine.merge_diff(index, diff)
+        done = merge_diff(index, diff)
         if done.returncode != 0:
             raise ConflictError(
                 f"the change does not fit into {name}",
-                why=mailbox.read_reason(done.stderr),
+                why=read_reason(done.stderr),
                 next_step="a later patch changes the same lines: refresh that one, or make a new patch",
             )
         return index.out("write-tree")
 
 
 def _proven(author: Author, patch: Patch) -> list[Version]:
-    found = author.lock.proven(patch.name)
+    found = author.lock.checked_on(patch.name)
     if not found:
         raise UsageError(
             f"{patch.name} was proven on no release",
@@ -412,13 +381,13 @@ def _proven(author: Author, patch: Patch) -> list[Version]:
     return sorted(found)
 
 
-def _check_name(series: Series, words: HeaderFields) -> None:
+def _check_name(series: Series, fields: HeaderFields) -> None:
     if (
-        any(p.name == words.name for p in series.patches)
-        or (series.root / PATCH_DIR / words.name).exists()
+        any(p.name == fields.name for p in series.patches)
+        or (series.root / PATCH_DIR / fields.name).exists()
     ):
         raise UsageError(
-            f"{words.name} exists already",
+            f"{fields.name} exists already",
             where=PATCH_DIR,
-            next_step=f"choose another name, or change it: tool refresh {words.name}",
+            next_step=f"choose another name, or change it: tool refresh {fields.name}",
         )

@@ -12,15 +12,11 @@ from pathlib import Path
 import git as gitpython
 
 from tool import atomic
-from tool.apply import kernels as bundle
+from tool.apply import DESTINATION, TREE_TRAILER
 from tool.errors import UsageError
-from tool.git.diff import canonical_diff
-from tool.git.repository import Git
-from tool.git.worktree import list_changes, read_head
-from tool.project import checkout as landing
-from tool.project.workspace import Workspace
-from tool.series import patchfile
-from tool.series.model import Series
+from tool.git import Git, canonical_diff, list_changes, read_head
+from tool.project import Session, base_ref
+from tool.series import Series, patchfile
 
 
 @dataclass(frozen=True)
@@ -31,16 +27,15 @@ class Exported:
     kept: tuple[str, ...]
 
 
-def export_patches(series: Series, home: Workspace, folder: Path) -> Exported:
+def export_patches(session: Session, folder: Path) -> Exported:
     """Write the patches of ``folder``'s branch into ``patches/``.
 
     Raises:
         UsageError: the worktree is dirty, a commit has no patch name, two commits share one, a
             patch is not in series.txt, or a commit edits the bundled kernels.
     """
-    with home.exclusive():
-        repository = home.open_repository()
-        landing.recover_checkout(repository, home)
+    with session.exclusive():
+        repository, series = session.git, session.series
         admin, head, branch = read_head(folder.absolute())
         if dirty := list_changes(admin, folder):
             raise UsageError(
@@ -48,7 +43,7 @@ def export_patches(series: Series, home: Workspace, folder: Path) -> Exported:
                 where=str(folder),
                 next_step="commit them, then export again",
             )
-        base = repository.resolve(landing.base_ref(branch)) if branch else None
+        base = repository.resolve(base_ref(branch)) if branch else None
         if base is None:
             raise UsageError(
                 "is not on a branch that tool apply made",
@@ -70,7 +65,7 @@ def _render(git: Git, series: Series, base: str, head: str) -> dict[str, bytes]:
         message = str(commit.message)
         header, name = patchfile.from_message(message)
         diff = canonical_diff(git, commit.parents[0].hexsha, commit.hexsha)
-        if header.get(bundle.TREE_TRAILER):
+        if header.get(TREE_TRAILER):
             continue  # the kernels: their source is ada_dsa/, not this commit
         if name is None:
             raise UsageError(
@@ -89,7 +84,7 @@ def _render(git: Git, series: Series, base: str, head: str) -> dict[str, bytes]:
                 where=where,
                 next_step=f"add the line '{name} ==RELEASE' to series.txt",
             )
-        if bundle.DESTINATION.encode() + b"/" in diff:
+        if DESTINATION.encode() + b"/" in diff:
             raise UsageError(
                 "changes the bundled kernels",
                 where=where,

@@ -14,10 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tool.errors import ConflictError, UsageError
-from tool.git.diff import canonical_diff
-from tool.git.index import find_blobs, private_index
-from tool.git.objects import NULL_OID
-from tool.git.repository import Git
+from tool.git import NULL_OID, Git, canonical_diff, find_blobs, private_index
 from tool.series import patchfile
 
 _DIFF: Final = re.compile(rb"^diff --git ", re.MULTILINE)

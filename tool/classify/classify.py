@@ -1,6 +1,6 @@
-"""Find the verdict on a patch: apply it, prove the result, or tell why it cannot be applied.
+"""Find the outcome on a patch: apply it, prove the result, or tell why it cannot be applied.
 
-What each verdict means is in :mod:`tool.classify.outcome`.
+What each outcome means is in :mod:`tool.classify.outcome`.
 """
 
 from __future__ import annotations
@@ -9,26 +9,23 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from tool.analysis import outline as pycheck
-from tool.analysis.changes import Block, changed_blocks, decode_line
-from tool.analysis.outline import Outlines
-from tool.apply import checks as proofs
-from tool.apply import engine
-from tool.apply.checks import compute_intended
-from tool.apply.engine import Applied
+from tool.analysis import Block, Outlines, changed_blocks, decode_line, find_new_duplicates
+from tool.apply import (
+    EMPTY_MERGE,
+    UNBOUND,
+    Applied,
+    apply_patch,
+    check_applied,
+    compute_intended,
+    find_newly_unbound,
+)
 from tool.classify.outcome import ConflictHunk, Outcome, OutcomeKind
 from tool.classify.renames import RenameDetector
 from tool.classify.semantics import find_semantic_conflicts
 from tool.classify.upstreamed import FileVersions, UpstreamDetector, summarize
-from tool.errors import ConflictError, VerdictError
-from tool.git.diff import canonical_diff
-from tool.git.index import find_blobs
-from tool.git.objects import NULL_OID
-from tool.git.repository import Git
-from tool.series import patchfile
-from tool.series.lockfile import FileChange
-from tool.series.model import Patch
-from tool.series.patchfile import PatchFile
+from tool.errors import ConflictError, UpstreamedError
+from tool.git import NULL_OID, Git, canonical_diff, find_blobs
+from tool.series import FileChange, Patch, PatchFile, patchfile
 
 _SHOWN: Final = 6
 
@@ -42,7 +39,7 @@ class Classifier:
         self._presence = UpstreamDetector(index, self._outlines)
         self._search = RenameDetector(index, self._outlines, old, new)
 
-    def judge(self, patch: Patch, commit: str, tree: str) -> Outcome:
+    def classify(self, patch: Patch, commit: str, tree: str) -> Outcome:
         """Apply ``patch`` on ``commit``; ``index`` then holds the result, or ``tree`` as before.
 
         Raises:
@@ -50,27 +47,27 @@ class Classifier:
             IntegrityError: a mode or a link appeared.
             UsageError: the patch file does not parse.
         """
-        verdict = self._judge(patch, commit, tree)
-        if not verdict.carries:
+        outcome = self._classify(patch, commit, tree)
+        if not outcome.carries:
             self._index.run("read-tree", tree)
-        return verdict
+        return outcome
 
-    def _judge(self, patch: Patch, commit: str, tree: str) -> Outcome:
+    def _classify(self, patch: Patch, commit: str, tree: str) -> Outcome:
         try:
-            applied = engine.apply_patch(self._index, patch, commit, tree)
-        except VerdictError as error:
+            applied = apply_patch(self._index, patch, commit, tree)
+        except UpstreamedError as error:
             aims = self._aims(patch, tree)
-            return self._already(patch, aims, merged=error.why == engine.EMPTY_MERGE)
+            return self._already(patch, aims, merged=error.why == EMPTY_MERGE)
         except ConflictError as error:
             return self._refused(patch, self._aims(patch, tree), error)
         try:
-            proofs.check_applied(self._index, [applied], self._outlines)
-        except (ConflictError, VerdictError) as error:
+            check_applied(self._index, [applied], self._outlines)
+        except (ConflictError, UpstreamedError) as error:
             return self._unproven(patch, applied, tree, error)
-        verdict = self._carried(applied)
+        outcome = self._carried(applied)
         if stale := () if applied.exact else tuple(self._stale(self._aims(patch, tree))):
-            return Outcome(patch.name, OutcomeKind.STALE, stale + verdict.evidence)
-        return verdict
+            return Outcome(patch.name, OutcomeKind.STALE, stale + outcome.reasons)
+        return outcome
 
     # -- it applies -------------------------------------------------------------------------------
 
@@ -81,19 +78,19 @@ class Classifier:
                 name, OutcomeKind.CLEAN, ("the files it changes are as they were",), applied
             )
         again = _parse_diff(self._index, applied)
-        evidence = list(self._moves(applied.patch, again))
+        reasons = list(self._moves(applied.patch, again))
         if not patchfile.same_hunks(again, applied.patch):
             others = [
                 f.path for f in applied.patch.files if not _reads_alike(f.path, again, applied)
             ]
-            evidence = [f"{path}: other lines around the change" for path in others] + evidence
-            return Outcome(name, OutcomeKind.MERGED, tuple(evidence), applied)
-        if not evidence:
+            reasons = [f"{path}: other lines around the change" for path in others] + reasons
+            return Outcome(name, OutcomeKind.MERGED, tuple(reasons), applied)
+        if not reasons:
             return Outcome(name, OutcomeKind.CLEAN, ("every hunk is on its line",), applied)
-        return Outcome(name, OutcomeKind.MOVED, tuple(evidence), applied)
+        return Outcome(name, OutcomeKind.MOVED, tuple(reasons), applied)
 
     def _moves(self, was: PatchFile, now: PatchFile) -> Iterator[str]:
-        """Which symbol moved, and how far, one line of evidence for each symbol and distance."""
+        """Which symbol moved, and how far, one line of reasons for each symbol and distance."""
         after = {f.path: f for f in now.files}
         for file in was.files:
             other = after.get(file.path)
@@ -117,21 +114,21 @@ class Classifier:
             yield from find_semantic_conflicts(aim, self._index.blobs(ids))
 
     def _unproven(
-        self, patch: Patch, applied: Applied, tree: str, error: ConflictError | VerdictError
+        self, patch: Patch, applied: Applied, tree: str, error: ConflictError | UpstreamedError
     ) -> Outcome:
         """git was content, the proofs are not."""
-        evidence: list[str] = []
+        reasons: list[str] = []
         kind = OutcomeKind.CONFLICT
         aims = self._aims(patch, tree)
         twice = [e for change in applied.files for e in self._twice(change)]
         if twice:
-            kind, evidence = OutcomeKind.ELSEWHERE, twice
+            kind, reasons = OutcomeKind.ELSEWHERE, twice
         elif part := self._part(applied, aims):
-            kind, evidence = OutcomeKind.PARTIAL, part
+            kind, reasons = OutcomeKind.PARTIAL, part
         elif nameless := [e for change in applied.files for e in self._nameless(change)]:
-            kind, evidence = OutcomeKind.STALE, nameless
-        troubles = self._troubles(aims) if kind is OutcomeKind.CONFLICT else ()
-        return Outcome(patch.name, kind, tuple(evidence) or (error.message,), None, troubles)
+            kind, reasons = OutcomeKind.STALE, nameless
+        conflicts = self._find_conflicts(aims) if kind is OutcomeKind.CONFLICT else ()
+        return Outcome(patch.name, kind, tuple(reasons) or (error.message,), None, conflicts)
 
     def _twice(self, change: FileChange) -> Iterator[str]:
         """Definitions that upstream has in this file already and the patch adds again."""
@@ -141,20 +138,20 @@ class Classifier:
             before, after = self._outlines.of(change.before), self._outlines.of(change.after)
         except SyntaxError:
             return
-        for name in pycheck.find_new_duplicates(before, after):
+        for name in find_new_duplicates(before, after):
             lines = [span.first for span in before.spans if span.name == name]
             where = f"line {lines[0]} of the release" if lines else "the patch itself"
             yield f"{change.path}: {name} is defined already, {where}; the patch adds another"
 
     def _nameless(self, change: FileChange) -> Iterator[str]:
         if change.path.endswith(".py") and change.after != NULL_OID:
-            for name in proofs.find_newly_unbound(change, self._outlines):
-                yield f"{change.path}: {name} {proofs.UNBOUND}"
+            for name in find_newly_unbound(change, self._outlines):
+                yield f"{change.path}: {name} {UNBOUND}"
 
     def _part(self, applied: Applied, aims: Sequence[FileVersions]) -> list[str]:
         """What upstream has of a patch that merged to less than it says; empty if that is not it."""
         changes = {f.path: f for f in applied.files}
-        evidence: list[str] = []
+        reasons: list[str] = []
         for aim in aims:
             change = changes.get(aim.path)
             now = (
@@ -164,15 +161,15 @@ class Classifier:
             )
             wanted, got = _changed(aim.intended), _changed(now)
             if got - wanted:
-                return []  # a line is in another place: that is no verdict about upstream
+                return []  # a line is in another place: that is no outcome about upstream
             missing = wanted - got
             if change is None:
-                evidence.append(f"{aim.path}: needs no change, the release has it")
-            evidence += [
+                reasons.append(f"{aim.path}: needs no change, the release has it")
+            reasons += [
                 f"{aim.path}: in the release already: {sign}{decode_line(line).strip()} in {symbol}"
                 for sign, line, symbol in list(missing)[:_SHOWN]
             ]
-        return evidence
+        return reasons
 
     # -- upstream has it --------------------------------------------------------------------------
 
@@ -195,18 +192,18 @@ class Classifier:
         gone = [a for a in aims if a.current == NULL_OID and NULL_OID not in (a.before, a.result)]
         if not gone:
             return self._weigh(patch, aims, error.why or error.message)
-        evidence = []
-        troubles = []
+        reasons = []
+        conflicts = []
         for aim in gone:
             heir = self._search.file(aim.path, aim.before, NULL_OID)
-            evidence.append(f"{aim.path} is gone" + (f", now {heir}" if heir else ""))
+            reasons.append(f"{aim.path} is gone" + (f", now {heir}" if heir else ""))
             first = aim.intended[0]
-            troubles.append(
+            conflicts.append(
                 ConflictHunk(
                     aim.path, first.symbol, first.old_line, first, (), heir.name if heir else None
                 )
             )
-        return Outcome(patch.name, OutcomeKind.GONE, tuple(evidence), None, tuple(troubles))
+        return Outcome(patch.name, OutcomeKind.GONE, tuple(reasons), None, tuple(conflicts))
 
     def _weigh(self, patch: Patch, aims: Sequence[FileVersions], otherwise: str) -> Outcome:
         """A patch that does not apply: how much of it does the release hold, and where?"""
@@ -221,23 +218,26 @@ class Classifier:
                     elsewhere.append(where)
                 else:
                     open_blocks += 1
-        troubles = self._troubles(aims)
+        conflicts = self._find_conflicts(aims)
         if held and not elsewhere and not open_blocks:
-            return Outcome(patch.name, OutcomeKind.SQUASHED, tuple(held), None, troubles)
+            return Outcome(patch.name, OutcomeKind.SQUASHED, tuple(held), None, conflicts)
         if elsewhere and not open_blocks:
             return Outcome(
-                patch.name, OutcomeKind.ELSEWHERE, tuple(elsewhere + held), None, troubles
+                patch.name, OutcomeKind.ELSEWHERE, tuple(elsewhere + held), None, conflicts
             )
         if held:
-            return Outcome(patch.name, OutcomeKind.PARTIAL, tuple(held + elsewhere), None, troubles)
+            return Outcome(
+                patch.name, OutcomeKind.PARTIAL, tuple(held + elsewhere), None, conflicts
+            )
         lost = [e for aim in aims for e in self._lost(aim)]
         if lost:
-            return Outcome(patch.name, OutcomeKind.GONE, tuple(lost), None, troubles)
+            return Outcome(patch.name, OutcomeKind.GONE, tuple(lost), None, conflicts)
         clashes = tuple(
-            f"{t.path} line {t.line}, {t.symbol}: upstream changed the same lines" for t in troubles
+            f"{t.path} line {t.line}, {t.symbol}: upstream changed the same lines"
+            for t in conflicts
         )
-        evidence = (*(clashes or (otherwise,)), *self._stale(aims))
-        return Outcome(patch.name, OutcomeKind.CONFLICT, evidence, None, troubles)
+        reasons = (*(clashes or (otherwise,)), *self._stale(aims))
+        return Outcome(patch.name, OutcomeKind.CONFLICT, reasons, None, conflicts)
 
     def _lost(self, aim: FileVersions) -> Iterator[str]:
         """Symbols the patch changes that the file no longer has."""
@@ -262,7 +262,7 @@ class Classifier:
             else:
                 yield f"{aim.path}: {symbol} is gone"
 
-    def _troubles(self, aims: Sequence[FileVersions]) -> tuple[ConflictHunk, ...]:
+    def _find_conflicts(self, aims: Sequence[FileVersions]) -> tuple[ConflictHunk, ...]:
         found: list[ConflictHunk] = []
         for aim in aims:
             away = any(not self._presence.source(aim.current).has(b.symbol) for b in aim.intended)

@@ -1,4 +1,4 @@
-"""What became of one patch on another release, with evidence a person can read.
+"""What became of one patch on another release, with reasons a person can read.
 
 =============  =====================================================================================
 clean          every hunk is on its line, or every file is the blob the patch was written for
@@ -13,8 +13,8 @@ conflict       upstream changed the same lines in another way
 target gone    the file or the symbol is not there any more
 =============  =====================================================================================
 
-Only the first three carry a patch over by themselves. The four upstream verdicts stop for a person:
-a patch wrongly retired is a fork that silently lost a change.
+Only the first three carry a patch over by themselves. Exact, squashed, elsewhere and partial stop for a
+person: a patch retired by mistake is a fork that silently lost a change.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from tool.analysis.changes import Block
-    from tool.apply.engine import Applied
+    from tool.analysis import Block
+    from tool.apply import Applied
 
 
 class OutcomeKind(StrEnum):
@@ -52,7 +52,7 @@ UPSTREAM: Final = frozenset(
 class ConflictHunk:
     """A hunk that does not carry over, and what upstream did to the same lines.
 
-    ``successor`` is where upstream put the file, where that is known.
+    ``renamed_to`` is where upstream put the file, where that is known.
     """
 
     path: str
@@ -60,7 +60,7 @@ class ConflictHunk:
     line: int
     ours: Block
     theirs: tuple[Block, ...]
-    successor: str | None = None
+    renamed_to: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class Outcome:
 
     patch: str
     kind: OutcomeKind
-    evidence: tuple[str, ...]
+    reasons: tuple[str, ...]
     applied: Applied | None = None
-    troubles: tuple[ConflictHunk, ...] = ()
+    conflicts: tuple[ConflictHunk, ...] = ()
 
     @property
     def carries(self) -> bool:

@@ -1,7 +1,7 @@
 """Where upstream put a file or a definition that is no longer where a patch wants it.
 
 A file that went, or shrank to a stub, left its definitions somewhere: the file that appeared and
-holds most of their names is its successor. A definition that went is the one of the new ones whose
+holds most of their names is its renamed_to. A definition that went is the one of the new ones whose
 body is most like it. Both are suggestions for a person, with the share they rest on; no patch is
 moved because of them.
 """
@@ -15,11 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from tool.analysis.changes import Source
-from tool.analysis.outline import Outlines
-from tool.git.index import find_blobs
-from tool.git.objects import NULL_OID
-from tool.git.repository import Git
+from tool.analysis import Outlines, Source
+from tool.git import NULL_OID, Git, find_blobs
 
 _DEFINITION: Final = re.compile(r"\s*(?:async\s+)?(?:def|class)\s+(\w+)")
 _GREP: Final = r"^[[:space:]]*(async[[:space:]]+)?(def|class)[[:space:]]+[A-Za-z_]"

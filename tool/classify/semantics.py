@@ -17,9 +17,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from tool.analysis.changes import decode_line, is_significant
+from tool.analysis import decode_line, is_significant
 from tool.classify.upstreamed import FileVersions
-from tool.git.objects import NULL_OID
+from tool.git import NULL_OID
 
 _WORD: Final = re.compile(rb"[A-Za-z_]\w*")
 _OPENING: Final = frozenset("([{")

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tool.analysis.changes import Block, Source, decode_line, is_significant
-from tool.analysis.outline import Outlines
-from tool.git.objects import NULL_OID
-from tool.git.repository import Git
+from tool.analysis import Block, Outlines, Source, decode_line, is_significant
+from tool.git import NULL_OID, Git
 
 
 @dataclass(frozen=True)

@@ -1,59 +1,152 @@
-"""What every command of the command line shares: options, loading, and how a report leaves.
-
-Modules are imported inside the functions: ``tool --help`` must not pay for GitPython or unidiff.
-"""
+"""What every command shares: options, the session, and how a report or an error leaves."""
 
 from __future__ import annotations
 
 import errno
 import functools
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from tool.cli import output as report
-from tool.cli.output import Report
+from tool.cli.output import Report, print_error, print_report
+from tool.cli.progress import Terminal
 from tool.errors import EnvironmentFault, ToolError
+from tool.project import Session, locate_workspace
+from tool.series import find_root, parse_release
+from tool.upstream import Request
 
-if TYPE_CHECKING:
-    from packaging.version import Version
-
-    from tool.project.workspace import Workspace
-    from tool.series.model import Series
-    from tool.upstream.resolve import Request
-
-_Command = Callable[..., Report]
+_Function = Callable[..., Report]
 
 
-def reporting(function: _Command) -> Callable[..., None]:
-    """Print the command's report, or its one error, and leave with the documented exit code."""
+def command(
+    *, name: str | None = None, session: str = "", settle: bool = True
+) -> Callable[[_Function], click.Command]:
+    """Make a click command of a function that takes a session and returns a report.
 
-    @click.option("--json", "as_json", is_flag=True, help="Print one JSON envelope on stdout.")
+    ``session`` names the options of the session besides ``--series``: ``offline``, ``quiet``, or both.
+    ``settle`` False leaves an interrupted write of the project to the function. The command prints the
+    report, or its one error, and leaves with the documented exit code.
+    """
+
+    def make(function: _Function) -> click.Command:
+        title = name or function.__name__
+
+        @functools.wraps(function)
+        def run(*, as_json: bool, **values: Any) -> None:
+            sys.exit(_run(title, functools.partial(_call, function, settle, values), as_json))
+
+        wrapped = run
+        for option in ("series", *reversed(session.split())):
+            wrapped = _SESSION_OPTIONS[option](wrapped)
+        json_option = click.option(
+            "--json", "as_json", is_flag=True, help="Print one JSON envelope."
+        )
+        return click.command(title)(json_option(wrapped))
+
+    return make
+
+
+def report_command(function: _Function) -> click.Command:
+    """Make a click command of a function that needs no project."""
+
     @functools.wraps(function)
-    def run(*, as_json: bool, **kwargs: Any) -> None:
-        name = function.__name__.rstrip("_")
-        try:
-            result = function(**kwargs)
-        except ToolError as error:
-            report.emit_error(name, error, as_json=as_json)
-            sys.exit(error.exit_code)
-        except OSError as error:
-            fault = _from_os(error)
-            report.emit_error(name, fault, as_json=as_json)
-            sys.exit(fault.exit_code)
-        except Exception as error:
-            import traceback
+    def run(*, as_json: bool, **values: Any) -> None:
+        sys.exit(_run(function.__name__, functools.partial(function, **values), as_json))
 
-            traceback.print_exc()
-            report.emit_error(name, ToolError(f"internal error: {error!r}"), as_json=as_json)
-            sys.exit(ToolError.exit_code)
-        report.emit(name, result, as_json=as_json)
-        sys.exit(result.exit_code)
+    option = click.option("--json", "as_json", is_flag=True, help="Print one JSON envelope.")
+    return click.command(function.__name__)(option(run))
 
-    return run
+
+def release_option(function: _Function) -> _Function:
+    return click.option(
+        "--sglang-ref",
+        "ref",
+        default="pin",
+        show_default=True,
+        metavar="REF",
+        help="A release (v0.5.23), pin (the series' default), or a git ref.",
+    )(function)
+
+
+def source_options(function: _Function) -> _Function:
+    """Where sglang comes from, and whose patches a git ref takes."""
+    source = click.option(
+        "--source",
+        metavar="pypi|git|URL|PATH",
+        help="Where sglang comes from. Default: pypi for a release, git for any other ref.",
+    )
+    release = click.option(
+        "--release",
+        metavar="RELEASE",
+        help="With a git ref: the release whose patches to apply. Default: the pin.",
+    )
+    return source(release(function))
+
+
+def start_option(function: _Function) -> _Function:
+    return click.option(
+        "--from", "start", metavar="RELEASE", help="Default: the newest carried one below."
+    )(function)
+
+
+def worktree_argument(function: _Function) -> _Function:
+    folder = click.Path(exists=True, file_okay=False, path_type=Path)
+    return click.argument("worktree", type=folder, default=".")(function)
+
+
+def make_request(ref: str, source: str | None, release: str | None) -> Request:
+    """Raises UsageError when ``release`` is not a release."""
+    return Request(ref, source, parse_release(release) if release else None)
+
+
+_SESSION_OPTIONS = {
+    "series": click.option(
+        "--series",
+        "series_dir",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        help="Folder of series.txt. Default: the nearest one at or above the current folder.",
+    ),
+    "offline": click.option("--offline", is_flag=True, help="Use nothing but the cache."),
+    "quiet": click.option("--quiet", "-q", is_flag=True, help="No progress."),
+}
+
+
+def _call(function: _Function, settle: bool, values: dict[str, Any]) -> Report:
+    series_dir = values.pop("series_dir")
+    session = Session(
+        series_dir.absolute() if series_dir else find_root(Path.cwd()),
+        locate_workspace(),
+        offline=values.pop("offline", False),
+        progress=Terminal(quiet=values.pop("quiet", False)),
+    )
+    if settle and session.is_interrupted:
+        with session.exclusive():
+            pass
+    return function(session, **values)
+
+
+def _run(title: str, work: Callable[[], Report], as_json: bool) -> int:
+    """Print what ``work`` reports or raises; returns the exit code."""
+    try:
+        report = work()
+    except ToolError as error:
+        return _fail(title, error, as_json)
+    except OSError as error:
+        return _fail(title, _from_os(error), as_json)
+    except Exception as error:
+        traceback.print_exc()
+        return _fail(title, ToolError(f"internal error: {error!r}"), as_json)
+    print_report(title, report, as_json=as_json)
+    return report.exit_code
+
+
+def _fail(title: str, error: ToolError, as_json: bool) -> int:
+    print_error(title, error, as_json=as_json)
+    return error.exit_code
 
 
 def _from_os(error: OSError) -> EnvironmentFault:
@@ -63,72 +156,3 @@ def _from_os(error: OSError) -> EnvironmentFault:
         where=str(error.filename) if error.filename else None,
         next_step="free some space and run the same command again" if full else None,
     )
-
-
-def options(*names: str) -> Callable[[_Command], _Command]:
-    """The shared options of ``names``, so that each is spelled and explained once."""
-    known = {
-        "series": click.option(
-            "--series",
-            "series_dir",
-            type=click.Path(exists=True, file_okay=False, path_type=Path),
-            help="Folder of series.txt. Default: the nearest one at or above the current folder.",
-        ),
-        "ref": click.option(
-            "--sglang-ref",
-            "ref",
-            default="pin",
-            show_default=True,
-            metavar="REF",
-            help="A release (v0.5.23), pin (the series' default), or a git ref.",
-        ),
-        "source": click.option(
-            "--source",
-            metavar="pypi|git|URL|PATH",
-            help="Where sglang comes from. Default: pypi for a release, git for any other ref.",
-        ),
-        "release": click.option(
-            "--release",
-            metavar="RELEASE",
-            help="With a git ref: the release whose patches to apply. Default: the pin.",
-        ),
-        "offline": click.option("--offline", is_flag=True, help="Use nothing but the cache."),
-        "quiet": click.option("--quiet", "-q", is_flag=True, help="No progress."),
-    }
-
-    def add(function: _Command) -> _Command:
-        for name in reversed(names):
-            function = known[name](function)
-        return function
-
-    return add
-
-
-def load(series_dir: Path | None, *, settle: bool = True) -> tuple[Series, Workspace]:
-    """The series and the tool's folders. ``settle``: first finish what a killed command was writing."""
-    from tool.project import transaction
-    from tool.project import workspace as home
-    from tool.series import layout as project
-    from tool.series import model as series
-
-    root = series_dir.absolute() if series_dir else project.find_root(Path.cwd())
-    folders = home.locate_workspace()
-    if settle and transaction.pending(folders):
-        with folders.exclusive():
-            if done := transaction.complete(folders):
-                report.note(done)
-    return series.load_series(root), folders
-
-
-def request_of(
-    ref: str,
-    source: str | None = None,
-    release: str | None = None,
-    offline: bool = False,
-    quiet: bool = False,
-) -> Request:
-    from tool.series.model import parse_release
-    from tool.upstream.resolve import Request
-
-    given: Version | None = parse_release(release) if release else None
-    return Request(ref, source, given, offline, quiet)

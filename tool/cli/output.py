@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from tool.errors import ToolError
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
+"""Raised whenever a field of a result is renamed or removed; CHANGELOG.md lists what changed."""
 
 
 @dataclass(frozen=True)
@@ -22,33 +23,28 @@ class Report:
     exit_code: int = 0
 
 
-def emit(command: str, report: Report, *, as_json: bool) -> None:
+def print_report(command: str, report: Report, *, as_json: bool) -> None:
     if as_json:
-        _envelope(command, report.exit_code, report.result, None)
+        _print_envelope(command, report.exit_code, report.result, None)
     else:
         print("\n".join(report.lines))
 
 
-def emit_error(command: str, error: ToolError, *, as_json: bool) -> None:
+def print_error(command: str, error: ToolError, *, as_json: bool) -> None:
     if as_json:
-        _envelope(command, error.exit_code, None, error.as_dict())
+        _print_envelope(command, error.exit_code, None, error.as_dict())
     print(f"error: {error}", file=sys.stderr)
 
 
-def note(text: str) -> None:
-    """A word about what is going on; never part of the result."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Left-aligned columns, the first row being the heading."""
+def format_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Left-aligned columns; the first row is the heading."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
 
 
-def _envelope(
+def _print_envelope(
     command: str, code: int, result: Mapping[str, Any] | None, error: Mapping[str, Any] | None
 ) -> None:
     body = {

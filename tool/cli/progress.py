@@ -1,23 +1,32 @@
-"""A progress bar on stderr, for people only: silent when quiet or when nobody is looking."""
+"""Progress on stderr: sentences, and bars where a person is looking."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-Step = Callable[[int, int], None]
-"""``step(done, total)``."""
+from tool.project import Step
 
 
-@contextlib.contextmanager
-def bar(title: str, *, quiet: bool) -> Iterator[Step]:
-    if quiet or not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
+class Terminal:
+    """The progress of one command; silent when ``quiet``."""
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def bar(self, title: str) -> Iterator[Step]:
+        if self.quiet or not sys.stderr.isatty():
+            yield lambda done, total: None
+            return
+        from rich.console import Console  # slow to import, and few commands draw a bar
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(title)
+            yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from tool.doctor.environment import PROBE, Environment, Gpu, SelfTest
-from tool.wheel import version as stamp
+from tool.wheel import is_fork, public_release
 
 GATED: Final = (80, 86, 89, 90, 120)
 """Capabilities that the kernels are compiled and checked for (``ada_dsa.arch``)."""
@@ -93,11 +93,11 @@ class Diagnosis:
     findings: tuple[Finding, ...]
 
 
-def diagnose(facts: Environment, tested: SelfTest) -> Diagnosis:
+def diagnose_environment(facts: Environment, tested: SelfTest) -> Diagnosis:
     """All of it."""
     version = version_of(facts)
-    fork = version is not None and (stamp.is_fork(version) or has_kernels(facts))
-    release = stamp.public_release(version) if version else None
+    fork = version is not None and (is_fork(version) or has_kernels(facts))
+    release = public_release(version) if version else None
     override = bool(facts.variables.get(OVERRIDE))
     sms = sorted({gpu.sm for gpu in facts.driver.gpus})
     routes = tuple(route(sm, release, fork=fork, override=override) for sm in sms)
@@ -316,7 +316,7 @@ def _torch(facts: Environment, wanted: str) -> Iterator[Finding]:
     elif driver.cuda is not None and driver.cuda // 1000 < int(torch.cuda.split(".")[0]):
         yield Finding(
             f"the driver ({driver.release or 'release unknown'}) is too old for torch {torch.version}",
-            f"it serves CUDA {cuda(driver.cuda)}, torch was built for CUDA {torch.cuda}",
+            f"it serves CUDA {format_cuda(driver.cuda)}, torch was built for CUDA {torch.cuda}",
             f"update the driver, or install a build of {package} for CUDA {driver.cuda // 1000}",
         )
     elif driver.gpus and torch.error:
@@ -378,12 +378,12 @@ def _kib(size: int) -> str:
     return f"{size / 1024:.0f} KiB"
 
 
-def cuda(version: int) -> str:
+def format_cuda(version: int) -> str:
     """13010 → ``13.1``."""
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
-def describe(gpu: Gpu) -> str:
+def describe_gpu(gpu: Gpu) -> str:
     """``NVIDIA GeForce RTX 4090, sm_89, 23.5 GiB, 99 KiB shared memory a block``."""
     memory = f"{gpu.memory / 2**30:.1f} GiB"
     return f"{gpu.name}, sm_{gpu.sm}, {memory}, {_kib(gpu.shared)} shared memory a block"

@@ -131,7 +131,7 @@ def parse(document: Mapping[str, Any]) -> Environment:
     )
 
 
-def examine(python: Path, seconds: float = PROBE_SECONDS) -> Environment:
+def probe_environment(python: Path, seconds: float = PROBE_SECONDS) -> Environment:
     """Ask ``python`` for the facts.
 
     Raises:
@@ -171,7 +171,7 @@ def examine(python: Path, seconds: float = PROBE_SECONDS) -> Environment:
         ) from err
 
 
-def selftest(python: Path, kernels: Path, seconds: float = SELFTEST_SECONDS) -> SelfTest:
+def run_selftest(python: Path, kernels: Path, seconds: float = SELFTEST_SECONDS) -> SelfTest:
     """Run the self-test of the kernels in the folder ``kernels``."""
     ended = _run([str(python), str(PROBE), "selftest", str(kernels)], seconds)
     records = list(_records(ended.output))

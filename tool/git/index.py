@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from tool.git import tempdir as scratch
 from tool.git.objects import NULL_OID
 from tool.git.repository import Git
+from tool.git.tempdir import make_tempdir
 
 IDENTITY: Final = "ada-dsa series <series@ada-dsa.invalid>"
 
@@ -35,7 +35,7 @@ COMMIT_ENV: Final = {
 @contextlib.contextmanager
 def private_index(git: Git, tree: str) -> Iterator[Git]:
     """``git`` with an index of its own that holds ``tree``; commits made with it have the fixed identity."""
-    with scratch.make_tempdir(git) as folder:
+    with make_tempdir(git) as folder:
         place = Path(folder)
         # A folder of its own to run in: what git may check out there is thrown away with it.
         (place / "cwd").mkdir()

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 from tool.errors import UsageError
-from tool.git import tempdir as scratch
 from tool.git.repository import Git
+from tool.git.tempdir import make_tempdir
 
 
 def list_worktrees(git: Git) -> dict[str, Path]:
@@ -67,7 +67,7 @@ def read_text(path: Path) -> str:
 
 def write_worktree(admin: Path, folder: Path) -> str:
     """The tree of everything in a worktree, committed or not; its index stays as it is."""
-    with scratch.make_tempdir(Git(admin)) as temp:
+    with make_tempdir(Git(admin)) as temp:
         index = Path(temp) / "index"
         # A copy of the worktree's own index: it knows which files are as they were. Its time goes
         # along: git reads a file again that is as young as the index (Documentation/technical/

@@ -24,8 +24,16 @@ from typing import Final
 
 from tool import atomic
 from tool.errors import EnvironmentFault, UsageError
-from tool.git.repository import TIMEOUT, Git, failure
-from tool.git.worktree import find_admin, list_changes, list_worktrees, read_head, read_text
+from tool.git import (
+    TIMEOUT,
+    Git,
+    failure,
+    find_admin,
+    list_changes,
+    list_worktrees,
+    read_head,
+    read_text,
+)
 from tool.project.workspace import Workspace
 
 STAGING: Final = ".tool-staging"

@@ -57,7 +57,7 @@ def complete(home: Workspace) -> str | None:
     return _settle(home, back=False)
 
 
-def take_back(home: Workspace) -> str | None:
+def roll_back(home: Workspace) -> str | None:
     """Undo a transaction that was begun; as ``complete``."""
     return _settle(home, back=True)
 

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from tool.errors import EnvironmentFault
-from tool.git import tempdir as scratch
-from tool.git.repository import Git, require_version
+from tool.git import Git, require_version, sweep_tempdirs
 
 APP: Final = "ada-dsa"
 PATIENCE: Final = 2.0
@@ -55,7 +54,7 @@ class Workspace:
                     where=str(path),
                     next_step="wait for it to end, then run the same command again",
                 )
-            scratch.sweep_tempdirs(self.repository)
+            sweep_tempdirs(self.repository)
             yield
 
     def open_repository(self) -> Git:

@@ -3,7 +3,7 @@
 The worktree is the release with the patches before it. Files that merge hold the merge, files that
 do not hold markers, zdiff3 where git knows it (2.35), and the index has the three sides, so that
 ``git status``, ``git diff`` and a merge tool work. A file that upstream moved is merged into its
-successor.
+renamed_to.
 """
 
 from __future__ import annotations
@@ -17,20 +17,23 @@ from pathlib import Path
 from typing import Final
 
 from tool import atomic
-from tool.analysis import outline as pycheck
-from tool.analysis.outline import Outline
-from tool.apply.checks import compute_intended
-from tool.classify.outcome import ConflictHunk
-from tool.classify.replay import Step
+from tool.analysis import Outline, find_new_duplicates, parse_outline
+from tool.apply import compute_intended
+from tool.classify import ConflictHunk, ReplayStep
 from tool.errors import ConflictError, UsageError
-from tool.git import tempdir as scratch
-from tool.git.diff import changed_files
-from tool.git.index import find_blobs
-from tool.git.objects import NULL_OID, blob_id
-from tool.git.repository import Git, GitFailed, require_version
-from tool.git.worktree import read_head, write_worktree
-from tool.series import patchfile
-from tool.series.patchfile import ROOT
+from tool.git import (
+    NULL_OID,
+    Git,
+    GitFailed,
+    blob_id,
+    changed_files,
+    find_blobs,
+    make_tempdir,
+    read_head,
+    require_version,
+    write_worktree,
+)
+from tool.series import ROOT, patchfile
 
 TOKEN: Final = "ada-rebase"
 _ZDIFF3: Final = (2, 35)
@@ -40,7 +43,7 @@ _MARKER: Final = re.compile(rb"^(<{7}|\|{7}|>{7})( |$)", re.MULTILINE)
 
 @dataclass(frozen=True)
 class MergedFile:
-    """A file of the patch as the worktree holds it; ``path`` is its successor's where it moved."""
+    """A file of the patch as the worktree holds it; ``path`` is its renamed_to's where it moved."""
 
     path: str
     content: bytes | None
@@ -56,24 +59,24 @@ class MergedFile:
         found = _BEGIN.finditer(content) if content else ()
         return [(content or b"").count(b"\n", 0, match.start()) + 1 for match in found]
 
-    def lines_beside(self, troubles: Sequence[ConflictHunk]) -> list[int]:
+    def lines_beside(self, conflicts: Sequence[ConflictHunk]) -> list[int]:
         """1-based lines of a merged file where upstream changed the same lines as the patch, or those
         next to them: the merge is one that nobody has looked at."""
         if self.conflicts or self.content is None:
             return []
         lines = self.content.split(b"\n")
         found = set()
-        for trouble in troubles:
-            if trouble.path == self.path and trouble.theirs:
-                near, size = trouble.theirs[0].new_line, len(trouble.ours.added)
-                wanted = list(trouble.ours.added)
+        for hunk in conflicts:
+            if hunk.path == self.path and hunk.theirs:
+                near, size = hunk.theirs[0].new_line, len(hunk.ours.added)
+                wanted = list(hunk.ours.added)
                 places = [n + 1 for n in range(len(lines)) if lines[n : n + size] == wanted]
                 found.add(min(places, key=lambda n: abs(n - near)) if size and places else near)
         return sorted(max(1, line) for line in found)
 
 
 def open_worktree(
-    git: Git, folder: Path, step: Step, *, token: str, label: str
+    git: Git, folder: Path, step: ReplayStep, *, token: str, label: str
 ) -> list[MergedFile]:
     """Make ``folder``, which must not exist; the token, written last, says it is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +112,7 @@ def read_from_disk(folder: Path, file: MergedFile) -> MergedFile:
     return replace(file, content=content, conflicts=len(_BEGIN.findall(content)))
 
 
-def is_as_merged(git: Git, step: Step, tree: str, label: str) -> bool:
+def is_as_merged(git: Git, step: ReplayStep, tree: str, label: str) -> bool:
     """Is ``tree`` what ``open_worktree`` made, without a conflict and without an edit?"""
     merged = merge_files(git, step, label)
     made = {m.path: NULL_OID if m.content is None else blob_id(m.content) for m in merged}
@@ -136,10 +139,10 @@ def close_worktree(git: Git, folder: Path) -> None:
             shutil.rmtree(entry)
 
 
-def merge_files(git: Git, step: Step, label: str) -> list[MergedFile]:
+def merge_files(git: Git, step: ReplayStep, label: str) -> list[MergedFile]:
     """Every file of the patch, merged with what the release has there."""
     parsed = patchfile.parse(step.patch.name, step.patch.content)
-    moved = {t.path: t.successor for t in step.verdict.troubles if t.successor}
+    moved = {t.path: t.renamed_to for t in step.outcome.conflicts if t.renamed_to}
     paths = [moved.get(f.path) or f.path for f in parsed.files]
     now = find_blobs(git, step.parent_tree, paths)
     theirs = compute_intended(git, parsed)
@@ -150,7 +153,7 @@ def merge_files(git: Git, step: Step, label: str) -> list[MergedFile]:
 
 
 def _merge(
-    git: Git, path: str, base: str, ours: str, theirs: str, label: str, step: Step
+    git: Git, path: str, base: str, ours: str, theirs: str, label: str, step: ReplayStep
 ) -> MergedFile:
     if NULL_OID in (ours, theirs):
         # Nothing to merge with: the file as the patch makes it, or as the release has it.
@@ -163,7 +166,7 @@ def _merge(
     found = git.blobs(sides) | {NULL_OID: b""}
     style = "--zdiff3" if require_version() >= _ZDIFF3 else "--diff3"
     names = (label, "the release it was written for", step.patch.name)
-    with scratch.make_tempdir(git) as temp:
+    with make_tempdir(git) as temp:
         files = [Path(temp) / name for name in ("ours", "base", "theirs")]
         for file, oid in zip(files, (ours, base, theirs), strict=True):
             file.write_bytes(found[oid])
@@ -195,7 +198,7 @@ def _write(tree: Git, folder: Path, file: MergedFile) -> None:
     tree.run("update-index", "--index-info", stdin=(clear + rows).encode())
 
 
-def read_resolution(git: Git, folder: Path, step: Step) -> str:
+def read_resolution(git: Git, folder: Path, step: ReplayStep) -> str:
     """The tree a person left in ``folder``, committed or not.
 
     Raises:
@@ -238,7 +241,7 @@ def _inspect(git: Git, folder: Path, path: str, before: str, blob: str) -> None:
         )
     if path.endswith(".py"):
         try:
-            outline = pycheck.parse_outline(content)
+            outline = parse_outline(content)
         except SyntaxError as error:
             raise ConflictError(
                 f"does not parse: {error.msg}",
@@ -251,10 +254,10 @@ def _inspect(git: Git, folder: Path, path: str, before: str, blob: str) -> None:
 def _refuse_twice(where: str, outline: Outline, before: bytes | None) -> None:
     """Raises ConflictError at a definition that the release has once and the worktree twice."""
     try:
-        old = pycheck.parse_outline(before) if before is not None else None
+        old = parse_outline(before) if before is not None else None
     except SyntaxError:
         old = None
-    for name in pycheck.find_new_duplicates(old, outline):
+    for name in find_new_duplicates(old, outline):
         first, *others = [span.first for span in outline.spans if span.name == name]
         raise ConflictError(
             f"{name} is defined twice, at line {first} and here",

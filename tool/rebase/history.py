@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from packaging.version import Version
 
-from tool.classify.outcome import OutcomeKind
+from tool.classify import OutcomeKind
 from tool.errors import IntegrityError
-from tool.series.model import Series
+from tool.series import Series
 
 HISTORY_FILE: Final = "rebase-history.json"
 
@@ -22,11 +22,11 @@ class HistoryRow:
     """What became of one patch: ``file`` is what stands for it on the new release, if anything."""
 
     patch: str
-    verdict: OutcomeKind
-    evidence: tuple[str, ...]
+    outcome: OutcomeKind
+    reasons: tuple[str, ...]
     decided: str
     file: str | None
-    outcome: str
+    became: str
 
 
 def load_history(series: Series) -> list[dict[str, Any]]:
@@ -57,11 +57,11 @@ def add_entry(series: Series, source: Version, onto: Version, rows: Sequence[His
         "patches": [
             {
                 "patch": row.patch,
-                "verdict": row.verdict.value,
-                "evidence": list(row.evidence),
+                "outcome": row.outcome.value,
+                "reasons": list(row.reasons),
                 "decided": row.decided,
                 "file": row.file,
-                "outcome": row.outcome,
+                "became": row.became,
             }
             for row in rows
         ],
@@ -83,19 +83,19 @@ def render_markdown(found: Sequence[dict[str, Any]]) -> list[str]:
         cells = [str(counts[kind]) if counts[kind] else "" for kind in kinds]
         lines.append(_row([_step(entry), str(len(entry["patches"])), *cells]))
     for entry in found:
-        lines += ["", f"### {_step(entry)}", "", _row(["patch", "verdict", "outcome", "evidence"])]
+        lines += ["", f"### {_step(entry)}", "", _row(["patch", "outcome", "became", "reasons"])]
         lines.append(_row(["---"] * 4))
         for patch in entry["patches"]:
-            outcome = patch["outcome"]
+            became = patch["became"]
             if patch["decided"]:
-                outcome += f" ({patch['decided']})"
-            evidence = "<br>".join(patch["evidence"])
-            lines.append(_row([patch["patch"], patch["verdict"], outcome, evidence]))
+                became += f" ({patch['decided']})"
+            reasons = "<br>".join(patch["reasons"])
+            lines.append(_row([patch["patch"], patch["outcome"], became, reasons]))
     return lines
 
 
 def _counts(entry: dict[str, Any]) -> Counter[str]:
-    return Counter(patch["verdict"] for patch in entry["patches"])
+    return Counter(patch["outcome"] for patch in entry["patches"])
 
 
 def _step(entry: dict[str, Any]) -> str:

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from packaging.version import InvalidVersion, Version
 
-from tool.apply import compose, engine, preimages
-from tool.classify import replay
-from tool.classify.outcome import OutcomeKind
-from tool.classify.replay import Step
+from tool.apply import (
+    check_patch_files,
+    compose_release,
+    find_missing_preimages,
+    prepare_base,
+    select_patches,
+)
+from tool.classify import OutcomeKind, ReplayStep, replay_series
 from tool.errors import ToolError
-from tool.git.repository import Git
-from tool.project import checkout as landing
-from tool.project.workspace import Workspace
-from tool.series import lockfile as locks
-from tool.series.lockfile import Lock
-from tool.series.model import Patch, Series
-from tool.upstream import download as fetch
-from tool.upstream import resolve as upstream
-from tool.upstream import wheel_import as wheelimport
-from tool.upstream.resolve import Base, Request, previous_release, resolve_release
+from tool.git import Git
+from tool.project import Session
+from tool.upstream import (
+    PYPI,
+    Base,
+    Request,
+    find_release,
+    list_available,
+    previous_release,
+    release_ref,
+    resolve_release,
+)
 
 
 @dataclass(frozen=True)
@@ -31,12 +37,12 @@ class Preview:
 
     source: Version
     base: Base
-    steps: tuple[Step, ...]
+    steps: tuple[ReplayStep, ...]
     broken_since: dict[str, Version]
     same_as_lock: bool | None
 
     @property
-    def failing(self) -> tuple[Step, ...]:
+    def failing(self) -> tuple[ReplayStep, ...]:
         return tuple(s for s in self.steps if s.stops)
 
     @property
@@ -45,80 +51,63 @@ class Preview:
         return trees[-1] if trees else self.base.tree
 
 
-def preview(
-    series: Series, home: Workspace, request: Request, *, source: Version | None
-) -> Preview:
-    """Judge every patch of release ``source`` (default: the newest one below) on ``request``.
+def preview_rebase(session: Session, request: Request, *, source: Version | None = None) -> Preview:
+    """Classify every patch of release ``source`` (default: the newest one below) on ``request``.
 
     Raises:
-        ToolError: a base cannot be had, or a patch file is not the proven one.
+        ToolError: a base cannot be had, or a patch file is not the locked one.
     """
-    with home.exclusive():
-        git = home.open_repository()
-        landing.recover_checkout(git, home)
-        return _preview(git, home, series, request, source)
+    with session.exclusive():
+        git, series, lock = session.git, session.series, session.lock
+        release = find_release(series, request)
+        start = previous_release(lock, release, source)
+        patches = select_patches(series, start)
+        base = resolve_release(session, request, whole=False).base
+        old = prepare_source(session, start)
+
+        def classify(on: Base) -> tuple[ReplayStep, ...]:
+            return tuple(replay_series(git, series, on, patches, old_tree=old))
+
+        steps = classify(base)
+        failing = {s.patch.name for s in steps if s.stops}
+        broken = dict.fromkeys(failing, release)
+        if failing:
+            broken |= _first_breaks(_between(git, start, release), classify, failing)
+        entry = lock.releases.get(release)
+        done = Preview(start, base, steps, broken, None)
+        if entry is None or not entry.patches or base.source != PYPI or failing:
+            return done
+        return replace(done, same_as_lock=entry.final_tree == done.tree)
 
 
-def _preview(
-    git: Git, home: Workspace, series: Series, request: Request, source: Version | None
-) -> Preview:
-    lock = locks.load(series.lock_path)
-    release = upstream.find_release(series, request)
-    start = previous_release(lock, release, source)
-    patches = compose.select_patches(series, start)
-    compose.check_patch_files(patches, lock.get(start))
-    base = resolve_release(git, home, series, lock, request, whole=False).base
-    old = prepare_source(git, home, series, lock, start, patches, request)
-
-    def judged(on: Base) -> tuple[Step, ...]:
-        return tuple(replay.replay(git, series, on, patches, old_tree=old))
-
-    steps = judged(base)
-    failing = {s.patch.name for s in steps if s.stops}
-    broken = dict.fromkeys(failing, release)
-    if failing:
-        broken |= _first_breaks(_between(git, start, release), judged, failing)
-    entry = lock.releases.get(release)
-    done = Preview(start, base, steps, broken, None)
-    if entry is None or not entry.patches or base.source != upstream.PYPI or failing:
-        return done
-    return Preview(start, base, steps, broken, entry.final_tree == done.tree)
-
-
-def find_newer(series: Series) -> Version | None:
+def find_newer(session: Session) -> Version | None:
     """The newest release on the index, if it is newer than every carried one.
 
     Raises:
         EnvironmentFault: the index cannot be asked.
     """
-    lock = locks.load(series.lock_path)
-    carried = [v for v, entry in lock.releases.items() if entry.patches]
-    offered = fetch.list_available()
+    carried = [v for v, entry in session.lock.releases.items() if entry.patches]
+    offered = list_available()
     return offered[-1] if offered and (not carried or offered[-1] > max(carried)) else None
 
 
-def prepare_source(
-    git: Git,
-    home: Workspace,
-    series: Series,
-    lock: Lock,
-    start: Version,
-    patches: Sequence[Patch],
-    request: Request,
-) -> str:
-    """Bring in the release carried from, and its patches' pre-images; returns its base tree."""
-    # A release's base is looked up even where no blob is missing: its tree tells what upstream renamed.
-    source = Request(f"v{start}", offline=request.offline, quiet=request.quiet)
-    preimages.ensure_preimages(git, home, series, lock, patches, source, release=start)
-    base = upstream.resolve_base(git, home, series, lock, source)
-    if preimages.find_missing_preimages(git, patches):
-        applied = engine.apply_series(git, base, patches)
-        compose.check_results(applied, lock.get(start), base)
+def prepare_source(session: Session, release: Version) -> str:
+    """Bring in the release carried from, and its patches' pre-images; returns its base tree.
+
+    Raises:
+        IntegrityError: a patch file is not the locked one.
+    """
+    patches = select_patches(session.series, release)
+    check_patch_files(patches, session.lock.get(release))
+    # The base is needed even where no blob is missing: its tree tells what upstream renamed.
+    base = prepare_base(session, Request(f"v{release}"))
+    if find_missing_preimages(session.git, patches):
+        compose_release(session, release)
     return base.tree
 
 
 def _first_breaks(
-    bases: Iterator[Base], judged: Callable[[Base], tuple[Step, ...]], failing: set[str]
+    bases: Iterator[Base], classify: Callable[[Base], tuple[ReplayStep, ...]], failing: set[str]
 ) -> dict[str, Version]:
     """The first of ``bases`` that breaks each patch of ``failing``, for those that one breaks."""
     found: dict[str, Version] = {}
@@ -126,7 +115,7 @@ def _first_breaks(
         if failing == set(found):
             break
         try:
-            steps = judged(base)
+            steps = classify(base)
         except ToolError:
             continue  # a pre-image that is not here: this release can say nothing
         for step in steps:
@@ -137,7 +126,7 @@ def _first_breaks(
 
 def _between(git: Git, start: Version, end: Version) -> Iterator[Base]:
     """The releases in between that the repository holds, oldest first."""
-    prefix = wheelimport.release_ref(Version("0"))[: -len("0")]
+    prefix = release_ref(Version("0"))[: -len("0")]
     known: list[Version] = []
     for ref in git.out("for-each-ref", "--format=%(refname)", "refs/ada/base").split():
         try:
@@ -146,12 +135,12 @@ def _between(git: Git, start: Version, end: Version) -> Iterator[Base]:
             continue
     for version in sorted(known):
         if start < version < end:
-            commit = git.resolve(wheelimport.release_ref(version))
+            commit = git.resolve(release_ref(version))
             assert commit is not None
-            yield Base(version, commit, git.tree_of(commit), upstream.PYPI, f"v{version}")
+            yield Base(version, commit, git.tree_of(commit), PYPI, f"v{version}")
 
 
-def count_outcomes(steps: Sequence[Step]) -> dict[str, int]:
-    """How many patches met each verdict; verdicts nobody met are left out."""
-    counts = {kind.value: sum(s.verdict.kind is kind for s in steps) for kind in OutcomeKind}
+def count_outcomes(steps: Sequence[ReplayStep]) -> dict[str, int]:
+    """How many patches had each outcome; outcomes that no patch had are left out."""
+    counts = {kind.value: sum(s.outcome.kind is kind for s in steps) for kind in OutcomeKind}
     return {kind: count for kind, count in counts.items() if count}

@@ -14,20 +14,16 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Final
 
 from packaging.version import Version
 
-from tool.classify.replay import Step, replay
+from tool.classify import ReplayStep, replay_series
 from tool.errors import ToolError
-from tool.git.index import find_blobs
-from tool.git.repository import Git
-from tool.project.workspace import Workspace
-from tool.series import patchfile
-from tool.series.model import Patch, Series
-from tool.series.patchfile import PatchFile
-from tool.upstream.resolve import Base
+from tool.git import Git, find_blobs
+from tool.project import Session, Workspace
+from tool.series import Patch, PatchFile, patchfile
+from tool.upstream import Base
 
 _FOLDER: Final = "resolutions"
 
@@ -66,33 +62,35 @@ def record_resolution(
 
 
 def recall_resolution(
-    home: Workspace, git: Git, series: Series, base: Base, step: Step
+    session: Session, base: Base, step: ReplayStep
 ) -> tuple[bytes, Resolution] | None:
-    """New content for ``step``'s patch that a remembered resolution proves to give, if there is one."""
+    """New content for ``step``'s patch from a remembered resolution that carries over, if there is one."""
+    git, series = session.git, session.series
     parsed = patchfile.parse(step.patch.name, step.patch.content)
     here = replace(base, commit=step.parent, tree=step.parent_tree)
-    for found in sorted(_known(home, parsed), key=lambda r: _distance(git, step, r)):
+    known = _list_resolutions(session.workspace, parsed)
+    for found in sorted(known, key=lambda r: _distance(git, step, r)):
         diff = base64.b64decode(found.diff)
         content = patchfile.render(parsed.header, diff)
         candidate = replace(step.patch, given=content)
         try:
-            (tried,) = replay(git, series, here, [candidate], old_tree=None)
+            (tried,) = replay_series(git, series, here, [candidate], old_tree=None)
         except ToolError:
             continue  # the blobs it was made on are gone
-        if tried.verdict.carries:
+        if tried.outcome.carries:
             return content, found
     return None
 
 
-def _known(home: Workspace, parsed: PatchFile) -> Iterator[Resolution]:
-    for path in sorted(_folder(home).glob(f"{_key(parsed)}-*.json")):
+def _list_resolutions(workspace: Workspace, parsed: PatchFile) -> Iterator[Resolution]:
+    for path in sorted((workspace.data / _FOLDER).glob(f"{_key(parsed)}-*.json")):
         try:
             yield Resolution(**json.loads(path.read_bytes()))
         except (ValueError, TypeError):
             continue  # not written by this version; a resolution is a help, never a duty
 
 
-def _distance(git: Git, step: Step, found: Resolution) -> int:
+def _distance(git: Git, step: ReplayStep, found: Resolution) -> int:
     """How many of the files are others than those it was made on."""
     now = find_blobs(git, step.parent_tree, list(found.upstream))
     return sum(now[path] != blob for path, blob in found.upstream.items())
@@ -100,7 +98,3 @@ def _distance(git: Git, step: Step, found: Resolution) -> int:
 
 def _key(parsed: PatchFile) -> str:
     return hashlib.sha256(parsed.diff).hexdigest()[:32]  # holds the ids of the blobs it starts from
-
-
-def _folder(home: Workspace) -> Path:
-    return home.data / _FOLDER

@@ -8,38 +8,53 @@ at exactly that patch.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from packaging.version import Version
 
-from tool.apply import compose
-from tool.classify import replay as replays
-from tool.classify.outcome import CARRIES, OutcomeKind
-from tool.classify.replay import Decision, Step
+from tool.apply import check_patch_files, select_patches
+from tool.classify import CARRIES, Decision, OutcomeKind, ReplayStep, replay_series
 from tool.errors import UsageError
-from tool.git.diff import canonical_diff
-from tool.git.repository import Git
-from tool.project import checkout as landing
-from tool.project import transaction
-from tool.project.workspace import Workspace
-from tool.rebase import conflict
-from tool.rebase import preview as drift
-from tool.rebase import rerere as resolutions
-from tool.rebase import state as rebase_state
-from tool.rebase.conflict import MergedFile
-from tool.rebase.state import State, Stop
+from tool.git import canonical_diff
+from tool.project import Session, transaction
+from tool.rebase.conflict import (
+    MergedFile,
+    close_worktree,
+    is_as_merged,
+    is_whole,
+    merge_files,
+    open_worktree,
+    read_from_disk,
+    read_resolution,
+)
+from tool.rebase.preview import prepare_source
+from tool.rebase.rerere import recall_resolution, record_resolution
+from tool.rebase.state import (
+    STATE_FILE,
+    State,
+    Stop,
+    check_snapshot,
+    load_state,
+    remove_state,
+    require_state,
+    save_state,
+    snapshot_project,
+)
 from tool.rebase.write import SeriesUpdate, SeriesWriter
-from tool.series import lockfile as locks
-from tool.series import patchfile
-from tool.series.model import Patch, Series
-from tool.series.model import load_series as load_series
-from tool.upstream import resolve as upstream
-from tool.upstream.resolve import Base, Request, previous_release, resolve_release
+from tool.series import Patch, Series, patchfile
+from tool.upstream import (
+    PYPI,
+    Base,
+    Request,
+    find_release,
+    names_release,
+    previous_release,
+    resolve_release,
+)
 
-Note = Callable[[str], None]
 BY_HAND: Final = "by hand"
 AS_MERGED: Final = "as merged"
 """Nothing was changed in the worktree: a person looked at what was there, and went on."""
@@ -52,7 +67,7 @@ class Stopped:
     ``asked``: the patch carries over, and the rebase was told to stop at it.
     """
 
-    step: Step
+    step: ReplayStep
     folder: Path
     merged: tuple[MergedFile, ...]
 
@@ -63,64 +78,56 @@ class Stopped:
 
 @dataclass(frozen=True)
 class RebaseResult:
-    """``stopped``, or landed. ``carried`` and ``steps`` are missing where an earlier command, killed
+    """``stopped``, or landed. ``update`` and ``steps`` are missing where an earlier command, killed
     while it wrote, had decided everything. ``remembered`` names resolutions used."""
 
     source: Version
     onto: Version
-    steps: tuple[Step, ...]
-    carried: SeriesUpdate | None
+    steps: tuple[ReplayStep, ...]
+    update: SeriesUpdate | None
     stopped: Stopped | None
     remembered: tuple[str, ...]
 
 
-def start(
-    series: Series,
-    home: Workspace,
+def start_rebase(
+    session: Session,
     request: Request,
     *,
-    source: Version | None,
-    into: Path | None,
+    source: Version | None = None,
+    into: Path | None = None,
     edits: Sequence[str] = (),
-    note: Note,
 ) -> RebaseResult:
     """Begin carrying the series to ``request``'s release, stopping at the patches ``edits`` in any case.
 
     Raises:
         UsageError: a rebase is under way, the release is carried already, or it is not a release; or
             one of ``edits`` is not carried to it.
-        ToolError: a base cannot be had, or the series is not the proven one.
+        ToolError: a base cannot be had, or the series is not the locked one.
     """
-    with home.exclusive():
-        git = home.open_repository()
-        _recover(git, home, note)
-        series = load_series(series.root)
-        if running := rebase_state.load_state(home):
+    with session.exclusive():
+        if running := load_state(session.workspace):
             raise UsageError(
                 f"a rebase onto v{running.onto} is under way",
                 where=running.root,
                 next_step="go on with it: tool rebase --continue, or give it up: tool rebase --abort",
             )
-        state = _begin(git, home, series, request, source, into, edits)
-        return _run(git, home, series, state)
+        return _run(session, _begin(session, request, source, into, edits))
 
 
 def _begin(
-    git: Git,
-    home: Workspace,
-    series: Series,
+    session: Session,
     request: Request,
     source: Version | None,
     into: Path | None,
     edits: Sequence[str],
 ) -> State:
-    if request.source not in (None, upstream.PYPI) or not upstream.names_release(request.ref):
+    if request.source not in (None, PYPI) or not names_release(request.ref):
         raise UsageError(
             f"{request.ref!r} is not a release, and series.lock rests on released wheels",
             next_step=f"see what would happen there: tool drift --onto {request.ref}",
         )
-    lock = locks.load(series.lock_path)
-    onto = upstream.find_release(series, request)
+    series, lock = session.series, session.lock
+    onto = find_release(series, request)
     entry = lock.releases.get(onto)
     if entry is not None and entry.patches:
         raise UsageError(
@@ -129,8 +136,8 @@ def _begin(
             next_step=f"check it: tool check --refs v{onto}; or name a release it does not carry",
         )
     begin = previous_release(lock, onto, source)
-    patches = compose.select_patches(series, begin)
-    compose.check_patch_files(patches, lock.get(begin))
+    patches = select_patches(series, begin)
+    check_patch_files(patches, lock.get(begin))
     wanted = _edits(series, patches, begin, onto, edits)
     folder = (into or Path.cwd() / f"sglang-v{onto}-rebase").absolute()
     if folder.exists():
@@ -139,8 +146,8 @@ def _begin(
             where=str(folder),
             next_step="move it away, or name another folder with --into",
         )
-    found = resolve_release(git, home, series, lock, request, whole=True)
-    drift.prepare_source(git, home, series, lock, begin, patches, request)
+    found = resolve_release(session, request, whole=True)
+    prepare_source(session, begin)
     return State(
         root=str(series.root),
         onto=onto,
@@ -149,7 +156,7 @@ def _begin(
         base_tree=found.base.tree,
         wheels=found.wheels,
         folder=str(folder),
-        snapshot=rebase_state.snapshot_project(series),
+        snapshot=snapshot_project(series),
         edits=wanted,
     )
 
@@ -173,69 +180,60 @@ def _edits(
     return wanted
 
 
-def show(series: Series, home: Workspace) -> RebaseResult | None:
+def show_rebase(session: Session) -> RebaseResult | None:
     """The stop of the rebase under way as it is now; None when a kill left it between two stops.
 
     Raises:
         UsageError: no rebase is under way.
         IntegrityError: the project was edited since it began.
     """
-    with home.exclusive():
-        git = home.open_repository()
-        landing.recover_checkout(git, home)
-        state = rebase_state.require_state(home, series)
-        rebase_state.check_snapshot(state, series)
+    with session.exclusive(settle=False):
+        state = _require_state(session)
         folder, stop = Path(state.folder), state.stop
-        if stop is None or not conflict.is_whole(folder, stop.token):
+        if stop is None or not is_whole(folder, stop.token):
             return None
-        steps = _replay(git, home, series, state)
-        merged = conflict.merge_files(git, steps[-1], _label(state))
-        now = tuple(conflict.read_from_disk(folder, file) for file in merged)
+        steps = _replay(session, state)
+        merged = merge_files(session.git, steps[-1], _label(state))
+        now = tuple(read_from_disk(folder, file) for file in merged)
         return RebaseResult(
             state.source, state.onto, steps, None, Stopped(steps[-1], folder, now), ()
         )
 
 
-def continue_(series: Series, home: Workspace, note: Note) -> RebaseResult:
+def continue_rebase(session: Session) -> RebaseResult:
     """Take what the worktree holds as the patch, and go on; or resume what a kill interrupted.
 
     Raises:
         ConflictError: the worktree is not resolved.
         IntegrityError: the project was edited since the rebase began.
     """
-    with home.exclusive():
-        git = home.open_repository()
-        running = rebase_state.load_state(home)
-        if (
-            _recover(git, home, note)
-            and running is not None
-            and rebase_state.load_state(home) is None
-        ):
+    with session.exclusive(settle=False):
+        git, workspace = session.git, session.workspace
+        running = load_state(workspace)
+        if session.settle() and running is not None and load_state(workspace) is None:
             # The kill came after the last decision: the files were all that was left to write.
             return RebaseResult(running.source, running.onto, (), None, None, ())
-        state = rebase_state.require_state(home, series)
-        rebase_state.check_snapshot(state, series)
+        state = _require_state(session)
         stop = state.stop
-        if stop is None or not conflict.is_whole(Path(state.folder), stop.token):
+        if stop is None or not is_whole(Path(state.folder), stop.token):
             # Killed before the worktree was whole: nobody has worked in it yet.
-            return _run(git, home, series, replace(state, stop=None))
-        steps = _replay(git, home, series, state)
-        step = steps[-1]
-        tree = conflict.read_resolution(git, Path(state.folder), step)
+            return _run(session, replace(state, stop=None))
+        step = _replay(session, state)[-1]
+        tree = read_resolution(git, Path(state.folder), step)
         content = patchfile.render(
             patchfile.parse(step.patch.name, step.patch.content).header,
             canonical_diff(git, step.parent_tree, tree),
         )
-        how = AS_MERGED if conflict.is_as_merged(git, step, tree, _label(state)) else BY_HAND
-        decision = Decision(stop.kind, stop.evidence, content, how=how)
+        how = AS_MERGED if is_as_merged(git, step, tree, _label(state)) else BY_HAND
+        decision = Decision(stop.kind, stop.reasons, content, how=how)
         decided = replace(state, decisions={**state.decisions, stop.patch: decision})
-        _replay(git, home, series, decided, until=stop.patch)  # proves it before it is written down
+        _replay(session, decided, until=stop.patch)  # checks it before it is written down
         state = replace(decided, stop=None)
-        rebase_state.save_state(home, state)
-        return _run(git, home, series, state)
+        save_state(workspace, state)
+        return _run(session, state)
 
 
-def skip(series: Series, home: Workspace, why: str, note: Note) -> RebaseResult:
+def skip_patch(session: Session, why: str) -> RebaseResult:
     """Leave out the patch the rebase stopped at; ``why`` goes into its header.
 
     Raises:
@@ -244,113 +242,102 @@ def skip(series: Series, home: Workspace, why: str, note: Note) -> RebaseResult:
     reason = " ".join(why.split())
     if not reason:
         raise UsageError("a patch is not left out without a reason", next_step="--why TEXT")
-    with home.exclusive():
-        git = home.open_repository()
-        _recover(git, home, note)
-        state = rebase_state.require_state(home, series)
-        rebase_state.check_snapshot(state, series)
+    with session.exclusive():
+        state = _require_state(session)
         stop = state.stop
         if stop is None:
             raise UsageError(
                 "the rebase has not stopped at a patch", next_step="tool rebase --continue"
             )
-        decision = Decision(stop.kind, stop.evidence, skipped=reason)
+        decision = Decision(stop.kind, stop.reasons, skipped=reason)
         state = replace(state, decisions={**state.decisions, stop.patch: decision}, stop=None)
-        rebase_state.save_state(home, state)
-        return _run(git, home, series, state)
+        save_state(session.workspace, state)
+        return _run(session, state)
 
 
-def abort(series: Series, home: Workspace) -> str:
-    """Give the rebase up: the project is byte for byte what it was.
+def abort_rebase(session: Session) -> Version:
+    """Give the rebase up: the project is byte for byte what it was. Returns the release it was onto.
 
     Raises:
         UsageError: none is under way.
     """
-    with home.exclusive():
-        git = home.open_repository()
-        landing.recover_checkout(git, home)
-        if rebase_state.load_state(home) is None and transaction.holds(
-            home, rebase_state.STATE_FILE
-        ):
-            transaction.take_back(home)  # killed while it landed, its state removed already
-        state = rebase_state.require_state(home, series)
-        transaction.take_back(home)
+    with session.exclusive(settle=False):
+        workspace = session.workspace
+        if load_state(workspace) is None and transaction.holds(workspace, STATE_FILE):
+            transaction.roll_back(
+                workspace
+            )  # killed while it was written, its state removed already
+        state = require_state(workspace, session.root)
+        transaction.roll_back(workspace)
         if state.opened:
-            conflict.close_worktree(git, Path(state.folder))
-        rebase_state.remove_state(home)
-    return f"gave up the rebase onto v{state.onto}; the series is as it was"
+            close_worktree(session.git, Path(state.folder))
+        remove_state(workspace)
+    return state.onto
 
 
-def restart(series: Series, home: Workspace, request: Request, note: Note) -> RebaseResult:
+def restart_rebase(session: Session) -> RebaseResult:
     """The same rebase from its beginning, with the same stops, without the decisions made so far."""
-    with home.exclusive():
-        state = rebase_state.require_state(home, series)
-    abort(series, home)
-    again = replace(request, ref=f"v{state.onto}")
-    return start(
-        series,
-        home,
-        again,
+    with session.exclusive(settle=False):
+        state = require_state(session.workspace, session.root)
+    abort_rebase(session)
+    return start_rebase(
+        session,
+        Request(f"v{state.onto}"),
         source=state.source,
         into=Path(state.folder),
         edits=state.edits,
-        note=note,
     )
 
 
-def _recover(git: Git, home: Workspace, note: Note) -> str | None:
-    landing.recover_checkout(git, home)
-    healed = transaction.complete(home)
-    if healed:
-        note(healed)
-    return healed
+def _require_state(session: Session) -> State:
+    """The rebase under way, of a project that is as it was when the rebase began."""
+    state = require_state(session.workspace, session.root)
+    check_snapshot(state, session.series)
+    return state
 
 
-def _run(git: Git, home: Workspace, series: Series, state: State) -> RebaseResult:
-    """Replay with what is decided; stop at the first open question, or land."""
+def _run(session: Session, state: State) -> RebaseResult:
+    """Replay with what is decided; stop at the first open question, or write the project."""
+    git, workspace = session.git, session.workspace
     folder = Path(state.folder)
     if state.opened:
-        conflict.close_worktree(git, folder)
+        close_worktree(git, folder)
     state = replace(state, opened=False)
-    rebase_state.save_state(home, state)
+    save_state(workspace, state)
     used: list[str] = []
-    base = _base(state)
     while True:
-        steps = _replay(git, home, series, state)
+        steps = _replay(session, state)
         step = steps[-1] if steps and _is_open(steps[-1], state) else None
         if step is None:
-            return _write(git, home, series, state, steps, used)
+            return _write(session, state, steps, used)
         # Who asked to see a patch is not answered from memory.
         asked = step.patch.name in state.edits
-        recalled = None if asked else resolutions.recall_resolution(home, git, series, base, step)
+        recalled = None if asked else recall_resolution(session, _base(state), step)
         if recalled is None:
             break
         content, found = recalled
         used.append(str(found))
-        decision = Decision(step.verdict.kind, step.verdict.evidence, content, how=f"by a {found}")
+        decision = Decision(step.outcome.kind, step.outcome.reasons, content, how=f"by a {found}")
         state = replace(state, decisions={**state.decisions, step.patch.name: decision})
     token = os.urandom(16).hex()
-    stop = Stop(step.patch.name, step.verdict.kind, step.verdict.evidence, token)
+    stop = Stop(step.patch.name, step.outcome.kind, step.outcome.reasons, token)
     # First the word that a worktree may be there, then the worktree.
-    rebase_state.save_state(home, replace(state, stop=stop, opened=True))
-    merged = conflict.open_worktree(git, folder, step, token=token, label=_label(state))
+    save_state(workspace, replace(state, stop=stop, opened=True))
+    merged = open_worktree(git, folder, step, token=token, label=_label(state))
     stopped = Stopped(step, folder, tuple(merged))
     return RebaseResult(state.source, state.onto, steps, None, stopped, tuple(used))
 
 
-def _replay(
-    git: Git, home: Workspace, series: Series, state: State, *, until: str | None = None
-) -> tuple[Step, ...]:
+def _replay(session: Session, state: State, *, until: str | None = None) -> tuple[ReplayStep, ...]:
     """The steps up to the first that stops, or that of the patch ``until``."""
-    lock = locks.load(series.lock_path)
-    base = _base(state)
-    steps: list[Step] = []
-    for step in replays.replay(
-        git,
+    series = session.series
+    steps: list[ReplayStep] = []
+    for step in replay_series(
+        session.git,
         series,
-        base,
+        _base(state),
         series.for_release(state.source),
-        old_tree=lock.get(state.source).base_tree,
+        old_tree=session.lock.get(state.source).base_tree,
         decisions=state.decisions,
     ):
         steps.append(step)
@@ -359,26 +346,21 @@ def _replay(
     return tuple(steps)
 
 
-def _is_open(step: Step, state: State) -> bool:
+def _is_open(step: ReplayStep, state: State) -> bool:
     """Does the rebase stop at ``step``?"""
     return step.stops or (step.decision is None and step.patch.name in state.edits)
 
 
 def _write(
-    git: Git,
-    home: Workspace,
-    series: Series,
-    state: State,
-    steps: tuple[Step, ...],
-    used: list[str],
+    session: Session, state: State, steps: tuple[ReplayStep, ...], used: list[str]
 ) -> RebaseResult:
-    lock = locks.load(series.lock_path)
-    carrier = SeriesWriter(git, series, lock, state.onto)
-    carried = carrier.carry(state.source, _base(state), state.wheels, steps)
+    series = session.series
+    writer = SeriesWriter(session.git, series, session.lock, state.onto)
+    update = writer.write(state.source, _base(state), state.wheels, steps)
     data: dict[str, bytes | None] = dict(_resolved(series, state))
-    data[rebase_state.STATE_FILE] = None
-    transaction.commit(home, series.root, carried.files, data=data)
-    return RebaseResult(state.source, state.onto, steps, carried, None, tuple(used))
+    data[STATE_FILE] = None
+    session.write(update.files, data=data)
+    return RebaseResult(state.source, state.onto, steps, update, None, tuple(used))
 
 
 def _resolved(series: Series, state: State) -> Iterator[tuple[str, bytes]]:
@@ -392,9 +374,7 @@ def _resolved(series: Series, state: State) -> Iterator[tuple[str, bytes]]:
             # Stale and left so is a word on this release: the next may have more that is left over.
             and not (decision.kind is OutcomeKind.STALE and decision.how == AS_MERGED)
         ):
-            yield resolutions.record_resolution(
-                patches[name], decision.content, state.source, state.onto
-            )
+            yield record_resolution(patches[name], decision.content, state.source, state.onto)
 
 
 def _label(state: State) -> str:
@@ -403,4 +383,4 @@ def _label(state: State) -> str:
 
 
 def _base(state: State) -> Base:
-    return Base(state.onto, state.base_commit, state.base_tree, upstream.PYPI, f"v{state.onto}")
+    return Base(state.onto, state.base_commit, state.base_tree, PYPI, f"v{state.onto}")

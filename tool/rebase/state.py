@@ -17,16 +17,13 @@ from typing import Any, Final
 from packaging.version import Version
 
 from tool import atomic
-from tool.classify.outcome import OutcomeKind
-from tool.classify.replay import Decision
+from tool.classify import Decision, OutcomeKind
 from tool.errors import IntegrityError, UsageError
-from tool.project.workspace import Workspace
-from tool.series.layout import LOCK_FILE, PATCH_DIR, SERIES_FILE
-from tool.series.lockfile import LockedWheel
-from tool.series.model import Series
+from tool.project import Workspace
+from tool.series import LOCK_FILE, PATCH_DIR, SERIES_FILE, LockedWheel, Series
 
 STATE_FILE: Final = "rebase.json"
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Stop:
 
     patch: str
     kind: OutcomeKind
-    evidence: tuple[str, ...]
+    reasons: tuple[str, ...]
     token: str
 
 
@@ -104,8 +101,8 @@ def remove_state(home: Workspace) -> None:
     (home.data / STATE_FILE).unlink(missing_ok=True)
 
 
-def require_state(home: Workspace, series: Series) -> State:
-    """The rebase of this project that is under way.
+def require_state(home: Workspace, root: Path) -> State:
+    """The rebase under way of the project in ``root``.
 
     Raises:
         UsageError: there is none, or it is another project's.
@@ -115,7 +112,7 @@ def require_state(home: Workspace, series: Series) -> State:
         raise UsageError(
             "no rebase is under way", next_step="begin one: tool rebase --onto v0.5.24"
         )
-    if Path(state.root) != series.root:
+    if Path(state.root) != root:
         raise UsageError(
             f"the rebase under way is that of {state.root}", next_step=f"cd {state.root}"
         )
@@ -156,7 +153,7 @@ def _state(raw: dict[str, Any]) -> State:
         folder=raw["folder"],
         snapshot=raw["snapshot"],
         decisions={name: _unpack(d) for name, d in raw["decisions"].items()},
-        stop=Stop(stop["patch"], OutcomeKind(stop["kind"]), tuple(stop["evidence"]), stop["token"])
+        stop=Stop(stop["patch"], OutcomeKind(stop["kind"]), tuple(stop["reasons"]), stop["token"])
         if stop
         else None,
         opened=raw["opened"],
@@ -173,5 +170,5 @@ def _pack(decision: Decision) -> dict[str, Any]:
 def _unpack(raw: dict[str, Any]) -> Decision:
     content = base64.b64decode(raw["content"]) if raw["content"] is not None else None
     return Decision(
-        OutcomeKind(raw["kind"]), tuple(raw["evidence"]), content, raw["skipped"], raw["how"]
+        OutcomeKind(raw["kind"]), tuple(raw["reasons"]), content, raw["skipped"], raw["how"]
     )

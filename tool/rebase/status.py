@@ -8,14 +8,12 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from tool.git.repository import Git
-from tool.git.worktree import list_worktrees
-from tool.project.workspace import Workspace
-from tool.rebase import conflict
-from tool.rebase import state as rebase_state
-from tool.series import lockfile as locks
-from tool.series.model import Patch, Series
-from tool.upstream import wheel_import as wheelimport
+from tool.git import Git, list_worktrees
+from tool.project import Session, Workspace
+from tool.rebase.conflict import is_whole
+from tool.rebase.state import load_state
+from tool.series import Patch, Series
+from tool.upstream import release_ref
 
 
 @dataclass(frozen=True)
@@ -30,15 +28,15 @@ class PatchStatus:
 
 
 @dataclass(frozen=True)
-class Rebase:
-    """A rebase under way in the project ``root``. ``patch`` is where it stopped and ``verdict`` why;
+class RebaseStatus:
+    """A rebase under way in the project ``root``. ``patch`` is where it stopped and ``outcome`` why;
     both are None when a kill left it between two stops. ``next_step`` is what to type."""
 
     root: str
     source: Version
     onto: Version
     patch: str | None
-    verdict: str | None
+    outcome: str | None
     worktree: str | None
     next_step: str
 
@@ -54,15 +52,15 @@ class Status:
     cached_wheels: tuple[str, ...]
     worktrees: dict[str, str]
     patches: tuple[PatchStatus, ...]
-    rebase: Rebase | None
+    rebase: RebaseStatus | None
 
 
-def read_status(series: Series, home: Workspace, release: Version) -> Status:
+def read_status(session: Session, release: Version) -> Status:
     """Read-only: looks at the series, the lock, the cache and the repository."""
-    lock = locks.load(series.lock_path)
+    series, lock, workspace = session.series, session.lock, session.workspace
     entry = lock.releases.get(release)
-    git = Git(home.repository) if (home.repository / "HEAD").is_file() else None
-    imported = git is not None and git.resolve(wheelimport.release_ref(release)) is not None
+    git = Git(workspace.repository) if (workspace.repository / "HEAD").is_file() else None
+    imported = git is not None and git.resolve(release_ref(release)) is not None
     wheels = entry.wheels if entry else ()
     return Status(
         release=release,
@@ -71,22 +69,24 @@ def read_status(series: Series, home: Workspace, release: Version) -> Status:
         supported=tuple(sorted(lock.releases)),
         base=entry.base_commit if entry else None,
         imported=imported,
-        cached_wheels=tuple(w.filename for w in wheels if (home.wheels / w.filename).is_file()),
+        cached_wheels=tuple(
+            w.filename for w in wheels if (workspace.wheels / w.filename).is_file()
+        ),
         worktrees={b: str(p) for b, p in list_worktrees(git).items()} if git else {},
         patches=tuple(_patches(series, release)),
-        rebase=_rebase(home),
+        rebase=_rebase(workspace),
     )
 
 
-def _rebase(home: Workspace) -> Rebase | None:
-    state = rebase_state.load_state(home)
+def _rebase(workspace: Workspace) -> RebaseStatus | None:
+    state = load_state(workspace)
     if state is None:
         return None
     stop = state.stop
-    if stop is None or not conflict.is_whole(Path(state.folder), stop.token):
+    if stop is None or not is_whole(Path(state.folder), stop.token):
         resume = "tool rebase --continue"
-        return Rebase(state.root, state.source, state.onto, None, None, None, resume)
-    return Rebase(
+        return RebaseStatus(state.root, state.source, state.onto, None, None, None, resume)
+    return RebaseStatus(
         state.root,
         state.source,
         state.onto,

@@ -14,27 +14,30 @@ from typing import Final
 
 from packaging.version import Version
 
-from tool.apply import checks as proofs
-from tool.apply import engine
-from tool.apply.compose import lock_patches
-from tool.apply.lock import recompute_commits
-from tool.classify.outcome import UPSTREAM, OutcomeKind
-from tool.classify.replay import Step
+from tool.apply import apply_series, check_applied, lock_patches, recompute_commits
+from tool.classify import UPSTREAM, OutcomeKind, ReplayStep
 from tool.errors import IntegrityError, UsageError
-from tool.git.diff import canonical_diff
-from tool.git.repository import Git
-from tool.rebase import history
-from tool.rebase.history import HistoryRow
-from tool.series import edit as series_edit
-from tool.series import lockfile as locks
-from tool.series import model as series_files
-from tool.series import patchfile
-from tool.series.edit import SeriesText
-from tool.series.layout import LOCK_FILE, PATCH_DIR, SERIES_FILE
-from tool.series.lockfile import Lock, LockedRelease, LockedWheel
-from tool.series.model import Patch, Series
-from tool.series.patchfile import Header
-from tool.upstream.resolve import Base
+from tool.git import Git, canonical_diff
+from tool.rebase.history import HISTORY_FILE, HistoryRow, add_entry
+from tool.series import (
+    LOCK_FILE,
+    PATCH_DIR,
+    SERIES_FILE,
+    Header,
+    Lock,
+    LockedRelease,
+    LockedWheel,
+    Patch,
+    Series,
+    SeriesText,
+    lockfile,
+    make_specifier,
+    name_next_file,
+    parse_series,
+    patchfile,
+    widen_specifier,
+)
+from tool.upstream import Base
 
 _TAKEN: Final = UPSTREAM - {OutcomeKind.PARTIAL}
 """Upstream has the whole patch. Of one it has in part, what is left out is just left out."""
@@ -67,16 +70,20 @@ class SeriesWriter:
         self._names = {p.name for p in series.patches}
         self._others = {v: e for v, e in lock.releases.items() if e.patches and v != target}
 
-    def carry(
-        self, source: Version, base: Base, wheels: Sequence[LockedWheel], steps: Sequence[Step]
+    def write(
+        self,
+        source: Version,
+        base: Base,
+        wheels: Sequence[LockedWheel],
+        steps: Sequence[ReplayStep],
     ) -> SeriesUpdate:
         """Raises IntegrityError when the new series does not give what was replayed."""
         rows = tuple(self._patch(step) for step in steps)
         self._retire(steps)
         text = str(self._text)
         series = self._check(text, [row.file for row in rows if row.file])
-        applied = engine.apply_series(self._git, base, series.for_release(self._target))
-        proofs.check_applied(self._git, applied)
+        applied = apply_series(self._git, base, series.for_release(self._target))
+        check_applied(self._git, applied)
         last = next((s.applied.tree for s in reversed(steps) if s.applied), base.tree)
         tree = applied[-1].tree if applied else base.tree
         if tree != last:
@@ -92,36 +99,36 @@ class SeriesWriter:
         )
         files = {f"{PATCH_DIR}/{n}": c for n, c in (self._headers | self._new).items()}
         files[SERIES_FILE] = text.encode()
-        files[LOCK_FILE] = locks.dump(lock)
-        files[history.HISTORY_FILE] = history.add_entry(self._series, source, self._target, rows)
+        files[LOCK_FILE] = lockfile.dump(lock)
+        files[HISTORY_FILE] = add_entry(self._series, source, self._target, rows)
         return SeriesUpdate(files, rows, tree, self._dated)
 
-    def _patch(self, step: Step) -> HistoryRow:
+    def _patch(self, step: ReplayStep) -> HistoryRow:
         patch = next(p for p in self._series.patches if p.name == step.patch.name)
-        proven = self._lock.proven(patch.name) - {self._target}
-        kind, decision = step.verdict.kind, step.decision
+        proven = self._lock.checked_on(patch.name) - {self._target}
+        kind, decision = step.outcome.kind, step.decision
         if step.applied is None:
             skipped = decision.skipped if decision else None
             self._end(patch, proven, kind, skipped)
-            outcome = f"left out: {skipped}" if skipped else "not needed"
+            became = f"left out: {skipped}" if skipped else "not needed"
             decided = "skipped" if skipped else ""
-            return HistoryRow(patch.name, kind, step.verdict.evidence, decided, None, outcome)
+            return HistoryRow(patch.name, kind, step.outcome.reasons, decided, None, became)
         decided = decision.how if decision else ""
         if _unchanged(patch, step):
             if patch.applies_to(self._target):
                 return HistoryRow(
-                    patch.name, kind, step.verdict.evidence, decided, patch.name, "kept"
+                    patch.name, kind, step.outcome.reasons, decided, patch.name, "kept"
                 )
-            wider = series_edit.widen_specifier(patch, self._target, proven, self._others)
+            wider = widen_specifier(patch, self._target, proven, self._others)
             if wider is not None:
                 self._text.respecify(patch.name, wider)
                 self._header(patch, Releases=wider)
-                outcome = f"kept, now {wider}"
+                became = f"kept, now {wider}"
                 return HistoryRow(
-                    patch.name, kind, step.verdict.evidence, decided, patch.name, outcome
+                    patch.name, kind, step.outcome.reasons, decided, patch.name, became
                 )
         self._end(patch, proven, kind, None)
-        name = series_edit.name_next_file(patch.name, self._target, self._names)
+        name = name_next_file(patch.name, self._target, self._names)
         self._names.add(name)
         header = patchfile.parse(patch.name, step.patch.content).header
         if fields := tuple(_speaking_of(header, proven)):
@@ -130,9 +137,7 @@ class SeriesWriter:
         diff = canonical_diff(self._git, step.applied.parent_tree, step.applied.tree)
         self._new[name] = patchfile.render(header, diff)
         self._text.insert_after(patch.name, name, f"=={self._target}")
-        return HistoryRow(
-            patch.name, kind, step.verdict.evidence, decided, name, f"new file {name}"
-        )
+        return HistoryRow(patch.name, kind, step.outcome.reasons, decided, name, f"new file {name}")
 
     def _end(
         self, patch: Patch, proven: set[Version], kind: OutcomeKind, skipped: str | None
@@ -146,7 +151,7 @@ class SeriesWriter:
                     where=SERIES_FILE,
                     next_step=f"change it in place: tool refresh, or drop it: tool drop {patch.name}",
                 )
-            bounded = series_edit.make_specifier(proven)
+            bounded = make_specifier(proven)
             self._text.respecify(patch.name, bounded)
             fields["Releases"] = bounded
         if skipped:
@@ -162,14 +167,14 @@ class SeriesWriter:
         header = patchfile.with_fields(parsed.header, **fields)
         self._headers[patch.name] = patchfile.render(header, parsed.diff)
 
-    def _retire(self, steps: Sequence[Step]) -> None:
+    def _retire(self, steps: Sequence[ReplayStep]) -> None:
         """A change whose every patch upstream has is over, from this release on."""
         for change in {s.patch.change for s in steps}:
             own = [s for s in steps if s.patch.change == change]
             reasons = [
                 s.decision.skipped
                 for s in own
-                if s.decision and s.decision.skipped and s.verdict.kind in _TAKEN
+                if s.decision and s.decision.skipped and s.outcome.kind in _TAKEN
             ]
             if reasons and len(reasons) == len(own) and all(r is not None for r in reasons):
                 needed = next(c.needed for c in self._series.changes if c.name == change)
@@ -177,7 +182,7 @@ class SeriesWriter:
 
     def _check(self, text: str, expected: list[str]) -> Series:
         """The edited series means what was replayed, and for every other release what it meant."""
-        series = series_files.parse_series(self._series.root, text)
+        series = parse_series(self._series.root, text)
         contents = self._headers | self._new
         given = tuple(replace(p, given=contents.get(p.name)) for p in series.patches)
         series = replace(series, patches=given)
@@ -209,9 +214,9 @@ def _speaking_of(header: Header, releases: Collection[Version]) -> Iterator[str]
     yield from (key for key, text in texts if key != "Releases" and named.search(text))
 
 
-def _unchanged(patch: Patch, step: Step) -> bool:
+def _unchanged(patch: Patch, step: ReplayStep) -> bool:
     """Does the patch read on the new release as it reads in its file?"""
     if step.decision is None:
-        return step.verdict.kind in (OutcomeKind.CLEAN, OutcomeKind.MOVED)
+        return step.outcome.kind in (OutcomeKind.CLEAN, OutcomeKind.MOVED)
     was = patchfile.parse(patch.name, patch.content)
     return patchfile.same_hunks(patchfile.parse(patch.name, step.patch.content), was)

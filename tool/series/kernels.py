@@ -37,6 +37,11 @@ def find_kernels(folder: Path) -> dict[str, Path]:
     return files
 
 
+def read_kernels(folder: Path) -> dict[str, bytes]:
+    """Content of the bundled files, by path relative to ``folder``. Raises UsageError as ``find_kernels``."""
+    return {name: path.read_bytes() for name, path in find_kernels(folder).items()}
+
+
 def read_requirements(folder: Path) -> list[str]:
     """What the kernels need at run time: the lines of ``ada_dsa/requirements.txt`` that are not comments."""
     return list(_requirement_lines(folder / REQUIREMENTS))

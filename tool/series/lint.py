@@ -28,7 +28,7 @@ from unidiff.errors import UnidiffParseError
 from unidiff.patch import PatchSet
 
 from tool.errors import UsageError
-from tool.git.repository import Git
+from tool.git import Git
 from tool.series import patchfile
 from tool.series.kernels import find_kernels
 from tool.series.layout import PATCH_DIR, SERIES_FILE

@@ -88,7 +88,7 @@ class Lock:
     def with_release(self, release: LockedRelease) -> Lock:
         return Lock({**self.releases, release.version: release})
 
-    def proven(self, patch: str) -> set[Version]:
+    def checked_on(self, patch: str) -> set[Version]:
         """The releases that the patch file named ``patch`` was proven on."""
         return {v for v, e in self.releases.items() if any(p.name == patch for p in e.patches)}
 

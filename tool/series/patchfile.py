@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import Final
 
 from tool.errors import UsageError
-from tool.git.objects import NULL_OID
+from tool.git import NULL_OID
 
 ROOT: Final = "python/sglang/"
 SEPARATOR: Final = b"---\n"

@@ -20,8 +20,8 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import Version
 
 from tool.errors import EnvironmentFault, IntegrityError, ToolError, UsageError
-from tool.project.workspace import Workspace
-from tool.series.lockfile import LockedRelease, LockedWheel
+from tool.project import Session, Workspace
+from tool.series import LockedRelease, LockedWheel
 
 if TYPE_CHECKING:
     import tempfile
@@ -61,13 +61,13 @@ def choose_wheel(
     )
 
 
-def choose_any_wheel(locked: LockedRelease, home: Workspace) -> LockedWheel:
+def choose_any_wheel(session: Session, locked: LockedRelease) -> LockedWheel:
     """The wheel to import a base from: all of a release's wheels hold the same Python files.
 
     One already downloaded wins, then this interpreter's, then the first.
     """
     for wheel in locked.wheels:
-        if (home.wheels / wheel.filename).is_file():
+        if (session.workspace.wheels / wheel.filename).is_file():
             return wheel
     try:
         return choose_wheel(locked, None)
@@ -84,24 +84,22 @@ def _fits(filename: str, python: str, machine: str) -> bool:
     )
 
 
-def fetch_wheel(
-    home: Workspace, locked: LockedRelease, wanted: LockedWheel, *, offline: bool, quiet: bool
-) -> Path:
+def fetch_wheel(session: Session, locked: LockedRelease, wanted: LockedWheel) -> Path:
     """``wanted`` on disk, downloaded when the cache lacks it, checked either way.
 
     Raises:
         IntegrityError: the bytes are not those of series.lock.
         EnvironmentFault: offline and not cached, or pip failed.
     """
-    path = home.wheels / wanted.filename
+    path = session.workspace.wheels / wanted.filename
     if path.is_file():
         if hash_file(path) == wanted.sha256:
             return path
         path.unlink()  # a damaged cache entry: fetch it anew
-    if offline:
+    if session.offline:
         raise EnvironmentFault(
             f"{wanted.filename} is not in the cache",
-            where=str(home.wheels),
+            where=str(session.workspace.wheels),
             why="--offline uses nothing but the cache",
             next_step="run once without --offline",
         )
@@ -109,7 +107,8 @@ def fetch_wheel(
     tag = next(iter(tags))
     python = tag.interpreter if tag.interpreter.startswith("cp") else None
     machine = None if tag.platform == "any" else tag.platform
-    with _download_folder(home) as temp:
+    quiet = session.progress.quiet
+    with _download_folder(session.workspace) as temp:
         got = _pip_download(Path(temp), locked.version, python, machine and [machine], quiet=quiet)
         digest = hash_file(got)
         if got.name != wanted.filename or digest != wanted.sha256:
@@ -123,16 +122,17 @@ def fetch_wheel(
     return path
 
 
-def discover_wheels(home: Workspace, release: Version, *, quiet: bool) -> tuple[LockedWheel, ...]:
+def discover_wheels(session: Session, release: Version) -> tuple[LockedWheel, ...]:
     """Download every Linux wheel of ``release`` and describe it, for a new lock entry.
 
     Raises:
         UsageError: the index has no such release, or it was yanked.
     """
     found: dict[str, LockedWheel] = {}
+    wheels, quiet = session.workspace.wheels, session.progress.quiet
     for machine in MACHINES:
         for python in PYTHONS:
-            with _download_folder(home) as temp:
+            with _download_folder(session.workspace) as temp:
                 try:
                     got = _pip_download(
                         Path(temp), release, python, _platforms(machine), quiet=quiet, new=True
@@ -142,7 +142,7 @@ def discover_wheels(home: Workspace, release: Version, *, quiet: bool) -> tuple[
                 except UsageError:
                     continue
                 found[got.name] = LockedWheel(got.name, hash_file(got), got.stat().st_size)
-                got.replace(home.wheels / got.name)
+                got.replace(wheels / got.name)
                 if got.name.endswith("-none-any.whl"):
                     return tuple(found.values())
     if not found:
@@ -266,15 +266,15 @@ def _platforms(machine: str) -> list[str]:
     return [f"manylinux_2_{n}_{machine}" for n in _GLIBC] + [f"manylinux2014_{machine}"]
 
 
-def _download_folder(home: Workspace) -> tempfile.TemporaryDirectory[str]:
+def _download_folder(workspace: Workspace) -> tempfile.TemporaryDirectory[str]:
     """A folder beside the wheels, removed when its block ends. The data folder's lock must be held."""
     import shutil
     import tempfile  # both slow to import, and a cached wheel needs neither
 
-    home.wheels.mkdir(parents=True, exist_ok=True)
-    for stale in home.wheels.glob(f"{_DOWNLOAD}*"):  # left by a killed run; we hold the lock
+    workspace.wheels.mkdir(parents=True, exist_ok=True)
+    for stale in workspace.wheels.glob(f"{_DOWNLOAD}*"):  # left by a killed run; we hold the lock
         shutil.rmtree(stale, ignore_errors=True)
-    return tempfile.TemporaryDirectory(dir=home.wheels, prefix=_DOWNLOAD)
+    return tempfile.TemporaryDirectory(dir=workspace.wheels, prefix=_DOWNLOAD)
 
 
 def hash_file(path: Path) -> str:

@@ -17,12 +17,17 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import Version
 
 from tool.errors import EnvironmentFault, IntegrityError, UsageError
-from tool.git.repository import Git, check_ref, is_oid
-from tool.project.workspace import Workspace
-from tool.series.lockfile import Lock, LockedRelease, LockedWheel
-from tool.series.model import Series, parse_release
-from tool.upstream import download as fetch
-from tool.upstream import wheel_import as wheelimport
+from tool.git import Git, check_ref, is_oid
+from tool.project import Session, Workspace
+from tool.series import Lock, LockedRelease, LockedWheel, Series, parse_release
+from tool.upstream.download import (
+    PROJECT,
+    choose_any_wheel,
+    discover_wheels,
+    fetch_wheel,
+    hash_file,
+)
+from tool.upstream.wheel_import import import_wheel, release_ref
 
 PYPI: Final = "pypi"
 GIT: Final = "git"
@@ -40,8 +45,6 @@ class Request:
     ref: str
     source: str | None = None
     release: Version | None = None
-    offline: bool = False
-    quiet: bool = False
 
 
 def find_release(series: Series, request: Request) -> Version:
@@ -58,7 +61,7 @@ def names_release(ref: str) -> bool:
     return ref == PIN or _RELEASE.fullmatch(ref) is not None
 
 
-def resolve_base(git: Git, home: Workspace, series: Series, lock: Lock, request: Request) -> Base:
+def resolve_base(session: Session, request: Request) -> Base:
     """Find or fetch the base commit.
 
     Raises:
@@ -66,10 +69,10 @@ def resolve_base(git: Git, home: Workspace, series: Series, lock: Lock, request:
         EnvironmentFault: nothing cached and offline, or the transfer failed.
         IntegrityError: what came is not what series.lock holds.
     """
-    release = find_release(series, request)
+    release = find_release(session.series, request)
     named = names_release(request.ref)
     if request.source in (None, PYPI) and named:
-        return _from_index(git, home, lock.get(release), request)
+        return _from_index(session, session.lock.get(release))
     if request.source == PYPI:
         raise UsageError(
             f"{request.ref!r} is not a release, and the package index knows only releases",
@@ -77,30 +80,31 @@ def resolve_base(git: Git, home: Workspace, series: Series, lock: Lock, request:
         )
     url = DEFAULT_URL if request.source in (None, GIT) else _check_url(str(request.source))
     ref = f"v{release}" if named else check_ref(request.ref)
-    return Base(release, *_from_git(git, url, ref, request), GIT, f"{ref} of {url}")
+    return Base(release, *_from_git(session, url, ref), GIT, f"{ref} of {url}")
 
 
 def find_imported(git: Git, locked: LockedRelease) -> str | None:
     """The base commit if the repository has it already. Raises IntegrityError when it is another one."""
-    commit = git.resolve(wheelimport.release_ref(locked.version))
+    commit = git.resolve(release_ref(locked.version))
     if commit is not None and commit != locked.base_commit:
         raise IntegrityError(
             f"the base of sglang {locked.version} is not the locked one",
             where=str(git.git_dir),
-            why=f"{wheelimport.release_ref(locked.version)} is {commit}, locked {locked.base_commit}",
+            why=f"{release_ref(locked.version)} is {commit}, locked {locked.base_commit}",
             next_step=f"restore series.lock, or drop the ref: git -C {git.git_dir} update-ref -d "
-            f"{wheelimport.release_ref(locked.version)}",
+            f"{release_ref(locked.version)}",
         )
     return commit
 
 
-def _from_index(git: Git, home: Workspace, locked: LockedRelease, request: Request) -> Base:
+def _from_index(session: Session, locked: LockedRelease) -> Base:
+    git = session.git
     if find_imported(git, locked) is None:
-        wanted = fetch.choose_any_wheel(locked, home)
-        path = fetch.fetch_wheel(home, locked, wanted, offline=request.offline, quiet=request.quiet)
-        commit = wheelimport.import_wheel(git, path, locked.version, quiet=request.quiet)
+        wanted = choose_any_wheel(session, locked)
+        path = fetch_wheel(session, locked, wanted)
+        commit = import_wheel(git, path, locked.version, progress=session.progress)
         if commit != locked.base_commit:
-            git.run("update-ref", "-d", wheelimport.release_ref(locked.version))
+            git.run("update-ref", "-d", release_ref(locked.version))
             raise IntegrityError(
                 f"importing {path.name} gave commit {commit}",
                 where="series.lock",
@@ -110,13 +114,14 @@ def _from_index(git: Git, home: Workspace, locked: LockedRelease, request: Reque
     return Base(locked.version, locked.base_commit, locked.base_tree, PYPI, f"v{locked.version}")
 
 
-def _from_git(git: Git, url: str, ref: str, request: Request) -> tuple[str, str]:
+def _from_git(session: Session, url: str, ref: str) -> tuple[str, str]:
     """Fetch ``ref`` of ``url`` and return (commit, tree)."""
+    git = session.git
     local = f"refs/ada/git/{hashlib.sha256(url.encode()).hexdigest()[:16]}/{ref}"
-    if not request.offline:
+    if not session.offline:
         _fetch(git, url, ref, local)
     commit = git.resolve(local)
-    if commit is None and not request.offline:
+    if commit is None and not session.offline:
         # git fetch exits 0 and leaves the ref out when the other side is shallow.
         raise EnvironmentFault(
             f"{url} has no complete history of {ref}",
@@ -224,28 +229,26 @@ def previous_release(lock: Lock, release: Version, named: Version | None) -> Ver
     )
 
 
-def _wheels(
-    home: Workspace, release: Version, request: Request, *, whole: bool
-) -> tuple[LockedWheel, ...]:
-    cached = tuple(_cached(home, release))
-    if request.offline or (cached and not whole):
-        if not cached:
-            raise EnvironmentFault(
-                f"no wheel of sglang {release} is in the cache",
-                where=str(home.wheels),
-                why="--offline uses nothing but the cache",
-                next_step="run once without --offline",
-            )
-        return cached
-    return fetch.discover_wheels(home, release, quiet=request.quiet)
+def _find_wheels(session: Session, release: Version, *, whole: bool) -> tuple[LockedWheel, ...]:
+    cached = _list_cached(session.workspace, release)
+    if not session.offline and (whole or not cached):
+        return discover_wheels(session, release)
+    if not cached:
+        raise EnvironmentFault(
+            f"no wheel of sglang {release} is in the cache",
+            where=str(session.workspace.wheels),
+            why="--offline uses nothing but the cache",
+            next_step="run once without --offline",
+        )
+    return cached
 
 
-def _cached(home: Workspace, release: Version) -> list[LockedWheel]:
-    found: list[LockedWheel] = []
-    for path in sorted(home.wheels.glob(f"{fetch.PROJECT}-*.whl")):
-        if _version_of(path) == release:
-            found.append(LockedWheel(path.name, fetch.hash_file(path), path.stat().st_size))
-    return found
+def _list_cached(workspace: Workspace, release: Version) -> tuple[LockedWheel, ...]:
+    return tuple(
+        LockedWheel(path.name, hash_file(path), path.stat().st_size)
+        for path in sorted(workspace.wheels.glob(f"{PROJECT}-*.whl"))
+        if _version_of(path) == release
+    )
 
 
 def _version_of(path: Path) -> Version | None:
@@ -255,9 +258,7 @@ def _version_of(path: Path) -> Version | None:
         return None
 
 
-def resolve_release(
-    git: Git, home: Workspace, series: Series, lock: Lock, request: Request, *, whole: bool
-) -> ResolvedRelease:
+def resolve_release(session: Session, request: Request, *, whole: bool) -> ResolvedRelease:
     """Find or fetch ``request``'s base. ``whole``: with every wheel of the release, as a lock needs.
 
     A release that is not locked is whatever the index serves; its hashes are recorded, not checked.
@@ -267,18 +268,18 @@ def resolve_release(
         EnvironmentFault: offline and not in the cache, or the transfer failed.
         IntegrityError: a wheel cannot be read.
     """
-    release = find_release(series, request)
+    git, releases = session.git, session.lock.releases
+    release = find_release(session.series, request)
     from_git = request.source not in (None, PYPI) or not names_release(request.ref)
-    if from_git or release in lock.releases:
-        base = resolve_base(git, home, series, lock, request)
-        wheels = lock.releases[release].wheels if base.source == PYPI else ()
+    if from_git or release in releases:
+        base = resolve_base(session, request)
+        wheels = releases[release].wheels if base.source == PYPI else ()
         return ResolvedRelease(base, wheels)
-    known = None if whole else git.resolve(wheelimport.release_ref(release))
+    known = None if whole else git.resolve(release_ref(release))
     if known is not None:  # imported by an earlier look at it
         return ResolvedRelease(Base(release, known, git.tree_of(known), PYPI, f"v{release}"), ())
-    wheels = _wheels(home, release, request, whole=whole)
-    commit = wheelimport.import_wheel(
-        git, home.wheels / wheels[0].filename, release, quiet=request.quiet
-    )
+    wheels = _find_wheels(session, release, whole=whole)
+    path = session.workspace.wheels / wheels[0].filename
+    commit = import_wheel(git, path, release, progress=session.progress)
     base = Base(release, commit, git.tree_of(commit), PYPI, f"v{release}")
     return ResolvedRelease(base, wheels)

@@ -14,11 +14,9 @@ from typing import IO, TYPE_CHECKING, Final
 
 from packaging.version import Version
 
-from tool.cli import progress
-from tool.cli.progress import Step
 from tool.errors import IntegrityError
-from tool.git.index import DATE, IDENTITY
-from tool.git.repository import Git, failure
+from tool.git import DATE, IDENTITY, Git, failure
+from tool.project import SILENT, Progress, Step
 
 if TYPE_CHECKING:
     import zipfile
@@ -37,7 +35,7 @@ def release_ref(release: Version) -> str:
     return f"refs/ada/base/v{release}"
 
 
-def import_wheel(git: Git, path: Path, release: Version, *, quiet: bool = True) -> str:
+def import_wheel(git: Git, path: Path, release: Version, *, progress: Progress = SILENT) -> str:
     """Import ``path`` and return the commit id. The ref appears last, so a killed import leaves
     nothing.
 
@@ -52,7 +50,7 @@ def import_wheel(git: Git, path: Path, release: Version, *, quiet: bool = True) 
     try:
         with (
             zipfile.ZipFile(path) as archive,
-            progress.bar(f"importing sglang {release}", quiet=quiet) as step,
+            progress.bar(f"importing sglang {release}") as step,
         ):
             _write_stream(process.stdin, archive, ref, release, step)
         process.stdin.close()

@@ -14,16 +14,27 @@ from typing import Final, Literal
 from packaging.version import Version
 
 from tool.errors import IntegrityError
-from tool.git.objects import EXECUTABLE, FILE, NULL_OID, blob_id, tree_id
-from tool.series.lockfile import Lock, LockedRelease
-from tool.upstream.wheel_import import PREFIX, is_imported
+from tool.git import EXECUTABLE, FILE, NULL_OID, blob_id, tree_id
+from tool.series import Lock, LockedRelease
+from tool.upstream import PREFIX, is_imported
 from tool.verify.files import INSTALLER_FILES, Difference, FileSet
-from tool.wheel import sbom as provenance
-from tool.wheel import version as stamp
-from tool.wheel.archive import Wheel, content_digest
-from tool.wheel.overlay import KERNEL_PREFIX, check_released
-from tool.wheel.record import RecordRow, parse_record
-from tool.wheel.sbom import Provenance
+from tool.wheel import (
+    KERNEL_PREFIX,
+    SBOM_NAME,
+    VERSION_FILE,
+    Provenance,
+    RecordRow,
+    Wheel,
+    check_released,
+    content_digest,
+    is_fork,
+    parse_record,
+    parse_sbom,
+    public_release,
+    read_identity,
+    replace_metadata,
+    replace_version,
+)
 
 Kind = Literal["wheel", "worktree", "installed"]
 
@@ -39,7 +50,7 @@ class VerifyReport:
     """
 
     kind: Kind
-    subject: Path
+    artifact: Path
     version: Version | None
     checked: tuple[str, ...]
     unproven: tuple[str, ...]
@@ -57,7 +68,7 @@ class VerifyReport:
     def as_dict(self) -> dict[str, object]:
         return {
             "kind": self.kind,
-            "subject": str(self.subject),
+            "artifact": str(self.artifact),
             "version": None if self.version is None else str(self.version),
             "ok": self.ok,
             "checked": list(self.checked),
@@ -87,12 +98,12 @@ class Verification:
         tags: str | None,
     ) -> VerifyReport:
         """Verify a wheel or an installed fork, whose dist-info folder is ``info``."""
-        if not stamp.is_fork(version):
+        if not is_fork(version):
             self.differences.append(
                 Difference(info, "not a fork", "a version such as 0.5.23+ada.1", str(version))
             )
             return self._report(version)
-        locked = self.lock.get(stamp.public_release(version))
+        locked = self.lock.get(public_release(version))
         blobs = self._payload(version, locked)
         self._touched(locked, blobs)
         self._record(info)
@@ -132,7 +143,7 @@ class Verification:
             unique.setdefault(difference.path, difference)
         return VerifyReport(
             kind=self.kind,
-            subject=self.path,
+            artifact=self.path,
             version=version,
             checked=tuple(self.checked),
             unproven=tuple(self.unproven),
@@ -146,13 +157,13 @@ class Verification:
     def _payload(self, version: Version, locked: LockedRelease) -> dict[str, str]:
         """Blob ids of what the patched release's tree holds, the version stamp taken back."""
         blobs = {n: f.blob for n, f in self.subject.files.items() if _is_payload(n)}
-        if stamp.VERSION_FILE in blobs:
+        if VERSION_FILE in blobs:
             try:
-                stamped = self.subject.read(stamp.VERSION_FILE)
-                plain = stamp.replace_version(stamped, version, locked.version)
-                blobs[stamp.VERSION_FILE] = blob_id(plain)
+                stamped = self.subject.read(VERSION_FILE)
+                plain = replace_version(stamped, version, locked.version)
+                blobs[VERSION_FILE] = blob_id(plain)
             except IntegrityError as err:
-                self._differ(stamp.VERSION_FILE, err.message, None, None)
+                self._differ(VERSION_FILE, err.message, None, None)
         return blobs
 
     def _touched(self, locked: LockedRelease, blobs: Mapping[str, str]) -> None:
@@ -202,19 +213,19 @@ class Verification:
         if path not in self.subject.files:
             self._differ(path, "missing", None, None)
             return
-        stated = stamp.read_identity(self.subject.read(path))
+        stated = read_identity(self.subject.read(path))
         if stated != (PACKAGE, str(version)):
             self._differ(path, "another name or version", f"{PACKAGE} {version}", " ".join(stated))
 
     def _provenance(
         self, version: Version, info: str, locked: LockedRelease, tags: str | None
     ) -> Provenance | None:
-        path = f"{info}/{provenance.SBOM_NAME}"
+        path = f"{info}/{SBOM_NAME}"
         if path not in self.subject.files:
             self._differ(path, "missing: the wheel has no provenance", None, None)
             return None
         try:
-            facts = provenance.parse_sbom(self.subject.read(path), path)
+            facts = parse_sbom(self.subject.read(path), path)
         except IntegrityError as err:
             self._differ(path, err.message, None, err.why)
             return None
@@ -316,7 +327,7 @@ class Verification:
         facts: Provenance | None,
         released: Path | None,
     ) -> None:
-        own = {f"{info}/RECORD", f"{info}/METADATA", f"{info}/{provenance.SBOM_NAME}"}
+        own = {f"{info}/RECORD", f"{info}/METADATA", f"{info}/{SBOM_NAME}"}
         others = {
             n: f.sha256
             for n, f in self.subject.files.items()
@@ -334,7 +345,7 @@ class Verification:
         with Wheel(released) as wheel:
             check_released(wheel, locked)
             if released.name != facts.source:
-                path = f"{info}/{provenance.SBOM_NAME}"
+                path = f"{info}/{SBOM_NAME}"
                 self._differ(path, "another released wheel", released.name, facts.source)
                 return
             wanted = _released_files(wheel, version, info, locked, facts)
@@ -354,13 +365,13 @@ def _released_files(
     old_info = wheel.name.dist_info
     rows = parse_record(wheel.read(f"{old_info}/RECORD"), str(wheel.path))
     changed = {p.removeprefix(PREFIX) for p in locked.net_files()}
-    changed |= {stamp.VERSION_FILE, f"{old_info}/METADATA", f"{old_info}/RECORD"}
+    changed |= {VERSION_FILE, f"{old_info}/METADATA", f"{old_info}/RECORD"}
     files = {
         f"{info}/{n.removeprefix(f'{old_info}/')}" if n.startswith(f"{old_info}/") else n: row
         for n, row in rows.items()
         if n not in changed
     }
-    metadata = stamp.replace_metadata(
+    metadata = replace_metadata(
         wheel.read(f"{old_info}/METADATA"), locked.version, version, facts.requirements
     )
     hashes = {n: row.sha256 or "" for n, row in files.items()}

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from tool.errors import EnvironmentFault, IntegrityError
-from tool.git.objects import blob_header, file_mode
-from tool.wheel.archive import CHUNK, Wheel
+from tool.git import blob_header, file_mode
+from tool.wheel import CHUNK, Wheel
 
 INSTALLER_FILES: Final = frozenset({"INSTALLER", "REQUESTED", "direct_url.json"})
 """What an installer writes into dist-info, different on every machine."""

@@ -19,30 +19,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 
 from packaging.version import Version
 
-from tool.apply import kernels as bundle
-from tool.cli.output import Report
+from tool.apply import RELEASE_TRAILER
 from tool.errors import IntegrityError, UsageError
-from tool.git.repository import Git
-from tool.project.workspace import Workspace
-from tool.series import lockfile as locks
-from tool.series.kernels import find_kernels
-from tool.series.lockfile import Lock, LockedRelease
-from tool.series.model import Series
-from tool.upstream.wheel_import import PREFIX
+from tool.git import Git
+from tool.project import Session
+from tool.series import Lock, LockedRelease, read_kernels
+from tool.upstream import PREFIX
 from tool.verify.checks import PACKAGE, Verification, VerifyReport
 from tool.verify.files import Difference, FolderFiles, WheelFiles
-from tool.wheel import version as stamp
-from tool.wheel.archive import Wheel, WheelName
-from tool.wheel.record import parse_record
-
-_SHOWN: Final = 10
+from tool.wheel import VERSION_FILE, Wheel, WheelName, parse_record, read_version
 
 
-def verify(series: Series, home: Workspace, artifact: Path) -> VerifyReport:
+def verify_artifact(session: Session, artifact: Path) -> VerifyReport:
     """Verify whatever ``artifact`` is, with all there is to compare it with.
 
     That is the lock, this checkout's kernels, released wheels in the cache, and for a worktree the
@@ -51,31 +42,13 @@ def verify(series: Series, home: Workspace, artifact: Path) -> VerifyReport:
     Raises:
         UsageError: it is none of the three, or of a release the lock does not carry.
     """
-    lock = locks.load(series.lock_path)
-    kernels = {n: p.read_bytes() for n, p in find_kernels(series.kernel_dir).items()}
+    lock, released = session.lock, session.workspace.wheels
+    kernels = read_kernels(session.series.kernel_dir)
     if artifact.is_file():
-        return verify_wheel(artifact, lock=lock, kernels=kernels, released=home.wheels)
+        return verify_wheel(artifact, lock=lock, kernels=kernels, released=released)
     if (artifact / PREFIX / PACKAGE).is_dir():
         return _verify_worktree(artifact, lock, kernels)
-    return verify_installed(artifact, lock=lock, kernels=kernels, released=home.wheels)
-
-
-def report_on(outcome: VerifyReport) -> Report:
-    """The report of ``tool verify``; exit code 5 when there is a difference."""
-    name = f"{outcome.subject} ({outcome.kind}"
-    name += f", sglang {outcome.version})" if outcome.version else ")"
-    lines = [f"{name}: {'holds' if outcome.ok else 'DOES NOT HOLD'}"]
-    lines += [f"  {d}" for d in outcome.differences[:_SHOWN]]
-    if len(outcome.differences) > _SHOWN:
-        lines.append(f"  and {len(outcome.differences) - _SHOWN} more (all of them: --json)")
-    lines += [f"  checked: {text}" for text in outcome.checked]
-    lines += [f"  not proven: {text}" for text in outcome.unproven]
-    if not outcome.ok:
-        lines.append(
-            "next: apply, build or install it again; if its kernels are meant to differ, verify from "
-            "the checkout it was made with"
-        )
-    return Report(outcome.as_dict(), lines, 0 if outcome.ok else IntegrityError.exit_code)
+    return verify_installed(artifact, lock=lock, kernels=kernels, released=released)
 
 
 def verify_wheel(
@@ -176,9 +149,9 @@ def verify_tree(
 
 
 def _tree_version(root: Path) -> Version:
-    path = root / stamp.VERSION_FILE
+    path = root / VERSION_FILE
     try:
-        return stamp.read_version(path.read_bytes())
+        return read_version(path.read_bytes())
     except (OSError, IntegrityError) as err:
         raise UsageError(
             "the worktree does not say which release it is",
@@ -189,7 +162,7 @@ def _tree_version(root: Path) -> Version:
 
 def _verify_worktree(folder: Path, lock: Lock, kernels: Mapping[str, bytes]) -> VerifyReport:
     git = _git_of(folder)
-    release = _trailer(git, bundle.RELEASE_TRAILER)
+    release = _trailer(git, RELEASE_TRAILER)
     if git is None or release is None:
         return verify_tree(folder, lock=lock, kernels=kernels)
     version = Version(release)

@@ -4,55 +4,36 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tool.apply import checks as proofs
-from tool.apply.compose import Composition, compose
-from tool.git.objects import NULL_OID
-from tool.git.repository import Git
-from tool.project import checkout as landing
-from tool.project.workspace import Workspace
-from tool.series import lockfile as locks
-from tool.series.kernels import find_kernels, read_requirements
-from tool.series.model import Series
-from tool.upstream import download as fetch
-from tool.upstream.resolve import Request
+from tool.apply import Composition, check_applied, compose_series
+from tool.git import NULL_OID, Git
+from tool.project import Session
+from tool.series import Series, read_kernels, read_requirements
+from tool.upstream import Request, choose_wheel, fetch_wheel
 from tool.wheel.overlay import BuiltWheel, build_fork_wheel
 from tool.wheel.sbom import PatchProvenance
 
 
 def build_wheel(
-    series: Series,
-    home: Workspace,
-    request: Request,
-    *,
-    out: Path,
-    python: str | None,
-    machine: str | None,
+    session: Session, request: Request, *, out: Path, python: str | None, machine: str | None
 ) -> BuiltWheel:
     """Build the wheel of one Python and machine into ``out``.
 
     Raises:
         UsageError: the release has no wheel for that Python and machine.
-        ToolError: whatever composing, proving or building raises; nothing is left in ``out`` then.
+        ToolError: whatever composing, checking or building raises; nothing is left in ``out`` then.
     """
-    lock = locks.load(series.lock_path)
-    with home.exclusive():
-        git = home.open_repository()
-        landing.recover_checkout(git, home)
-        composed = compose(git, home, series, lock, request)
-        proofs.check_applied(git, composed.applied)
-        locked = lock.get(composed.base.release)
-        wanted = fetch.choose_wheel(locked, python, machine)
-        source = fetch.fetch_wheel(
-            home, locked, wanted, offline=request.offline, quiet=request.quiet
-        )
-        kernels = {n: p.read_bytes() for n, p in find_kernels(series.kernel_dir).items()}
+    with session.exclusive():
+        series, git = session.series, session.git
+        composed = compose_series(session, request)
+        check_applied(git, composed.applied)
+        locked = session.lock.get(composed.base.release)
         return build_fork_wheel(
-            source,
+            fetch_wheel(session, locked, choose_wheel(locked, python, machine)),
             out,
             locked=locked,
             revision=series.revision,
             patched=_patched(git, composed),
-            kernels=kernels,
+            kernels=read_kernels(series.kernel_dir),
             requires=read_requirements(series.kernel_dir),
             patches=_provenance(series, composed),
         )

@@ -21,16 +21,21 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from tool import atomic
-from tool.apply.kernels import DESTINATION
+from tool.apply import DESTINATION
 from tool.errors import EnvironmentFault, IntegrityError, UsageError
-from tool.git.objects import FILE, NULL_OID, blob_id, tree_id
-from tool.series.lockfile import LockedRelease, LockedWheel
-from tool.upstream.wheel_import import PREFIX, is_imported
-from tool.wheel import sbom as provenance
-from tool.wheel import version as stamp
+from tool.git import FILE, NULL_OID, blob_id, tree_id
+from tool.series import LockedRelease, LockedWheel
+from tool.upstream import PREFIX, is_imported
 from tool.wheel.archive import Wheel, WheelName, WheelWriter, content_digest, unsafe_name
 from tool.wheel.record import RecordRow, format_record, parse_record
-from tool.wheel.sbom import PatchProvenance, Provenance
+from tool.wheel.sbom import SBOM_NAME, PatchProvenance, Provenance, render_sbom
+from tool.wheel.version import (
+    VERSION_FILE,
+    find_missing_requirements,
+    fork_version,
+    replace_metadata,
+    replace_version,
+)
 
 KERNEL_PREFIX: Final = DESTINATION.removeprefix(PREFIX) + "/"
 """Where the kernels live inside sglang's own package, as a wheel member's prefix."""
@@ -96,16 +101,16 @@ def build_fork_wheel(
         released = check_released(wheel, locked)
         _check_patches(locked, patches)
         new, removed = _overlay(wheel, locked, patched, kernels)
-        version = stamp.fork_version(locked.version, revision)
+        version = fork_version(locked.version, revision)
         name = WheelName(wheel.name.distribution, version, wheel.name.tags)
 
-        old = new.get(stamp.VERSION_FILE) or _member(wheel, stamp.VERSION_FILE)
-        stamped = stamp.replace_version(old.data, locked.version, version)
-        new[stamp.VERSION_FILE] = _New(stamped, old.mode)
+        old = new.get(VERSION_FILE) or _member(wheel, VERSION_FILE)
+        stamped = replace_version(old.data, locked.version, version)
+        new[VERSION_FILE] = _New(stamped, old.mode)
         info = wheel.name.dist_info
         metadata = wheel.read(f"{info}/METADATA")
-        requirements = stamp.find_missing_requirements(metadata, requires)
-        metadata = stamp.replace_metadata(metadata, locked.version, version, requirements)
+        requirements = find_missing_requirements(metadata, requires)
+        metadata = replace_metadata(metadata, locked.version, version, requirements)
         new[f"{info}/METADATA"] = _New(metadata, 0o644)
         facts = Provenance(
             version=version,
@@ -120,7 +125,7 @@ def build_fork_wheel(
             executables=find_executables(wheel, removed),
             requirements=requirements,
         )
-        new[f"{info}/{provenance.SBOM_NAME}"] = _New(provenance.render_sbom(facts), 0o644)
+        new[f"{info}/{SBOM_NAME}"] = _New(render_sbom(facts), 0o644)
         with _whole_file(out_dir / name.filename) as out:
             writer = WheelWriter(out)
             digest, kept = _write(wheel, writer, new, removed, name)
