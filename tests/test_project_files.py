@@ -12,7 +12,7 @@ import click
 import pytest
 import yaml
 
-from tool.cli import main
+from tool.cli.app import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]

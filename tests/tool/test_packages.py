@@ -67,8 +67,8 @@ def violations(path: Path) -> Iterator[str]:
 
 def prints(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            if node.func.id == "print":
+        match node:
+            case ast.Call(func=ast.Name(id="print")):
                 yield f"{path.relative_to(TOOL.parent)}:{node.lineno}: prints"
 
 
