@@ -17,12 +17,12 @@ CARRIED = ("0.5.9", "0.5.10", "0.5.10.post1", "0.5.23")
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A series on four releases, pinned to the second, in a repository of one commit."""
     monkeypatch.delenv(selection.BASE, raising=False)
-    (tmp_path / "patches").mkdir()
-    (tmp_path / "patches" / "a.patch").write_text("Description: a\nReleases: >=0.5.9\n---\n")
+    (tmp_path / "patches" / "a").mkdir(parents=True)
+    (tmp_path / "patches" / "a" / "a.patch").write_text("Description: a\nReleases: >=0.5.9\n---\n")
     (tmp_path / "series.txt").write_text(
-        "pin 0.5.10\nrevision 1\nchange a >=0.5.9\n    a.patch >=0.5.9\n"
+        "pin 0.5.10\nrevision 1\nchange a >=0.5.9\n    a/a.patch >=0.5.9\n"
     )
-    lock(tmp_path, dict.fromkeys(CARRIED, {"a.patch": "1"}))
+    lock(tmp_path, dict.fromkeys(CARRIED, {"a/a.patch": "1"}))
     git(tmp_path, "init", "--quiet", "--initial-branch", "main")
     commit(tmp_path)
     return tmp_path
@@ -73,24 +73,24 @@ def test_ci_adds_what_the_change_touches(root: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(selection.BASE, "main")
     assert chosen(root, "ci") == ["0.5.9", "0.5.10", "0.5.23"]
     git(root, "checkout", "--quiet", "-b", "topic")
-    edited = dict.fromkeys(CARRIED, {"a.patch": "1"}) | {"0.5.10.post1": {"a.patch": "2"}}
+    edited = dict.fromkeys(CARRIED, {"a/a.patch": "1"}) | {"0.5.10.post1": {"a/a.patch": "2"}}
     lock(root, edited)
     assert chosen(root, "ci") == list(CARRIED)
     commit(root)
     assert chosen(root, "ci") == list(CARRIED)
     git(root, "checkout", "--quiet", "main")
-    lock(root, dict.fromkeys(CARRIED, {"a.patch": "2"}))
+    lock(root, dict.fromkeys(CARRIED, {"a/a.patch": "2"}))
     commit(root)
     git(root, "checkout", "--quiet", "topic")
     assert chosen(root, "ci") == list(CARRIED)
 
 
-@pytest.mark.parametrize("after", [{"a.patch": "1", "b.patch": "1"}, {"b.patch": "1"}])
+@pytest.mark.parametrize("after", [{"a/a.patch": "1", "a/b.patch": "1"}, {"a/b.patch": "1"}])
 def test_another_set_of_patches_touches_a_release(
     root: Path, monkeypatch: pytest.MonkeyPatch, after: dict[str, str]
 ) -> None:
     monkeypatch.setenv(selection.BASE, "HEAD")
-    lock(root, dict.fromkeys(CARRIED, {"a.patch": "1"}) | {"0.5.10.post1": after})
+    lock(root, dict.fromkeys(CARRIED, {"a/a.patch": "1"}) | {"0.5.10.post1": after})
     assert chosen(root, "ci") == list(CARRIED)
 
 
@@ -99,7 +99,7 @@ def test_a_new_release_is_touched_and_a_dropped_one_is_not(
 ) -> None:
     monkeypatch.setenv(selection.BASE, "HEAD")
     kept = [*CARRIED[:2], "0.5.22", CARRIED[3]]
-    lock(root, dict.fromkeys(kept, {"a.patch": "1"}))
+    lock(root, dict.fromkeys(kept, {"a/a.patch": "1"}))
     assert chosen(root, "ci") == kept
 
 

@@ -100,6 +100,7 @@ class Lab:
         """Write a patch that turns files of release ``on`` (plus the series so far) into ``edits``."""
         diff = self.diff(edits, on=on)
         path = self.root / "patches" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(header(releases or f"=={on}", f"change {name}") + diff)
         self._lines.append(f"    {name} {releases or f'=={on}'}")
         self._write_series()
@@ -115,6 +116,16 @@ class Lab:
         parts = engine.apply_series(git, base, loaded.for_release(Version(on))) if loaded else ()
         tree = parts[-1].tree if parts else base.tree
         return tree_diff(git.git_dir, tree, edits)
+
+    def regroup(self, name: str, change: str, needed: str) -> None:
+        """Give the patch ``name`` a change of its own, needed on these releases."""
+        moved = f"{change}/{name.partition('/')[2]}"
+        (self.root / "patches" / change).mkdir()
+        (self.root / "patches" / name).rename(self.root / "patches" / moved)
+        path = self.root / "series.txt"
+        line = f"change {change} {needed}\n    {moved}"
+        path.write_text(path.read_text().replace(f"    {name}", line))
+        self.relock(*(str(v) for v, entry in self.lock.releases.items() if entry.patches))
 
     def relock(self, *versions: str) -> None:
         """Prove the series on ``versions`` and record it, without asking an index."""

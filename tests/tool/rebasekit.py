@@ -36,11 +36,13 @@ ANSWER = TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")
 def three_patches(lab: Lab) -> Lab:
     """0.5.23 with three patches, and comments a person wrote."""
     lab.release("0.5.23", TREE | {"sglang/srt/limits.py": SOURCE})
-    lab.patch("answer.patch", {UTILS: ANSWER})
-    lab.patch("limits.patch", {LIMITS: OURS})
-    lab.patch("twins.patch", {TWINS: B_ONLY})
+    lab.patch("demo/answer.patch", {UTILS: ANSWER})
+    lab.patch("demo/limits.patch", {LIMITS: OURS})
+    lab.patch("demo/twins.patch", {TWINS: B_ONLY})
     path = lab.root / "series.txt"
-    text = path.read_text().replace("    limits.patch ==", "    # kept\n    limits.patch    ==")
+    text = path.read_text().replace(
+        "    demo/limits.patch ==", "    # kept\n    demo/limits.patch    =="
+    )
     path.write_text(text.replace("==0.5.23\n    # kept", "==0.5.23  # why\n    # kept"))
     lab.relock()
     return lab
@@ -75,8 +77,8 @@ def check(lab: Lab) -> None:
 
 
 def conflicting(lab: Lab) -> Path:
-    """Stop at limits.patch; returns the worktree's file with the markers."""
+    """Stop at demo/limits.patch; returns the worktree's file with the markers."""
     upgrade(lab, {"sglang/srt/limits.py": THEIRS})
     stopped = onto(lab, code=3)
-    assert stopped["stop"]["patch"] == "limits.patch"
+    assert stopped["stop"]["patch"] == "demo/limits.patch"
     return Path(stopped["worktree"]) / LIMITS

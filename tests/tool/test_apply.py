@@ -14,7 +14,7 @@ EDITED = TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")
 
 @pytest.fixture
 def ready(lab: Lab) -> Lab:
-    lab.patch("answer.patch", {UTILS: EDITED})
+    lab.patch("demo/answer.patch", {UTILS: EDITED})
     lab.relock()
     return lab
 
@@ -28,7 +28,11 @@ def test_makes_a_worktree_with_one_commit_per_patch_and_the_kernels(
     assert (tree / UTILS).read_text() == EDITED
     assert (tree / "python/sglang/srt/layers/attention/ada_dsa/__init__.py").is_file()
     subjects = git(tree, "log", "--format=%s").splitlines()
-    assert subjects == ["bundle the ada_dsa kernels", "change answer.patch", f"sglang {RELEASE}"]
+    assert subjects == [
+        "bundle the ada_dsa kernels",
+        "change demo/answer.patch",
+        f"sglang {RELEASE}",
+    ]
     assert git(tree, "rev-parse", "--abbrev-ref", "HEAD") == f"ada/v{RELEASE}"
     assert git(tree, "status", "--porcelain") == ""
     trailer = git(tree, "log", "-1", "--format=%(trailers:key=Patch-Sha256,valueonly)", "HEAD^")
@@ -39,7 +43,7 @@ def test_the_same_head_on_another_machine(make_lab: Callable[[str], Lab], tmp_pa
     heads = set()
     for name in ("here", "there"):
         lab = make_lab(name)
-        lab.patch("answer.patch", {UTILS: EDITED})
+        lab.patch("demo/answer.patch", {UTILS: EDITED})
         lab.relock()
         lab.apply(tmp_path / name / "tree")
         heads.add(git(tmp_path / name / "tree", "rev-parse", "HEAD"))
@@ -135,7 +139,7 @@ def test_a_deleted_worktree_can_be_made_again(ready: Lab, tmp_path: Path) -> Non
 
 
 def test_an_edited_patch_file_is_not_what_was_proven(ready: Lab, tmp_path: Path) -> None:
-    path = ready.root / "patches" / "answer.patch"
+    path = ready.root / "patches" / "demo/answer.patch"
     path.write_bytes(path.read_bytes().replace(b"+    return 33", b"+    return 34"))
     error = ready.apply(tmp_path / "fork", code=5)["error"]
     assert error["where"] == "patches/answer.patch" and "tool lock" in error["next"]
@@ -143,7 +147,7 @@ def test_an_edited_patch_file_is_not_what_was_proven(ready: Lab, tmp_path: Path)
 
 
 def test_a_patch_missing_from_the_lock_is_not_proven(ready: Lab, tmp_path: Path) -> None:
-    ready.patch("second.patch", {UTILS: EDITED.replace("return 5\n", "return 55\n")})
+    ready.patch("demo/second.patch", {UTILS: EDITED.replace("return 5\n", "return 55\n")})
     error = ready.apply(tmp_path / "fork", code=5)["error"]
     assert error["where"] == "series.lock"
 
@@ -167,7 +171,7 @@ def test_an_option_shaped_ref_is_only_refused(ready: Lab, tmp_path: Path, ref: s
 
 def test_a_release_line_says_what_is_wrong_and_where(ready: Lab, tmp_path: Path) -> None:
     with (ready.root / "series.txt").open("a") as handle:
-        handle.write("bad.patch\n")
+        handle.write("demo/bad.patch\n")
     error = ready.apply(tmp_path / "fork", code=2)["error"]
     assert error["where"].startswith("series.txt:") and "specifier" in error["message"]
 

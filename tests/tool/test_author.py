@@ -20,8 +20,8 @@ WORDS = (*HEADER, "--subject", "Answer more", "--reason", "Because it asks.")
 @pytest.fixture
 def fork(lab: Lab, tmp_path: Path) -> Path:
     """A worktree of a series of two patches."""
-    lab.patch("answer.patch", {UTILS: ANSWER})
-    lab.patch("twins.patch", {TWINS: B_ONLY})
+    lab.patch("demo/answer.patch", {UTILS: ANSWER})
+    lab.patch("demo/twins.patch", {TWINS: B_ONLY})
     lab.relock()
     lab.apply(tmp_path / "fork")
     return tmp_path / "fork"
@@ -54,9 +54,9 @@ class TestNew:
         edit(fork, UTILS, "return 5\n", "return 55\n")
         (fork / "python/sglang/srt/more.py").write_text("MORE = 1\n")
         result = lab.json("new", "more", str(fork), *WORDS, "--offline")["result"]
-        assert result["written"] == ["more.patch"]
-        assert names(lab) == ["answer.patch", "twins.patch", "more.patch"]
-        text = (lab.root / "patches" / "more.patch").read_text()
+        assert result["written"] == ["demo/more.patch"]
+        assert names(lab) == ["demo/answer.patch", "demo/twins.patch", "demo/more.patch"]
+        text = (lab.root / "patches" / "demo/more.patch").read_text()
         assert text.startswith("Description: Answer more\n Because it asks.\n")
         check(lab)
         anew(lab, fork)
@@ -67,7 +67,7 @@ class TestNew:
         words = ("--change", "other", *WORDS[2:])
         lab.tool("new", "more", str(fork), *words, "--offline")
         assert (
-            "\nchange other ==0.5.23\n    more.patch ==0.5.23\n"
+            "\nchange other ==0.5.23\n    other/more.patch ==0.5.23\n"
             in (lab.root / "series.txt").read_text()
         )
         check(lab)
@@ -87,39 +87,39 @@ class TestNew:
         error = lab.json("new", "more", str(fork), *WORDS, code=2)["error"]
         assert "ada_dsa/" in error["next"]
         assert (lab.root / "series.txt").read_bytes() == before
-        assert not (lab.root / "patches" / "more.patch").exists()
+        assert not (lab.root / "patches" / "demo/more.patch").exists()
 
 
 class TestRefresh:
     def test_folds_into_an_earlier_patch_and_renews_the_later(self, lab: Lab, fork: Path) -> None:
-        lab.patch("later.patch", {UTILS: ANSWER.replace("return 20\n", "return 2020\n")})
+        lab.patch("demo/later.patch", {UTILS: ANSWER.replace("return 20\n", "return 2020\n")})
         lab.relock()
         lab.apply(fork)
         edit(fork, UTILS, "return 33\n", "return 3333\n")
         result = lab.json("refresh", "answer", str(fork), "--offline")["result"]
-        assert set(result["written"]) == {"answer.patch", "later.patch"}
-        text = (lab.root / "patches" / "answer.patch").read_text()
+        assert set(result["written"]) == {"demo/answer.patch", "demo/later.patch"}
+        text = (lab.root / "patches" / "demo/answer.patch").read_text()
         assert "+    return 3333\n" in text and "2020" not in text
         check(lab)
         anew(lab, fork)
         assert "return 3333" in (fork / UTILS).read_text()
 
     def test_what_a_later_patch_changed_belongs_there(self, lab: Lab, fork: Path) -> None:
-        lab.patch("later.patch", {UTILS: ANSWER.replace("return 33\n", "return 333\n")})
+        lab.patch("demo/later.patch", {UTILS: ANSWER.replace("return 33\n", "return 333\n")})
         lab.relock()
         lab.apply(fork)
-        before = {p.name: p.read_bytes() for p in (lab.root / "patches").iterdir()}
+        before = {p.name: p.read_bytes() for p in (lab.root / "patches").rglob("*.patch")}
         edit(fork, UTILS, "return 333\n", "return 3333\n")
         error = lab.json("refresh", "answer", str(fork), "--offline", code=3)["error"]
         assert "does not fit" in error["message"] and "later patch" in error["next"]
-        assert {p.name: p.read_bytes() for p in (lab.root / "patches").iterdir()} == before
+        assert {p.name: p.read_bytes() for p in (lab.root / "patches").rglob("*.patch")} == before
         lab.tool("refresh", "later", str(fork), "--offline")
         check(lab)
 
     def test_on_every_release_it_stands_for(self, lab: Lab, tmp_path: Path) -> None:
         later = TREE | {"sglang/srt/utils.py": "# more\n" + STOCK}
         lab.release("0.5.24", later)
-        lab.patch("answer.patch", {UTILS: ANSWER}, releases=">=0.5.23,<=0.5.24")
+        lab.patch("demo/answer.patch", {UTILS: ANSWER}, releases=">=0.5.23,<=0.5.24")
         lab.relock("0.5.23", "0.5.24")
         lab.apply(tmp_path / "fork")
         edit(tmp_path / "fork", UTILS, "return 33\n", "return 3333\n")
@@ -129,7 +129,7 @@ class TestRefresh:
 
     def test_an_unknown_patch(self, lab: Lab, fork: Path) -> None:
         error = lab.json("refresh", "nothing", str(fork), code=2)["error"]
-        assert "answer.patch" in error["why"]
+        assert "demo/answer.patch" in error["why"]
 
 
 class TestImport:
@@ -150,8 +150,8 @@ class TestImport:
     def test_a_mail(self, lab: Lab, fork: Path) -> None:
         text = ANSWER.replace("return 9\n", "return 99\n")
         mail = self._mail(lab, fork, text, "Answer nine\n\nNine is asked often.")
-        assert self._import(lab, mail)["written"] == ["their.patch"]
-        header = (lab.root / "patches" / "their.patch").read_text()
+        assert self._import(lab, mail)["written"] == ["demo/their.patch"]
+        header = (lab.root / "patches" / "demo/their.patch").read_text()
         assert header.startswith("Description: Answer nine\n Nine is asked often.\n")
         check(lab)
 
@@ -189,27 +189,27 @@ class TestImport:
         text = ANSWER.replace("return 9\n", "return 99\n")
         mail = self._mail(lab, fork, text, "Answer nine\n\nNine is asked often.")
         assert message in self._import(lab, change(mail), code=2)["message"]
-        assert names(lab) == ["answer.patch", "twins.patch"]
+        assert names(lab) == ["demo/answer.patch", "demo/twins.patch"]
 
 
 class TestDrop:
     def test_keeps_the_reason(self, lab: Lab, fork: Path) -> None:
         result = lab.json("drop", "answer", "--why", "asked\nno more", "--offline")["result"]
-        assert result["removed"] == ["answer.patch"]
-        assert not (lab.root / "patches" / "answer.patch").exists()
+        assert result["removed"] == ["demo/answer.patch"]
+        assert not (lab.root / "patches" / "demo/answer.patch").exists()
         text = (lab.root / "series.txt").read_text()
-        assert "    # answer.patch ==0.5.23 was dropped: asked no more\n" in text
-        assert names(lab) == ["twins.patch"]
+        assert "    # demo/answer.patch ==0.5.23 was dropped: asked no more\n" in text
+        assert names(lab) == ["demo/twins.patch"]
         check(lab)
 
     def test_one_that_another_needs(self, lab: Lab, fork: Path) -> None:
-        lab.patch("later.patch", {UTILS: ANSWER.replace("return 33\n", "return 333\n")})
+        lab.patch("demo/later.patch", {UTILS: ANSWER.replace("return 33\n", "return 333\n")})
         lab.relock()
         before = (lab.root / "series.txt").read_bytes()
         error = lab.json("drop", "answer", "--why", "x", "--offline", code=3)["error"]
-        assert "later.patch" in error["where"]
+        assert "demo/later.patch" in error["where"]
         assert (lab.root / "series.txt").read_bytes() == before
-        assert (lab.root / "patches" / "answer.patch").exists()
+        assert (lab.root / "patches" / "demo/answer.patch").exists()
 
     def test_needs_a_reason(self, lab: Lab, fork: Path) -> None:
         assert lab.json("drop", "answer", "--why", " ", code=2)["error"]["next"]
@@ -217,20 +217,24 @@ class TestDrop:
 
 class TestLooking:
     def test_explain(self, lab: Lab, fork: Path) -> None:
-        lab.patch("later.patch", {UTILS: ANSWER.replace("return 33\n", "return 333\n")})
+        lab.patch("demo/later.patch", {UTILS: ANSWER.replace("return 33\n", "return 333\n")})
         lab.relock()
         result = lab.json("explain", "answer", "--offline")["result"]
         assert result["symbols"] == {UTILS: ["f3"]}
-        assert [d["patch"] for d in result["dependents"]] == ["later.patch"]
+        assert [d["patch"] for d in result["dependents"]] == ["demo/later.patch"]
         assert result["checked_on"] == ["0.5.23"]
-        assert ["twins.patch", "==0.5.23"] in result["relatives"]
-        text = lab.tool("explain", "answer.patch", "--offline").stdout
-        assert "Drop-When: never" in text and "without it later.patch stops" in text
+        assert ["demo/twins.patch", "==0.5.23"] in result["relatives"]
+        text = lab.tool("explain", "demo/answer.patch", "--offline").stdout
+        assert "Drop-When: never" in text and "without it demo/later.patch stops" in text
         assert lab.json("explain", "nothing", code=2)["error"]["why"]
 
     def test_diff(self, lab: Lab, fork: Path) -> None:
         lab.release("0.5.24", TREE | {"sglang/srt/utils.py": "# more\n" + STOCK})
         lab.tool("rebase", "--onto", "v0.5.24", "--offline")
         text = lab.tool("diff", "v0.5.23", "v0.5.24", "--offline").stdout
-        assert "1:" in text and "change answer.patch" in text and "change twins.patch" in text
+        assert (
+            "1:" in text
+            and "change demo/answer.patch" in text
+            and "change demo/twins.patch" in text
+        )
         assert lab.json("diff", "v0.5.23", "v0.5.1", code=2)["error"]["message"]

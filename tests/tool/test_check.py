@@ -18,7 +18,7 @@ LATER = TREE | {"sglang/srt/utils.py": "# a line more\n" + TREE["sglang/srt/util
 def two(lab: Lab) -> Lab:
     """Two releases, one patch that both share; on the later one it is merged."""
     lab.release("0.5.24", LATER)
-    lab.patch("answer.patch", {UTILS: EDITED}, releases=">=0.5.23,<=0.5.24")
+    lab.patch("demo/answer.patch", {UTILS: EDITED}, releases=">=0.5.23,<=0.5.24")
     lab.relock("0.5.23", "0.5.24")
     return lab
 
@@ -55,7 +55,7 @@ def test_a_preimage_of_another_release_is_brought_in(two: Lab) -> None:
 
 
 def test_an_edited_patch_file(two: Lab) -> None:
-    path = two.root / "patches" / "answer.patch"
+    path = two.root / "patches" / "demo/answer.patch"
     path.write_bytes(path.read_bytes().replace(b"Because", b"Perhaps because"))
     found = findings(two)
     assert {f["rule"] for f in found} == {"lock"} and len(found) == 4
@@ -89,7 +89,7 @@ def lock_like(
 
 
 def test_a_patch_file_that_export_would_not_write(lab: Lab) -> None:
-    path = lab.patch("answer.patch", {UTILS: EDITED})
+    path = lab.patch("demo/answer.patch", {UTILS: EDITED})
     path.write_bytes(path.read_bytes().replace(b"@@ def f2():\n", b"@@ \n"))
     lab.relock()
     (found,) = findings(lab)
@@ -102,13 +102,13 @@ def test_files_that_appear_and_go_are_seen_as_there(
     empty = tmp_path / "empty"
     empty.mkdir()
     monkeypatch.chdir(empty)
-    lab.patch("files.patch", {"python/sglang/srt/new.py": "NEW = 1\n", TWINS: None})
+    lab.patch("demo/files.patch", {"python/sglang/srt/new.py": "NEW = 1\n", TWINS: None})
     lab.relock()
     assert findings(lab, code=0) == []
     assert not list(empty.iterdir()), "git apply --3way checked something out into our folder"
 
 
 def test_findings_name_every_release(two: Lab) -> None:
-    (two.root / "patches" / "answer.patch").write_bytes(header("==0.5.23") + b"nonsense\n")
+    (two.root / "patches" / "demo/answer.patch").write_bytes(header("==0.5.23") + b"nonsense\n")
     found = findings(two)
-    assert len(found) >= 2 and all("answer.patch" in f["where"] for f in found)
+    assert len(found) >= 2 and all("demo/answer.patch" in f["where"] for f in found)

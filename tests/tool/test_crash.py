@@ -25,7 +25,7 @@ def ready(lab: Lab) -> Lab:
     # Enough files that the checkout is a good part of the run.
     bulk = {f"sglang/bulk/m{i}.py": f"x = {i}\n" * 50 for i in range(150)}
     lab.release("0.5.23", TREE | bulk)
-    lab.patch("answer.patch", {UTILS: EDITED})
+    lab.patch("demo/answer.patch", {UTILS: EDITED})
     lab.relock()
     return lab
 

@@ -22,8 +22,8 @@ AGAIN = EDITED.replace("return 20\n", "return 2020\n")
 
 @pytest.fixture
 def fork(lab: Lab, tmp_path: Path) -> Path:
-    lab.patch("first.patch", {UTILS: EDITED})
-    lab.patch("second.patch", {UTILS: AGAIN})
+    lab.patch("demo/first.patch", {UTILS: EDITED})
+    lab.patch("demo/second.patch", {UTILS: AGAIN})
     lab.relock()
     lab.apply(tmp_path / "fork")
     return tmp_path / "fork"
@@ -35,20 +35,20 @@ class TestExport:
             p: (p.read_bytes(), p.stat().st_mtime_ns) for p in (lab.root / "patches").iterdir()
         }
         result = lab.json("export", str(fork))["result"]
-        assert result == {"written": [], "kept": ["first.patch", "second.patch"]}
+        assert result == {"written": [], "kept": ["demo/first.patch", "demo/second.patch"]}
         assert files == {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
 
     def test_writes_only_what_changed(self, lab: Lab, fork: Path) -> None:
-        first = (lab.root / "patches" / "first.patch").read_bytes()
+        first = (lab.root / "patches" / "demo/first.patch").read_bytes()
         text = (fork / UTILS).read_text().replace("return 2020", "return 2021")
         (fork / UTILS).write_text(text)
-        sha = git(fork, "log", "--format=%H", "--grep=Patch-Name: second.patch")
+        sha = git(fork, "log", "--format=%H", "--grep=Patch-Name: demo/second.patch")
         git(fork, "commit", "-qam", "wip", "--fixup", sha)
         git(fork, "-c", "sequence.editor=true", "rebase", "-qi", "--autosquash", "HEAD~4")
         result = lab.json("export", str(fork))["result"]
-        assert result["written"] == ["second.patch"]
-        assert (lab.root / "patches" / "first.patch").read_bytes() == first
-        assert b"+    return 2021" in (lab.root / "patches" / "second.patch").read_bytes()
+        assert result["written"] == ["demo/second.patch"]
+        assert (lab.root / "patches" / "demo/first.patch").read_bytes() == first
+        assert b"+    return 2021" in (lab.root / "patches" / "demo/second.patch").read_bytes()
         lab.relock()
         lab.apply(fork.parent / "again", "--branch", "again")
         assert (fork.parent / "again" / UTILS).read_text() == text
@@ -59,8 +59,8 @@ class TestExport:
         )
         git(fork, "reset", "-q", "--hard", "HEAD^")
         git(fork, "commit", "-q", "--amend", "-m", message)
-        assert lab.json("export", str(fork))["result"]["written"] == ["second.patch"]
-        assert b"\nForwarded: yes\n" in (lab.root / "patches" / "second.patch").read_bytes()
+        assert lab.json("export", str(fork))["result"]["written"] == ["demo/second.patch"]
+        assert b"\nForwarded: yes\n" in (lab.root / "patches" / "demo/second.patch").read_bytes()
 
     def test_refuses_a_dirty_tree_an_unnamed_commit_and_a_second_one(
         self, lab: Lab, fork: Path
@@ -71,11 +71,21 @@ class TestExport:
         error = lab.json("export", str(fork), code=2)["error"]
         assert "no Patch-Name" in error["message"] and "mine" in error["where"]
         git(
-            fork, "commit", "-q", "--amend", "-m", "mine\n\nOrigin: vendor\nPatch-Name: first.patch"
+            fork,
+            "commit",
+            "-q",
+            "--amend",
+            "-m",
+            "mine\n\nOrigin: vendor\nPatch-Name: demo/first.patch",
         )
         assert "second commit" in lab.json("export", str(fork), code=2)["error"]["message"]
         git(
-            fork, "commit", "-q", "--amend", "-m", "mine\n\nOrigin: vendor\nPatch-Name: third.patch"
+            fork,
+            "commit",
+            "-q",
+            "--amend",
+            "-m",
+            "mine\n\nOrigin: vendor\nPatch-Name: demo/third.patch",
         )
         assert "series.txt" in lab.json("export", str(fork), code=2)["error"]["message"]
 
@@ -89,7 +99,7 @@ class TestExport:
             git(fork, "log", "-1", "--format=%B", sha).replace("second", "third"),
         )
         (lab.root / "series.txt").write_text(
-            (lab.root / "series.txt").read_text() + "third.patch ==0.5.23\n"
+            (lab.root / "series.txt").read_text() + "demo/third.patch ==0.5.23\n"
         )
         assert "ada_dsa/" in lab.json("export", str(fork), code=2)["error"]["next"]
 
@@ -120,15 +130,15 @@ class TestLint:
     def test_findings(
         self, lab: Lab, fork: Path, old: bytes, new: bytes, rule: str, words: str
     ) -> None:
-        path = lab.root / "patches" / "first.patch"
+        path = lab.root / "patches" / "demo/first.patch"
         assert old in path.read_bytes()
         path.write_bytes(path.read_bytes().replace(old, new, 1))
         findings = lab.json("lint", code=1)["result"]["findings"]
         assert any(f["rule"] == rule and words in f["message"] for f in findings), findings
 
     def test_folder_and_order_file_agree(self, lab: Lab, fork: Path) -> None:
-        (lab.root / "patches" / "stray.patch").write_bytes(header("==0.5.23"))
-        (lab.root / "patches" / "first.patch").unlink()
+        (lab.root / "patches" / "demo/stray.patch").write_bytes(header("==0.5.23"))
+        (lab.root / "patches" / "demo/first.patch").unlink()
         found = lint.lint_series(series.load_series(lab.root))
         assert {(f.rule, f.where.split(":")[0]) for f in found} == {
             ("file", "series.txt"),
@@ -144,17 +154,19 @@ class TestLint:
 
 def test_status_tells_what_each_patch_does(lab: Lab, fork: Path) -> None:
     with (lab.root / "series.txt").open("a") as handle:
-        handle.write("change guard ==0.5.9 upstream 0.5.10: configurer\nguard.patch ==0.5.9\n")
+        handle.write(
+            "change guard ==0.5.9 upstream 0.5.10: configurer\nguard/guard.patch ==0.5.9\n"
+        )
     result = lab.json("status")["result"]
     states = {p["patch"]: p["state"] for p in result["patches"]}
     assert states == {
-        "first.patch": "applies",
-        "second.patch": "applies",
-        "guard.patch": "upstream",
+        "demo/first.patch": "applies",
+        "demo/second.patch": "applies",
+        "guard/guard.patch": "upstream",
     }
     assert result["imported"] and str(fork) in result["worktrees"].values()
     elsewhere = lab.json("status", "--sglang-ref", "v0.5.9")["result"]
-    assert {p["patch"]: p["state"] for p in elsewhere["patches"]}["guard.patch"] == "applies"
+    assert {p["patch"]: p["state"] for p in elsewhere["patches"]}["guard/guard.patch"] == "applies"
 
 
 class TestCommandLine:

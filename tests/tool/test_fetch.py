@@ -13,7 +13,7 @@ EDITED = TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")
 @pytest.fixture
 def index(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that pip takes for its whole index, holding the release; the cache is emptied."""
-    lab.patch("answer.patch", {UTILS: EDITED})
+    lab.patch("demo/answer.patch", {UTILS: EDITED})
     lab.relock()
     folder = tmp_path / "index"
     folder.mkdir()
@@ -77,7 +77,7 @@ def test_an_unknown_release_is_not_a_network_problem(lab: Lab, index: Path, tmp_
 
 def test_a_new_release_is_discovered_and_locked(lab: Lab, index: Path, tmp_path: Path) -> None:
     write_wheel(index, "0.5.24", TREE)
-    patch = lab.root / "patches" / "answer.patch"
+    patch = lab.root / "patches" / "demo/answer.patch"
     patch.write_bytes(patch.read_bytes().replace(b"==0.5.23", b">=0.5.23"))
     (lab.root / "series.txt").write_text(
         (lab.root / "series.txt").read_text().replace("==0.5.23", ">=0.5.23")

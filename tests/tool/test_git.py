@@ -36,7 +36,8 @@ def test_users_configuration_and_environment_change_nothing(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab.patch(
-        "answer.patch", {UTILS: TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")}
+        "demo/answer.patch",
+        {UTILS: TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")},
     )
     lab.relock()
     first = lab.apply(tmp_path / "one")["result"]["head"]

@@ -44,9 +44,9 @@ class TestItCarries:
         result = onto(three)
         assert result["state"] == "carried"
         assert {p["file"] for p in result["patches"]} == {
-            "answer.patch",
-            "limits.patch",
-            "twins.patch",
+            "demo/answer.patch",
+            "demo/limits.patch",
+            "demo/twins.patch",
         }
         expected = lines.replace("==0.5.23", ">=0.5.23,<=0.5.24")
         assert (three.root / "series.txt").read_text() == expected
@@ -55,23 +55,23 @@ class TestItCarries:
 
     def test_a_changed_one_becomes_a_new_file(self, three: Lab) -> None:
         upgrade(three, {"sglang/srt/limits.py": SOURCE.replace("class Pool:", "class Pool(Base):")})
-        before = (three.root / "patches" / "limits.patch").read_bytes()
+        before = (three.root / "patches" / "demo/limits.patch").read_bytes()
         result = onto(three)
-        (row,) = [p for p in result["patches"] if p["patch"] == "limits.patch"]
-        assert (row["outcome"], row["file"]) == ("merged", "limits-v0.5.24.patch")
-        assert (three.root / "patches" / "limits.patch").read_bytes() == before
-        text = (three.root / "patches" / "limits-v0.5.24.patch").read_text()
+        (row,) = [p for p in result["patches"] if p["patch"] == "demo/limits.patch"]
+        assert (row["outcome"], row["file"]) == ("merged", "demo/limits-v0.5.24.patch")
+        assert (three.root / "patches" / "demo/limits.patch").read_bytes() == before
+        text = (three.root / "patches" / "demo/limits-v0.5.24.patch").read_text()
         assert "Releases: ==0.5.24" in text and "Pool(Base)" in text
         loaded = series.load_series(three.root)
         assert [p.name for p in loaded.for_release(Version("0.5.23"))] == [
-            "answer.patch",
-            "limits.patch",
-            "twins.patch",
+            "demo/answer.patch",
+            "demo/limits.patch",
+            "demo/twins.patch",
         ]
         assert [p.name for p in loaded.for_release(Version(NEXT))] == [
-            "answer.patch",
-            "limits-v0.5.24.patch",
-            "twins.patch",
+            "demo/answer.patch",
+            "demo/limits-v0.5.24.patch",
+            "demo/twins.patch",
         ]
         check(three)
 
@@ -85,11 +85,11 @@ class TestItCarries:
 
     def test_an_open_range_gets_its_upper_bound(self, lab: Lab) -> None:
         lab.release("0.5.23", TREE | {"sglang/srt/limits.py": SOURCE})
-        lab.patch("limits.patch", {LIMITS: OURS}, releases=">=0.5.23")
+        lab.patch("demo/limits.patch", {LIMITS: OURS}, releases=">=0.5.23")
         lab.relock()
         upgrade(lab, {"sglang/srt/limits.py": SOURCE.replace("class Pool:", "class Pool(Base):")})
         onto(lab)
-        assert "limits.patch ==0.5.23\n" in (lab.root / "series.txt").read_text()
+        assert "demo/limits.patch ==0.5.23\n" in (lab.root / "series.txt").read_text()
         check(lab)
 
     def test_release_after_release_and_a_fresh_machine(self, three: Lab) -> None:
@@ -98,7 +98,7 @@ class TestItCarries:
         upgrade(three, {"sglang/srt/utils.py": "B = 1\n" + moved["sglang/srt/utils.py"]}, "0.5.25")
         onto(three)
         rebase(three, "--onto", "v0.5.25", "--offline")
-        assert len(list((three.root / "patches").iterdir())) == 3
+        assert len(list((three.root / "patches" / "demo").iterdir())) == 3
         check(three)
         three.forget_repository()
         assert three.json("check", "--refs", "v0.5.25", "--offline")["result"]["findings"] == 0
@@ -112,21 +112,24 @@ class TestItCarries:
     def test_a_change_that_is_over_is_not_carried(self, three: Lab) -> None:
         path = three.root / "series.txt"
         path.write_text(
-            path.read_text()
-            .replace("change demo >=0.5.9", "change demo >=0.5.9,<0.5.24 upstream 0.5.24: PR 7")
-            .replace("    twins.patch", "change other >=0.5.9\n    twins.patch")
+            path.read_text().replace(
+                "change demo >=0.5.9", "change demo >=0.5.9,<0.5.24 upstream 0.5.24: PR 7"
+            )
         )
+        three.regroup("demo/twins.patch", "other", ">=0.5.9")
         upgrade(three, {})
         result = onto(three)
         verdicts = {p["patch"]: p["outcome"] for p in result["patches"]}
-        assert verdicts["answer.patch"] == "retired" and verdicts["twins.patch"] == "clean"
+        assert (
+            verdicts["demo/answer.patch"] == "retired" and verdicts["other/twins.patch"] == "clean"
+        )
         check(three)
 
     def test_the_history_is_recorded(self, three: Lab) -> None:
         upgrade(three, {"sglang/srt/limits.py": "X = 0\n" + SOURCE})
         onto(three)
         lines = three.tool("history").stdout
-        assert "| 0.5.23 → 0.5.24 | 3 |" in lines and "limits.patch" in lines
+        assert "| 0.5.23 → 0.5.24 | 3 |" in lines and "demo/limits.patch" in lines
 
 
 class TestItStops:
@@ -150,7 +153,7 @@ class TestItStops:
     def test_the_message_for_a_person(self, three: Lab) -> None:
         upgrade(three, {"sglang/srt/limits.py": THEIRS})
         text = three.tool("rebase", "--onto", f"v{NEXT}", "--offline", code=3).stdout
-        for part in ("limits.patch", LIMITS, "Pool.size", "page_size", "next: ", "--continue"):
+        for part in ("demo/limits.patch", LIMITS, "Pool.size", "page_size", "next: ", "--continue"):
             assert part in text
 
     def test_continue(self, three: Lab) -> None:
@@ -160,11 +163,11 @@ class TestItStops:
         path.write_text(MERGED + "def broken(:\n")
         assert "does not parse" in rebase(three, "--continue", code=3)["message"]
         path.write_text(THEIRS)
-        assert "nothing of limits.patch" in rebase(three, "--continue", code=3)["message"]
+        assert "nothing of demo/limits.patch" in rebase(three, "--continue", code=3)["message"]
         path.write_text(MERGED)
         result = rebase(three, "--continue")
-        (row,) = [p for p in result["patches"] if p["patch"] == "limits.patch"]
-        assert row["decided"] == "by hand" and row["file"] == "limits-v0.5.24.patch"
+        (row,) = [p for p in result["patches"] if p["patch"] == "demo/limits.patch"]
+        assert row["decided"] == "by hand" and row["file"] == "demo/limits-v0.5.24.patch"
         assert not path.exists()
         check(three)
         three.apply(three.root.parent / "fork", "--sglang-ref", f"v{NEXT}")
@@ -189,9 +192,9 @@ class TestItStops:
         assert rebase(three, "--skip", code=2)["next"]
         rebase(three, "--skip", "--why", "  ", code=2)
         result = rebase(three, "--skip", "--why", "waits for\nissue 7")
-        (row,) = [p for p in result["patches"] if p["patch"] == "limits.patch"]
+        (row,) = [p for p in result["patches"] if p["patch"] == "demo/limits.patch"]
         assert row["file"] is None
-        header = (three.root / "patches" / "limits.patch").read_text()
+        header = (three.root / "patches" / "demo/limits.patch").read_text()
         assert "Skipped: 0.5.24, waits for issue 7\n" in header
         check(three)
 
@@ -212,21 +215,19 @@ class TestItStops:
         lab = three
         upgrade(lab, {"sglang/srt/limits.py": THEIRS, "sglang/srt/utils.py": "x = 1\n"}, "0.5.25")
         first = rebase(lab, "--onto", "v0.5.25", "--from", "v0.5.23", "--offline", code=3)
-        assert first["stop"]["patch"] == "answer.patch"
+        assert first["stop"]["patch"] == "demo/answer.patch"
         second = rebase(lab, "--skip", "--why", "no", code=3)
-        assert second["stop"]["patch"] == "limits.patch"
+        assert second["stop"]["patch"] == "demo/limits.patch"
         again = rebase(lab, "--restart", "--offline", code=3)
-        assert again["stop"]["patch"] == "answer.patch"
+        assert again["stop"]["patch"] == "demo/answer.patch"
         rebase(lab, "--abort")
 
 
 class TestUpstreamHasIt:
     def test_it_stops_with_evidence_and_a_person_retires_it(self, three: Lab) -> None:
         path = three.root / "series.txt"
-        path.write_text(
-            path.read_text().replace("    # kept", "change limits >=0.5.9\n    # kept")
-            .replace("    twins.patch", "change twins >=0.5.9\n    twins.patch")
-        )  # fmt: skip
+        three.regroup("demo/twins.patch", "twins", ">=0.5.9")
+        three.regroup("demo/limits.patch", "limits", ">=0.5.9")
         upgrade(three, {"sglang/srt/limits.py": OURS})
         stopped = onto(three, code=4)
         assert (
@@ -234,7 +235,7 @@ class TestUpstreamHasIt:
         )
         result = rebase(three, "--skip", "--why", "merged as #123")
         assert result["state"] == "carried"
-        header = (three.root / "patches" / "limits.patch").read_text()
+        header = (three.root / "patches" / "limits/limits.patch").read_text()
         assert "Applied-Upstream: 0.5.24, merged as #123\n" in header
         assert "change limits >=0.5.9,<0.5.24 upstream 0.5.24: merged as PR 123" in path.read_text()
         check(three)
@@ -242,8 +243,8 @@ class TestUpstreamHasIt:
     def test_the_part_upstream_lacks_is_kept(self, three: Lab) -> None:
         both = OURS.replace("compute_everything()", "compute_everything(needed=True)")
         diff = three.diff({TWINS: TWIN, LIMITS: both})
-        (three.root / "patches" / "limits.patch").write_bytes(
-            (three.root / "patches" / "twins.patch").read_bytes().partition(b"---\n")[0]
+        (three.root / "patches" / "demo/limits.patch").write_bytes(
+            (three.root / "patches" / "demo/twins.patch").read_bytes().partition(b"---\n")[0]
             + b"---\n"
             + _from_stock(three, both)
         )
@@ -253,7 +254,7 @@ class TestUpstreamHasIt:
         stopped = onto(three, code=4)
         assert stopped["stop"]["outcome"] == "partial"
         rebase(three, "--continue")  # the worktree holds what is left
-        text = (three.root / "patches" / "limits-v0.5.24.patch").read_text()
+        text = (three.root / "patches" / "demo/limits-v0.5.24.patch").read_text()
         assert "needed=True" in text and "minimum_size" not in text.split("---\n", 1)[1]
         check(three)
 
@@ -275,7 +276,7 @@ def test_a_renamed_file_is_merged_where_it_went(three: Lab) -> None:
     there = Path(stopped["worktree"]) / "python/sglang/srt/bounds.py"
     assert there.read_text() == renamed.replace(STOCK, WANTED)
     rebase(three, "--continue")
-    text = (three.root / "patches" / "limits-v0.5.24.patch").read_text()
+    text = (three.root / "patches" / "demo/limits-v0.5.24.patch").read_text()
     assert "bounds.py" in text and "limits.py" not in text.split("---\n", 1)[1]
     check(three)
 
@@ -289,8 +290,10 @@ class TestRemembered:
         after = project(three)
         _reset(three, before)
         result = onto(three)
-        assert result["remembered"] == ["remembered resolution of limits.patch, v0.5.23 -> v0.5.24"]
-        (row,) = [p for p in result["patches"] if p["patch"] == "limits.patch"]
+        assert result["remembered"] == [
+            "remembered resolution of demo/limits.patch, v0.5.23 -> v0.5.24"
+        ]
+        (row,) = [p for p in result["patches"] if p["patch"] == "demo/limits.patch"]
         assert "remembered" in row["decided"]
         changed = {name for name, digest in project(three).items() if after.get(name) != digest}
         assert changed == {"rebase-history.json"}
@@ -305,14 +308,14 @@ class TestRemembered:
         other = SOURCE.replace(STOCK, "        total = sum(self.sizes)\n")
         upgrade(three, {"sglang/srt/limits.py": other})
         stopped = onto(three, code=3)
-        assert stopped["remembered"] == [] and stopped["stop"]["patch"] == "limits.patch"
+        assert stopped["remembered"] == [] and stopped["stop"]["patch"] == "demo/limits.patch"
 
 
 def _reset(lab: Lab, before: dict[str, str]) -> None:
     """The project as it was before the rebase, as version control would restore it."""
     for name in project(lab).keys() - before.keys():
         (lab.root / name).unlink()
-    for name in ("answer.patch", "limits.patch", "twins.patch"):
+    for name in ("demo/answer.patch", "demo/limits.patch", "demo/twins.patch"):
         path = lab.root / "patches" / name
         path.write_bytes(path.read_bytes().replace(b">=0.5.23,<=0.5.24", b"==0.5.23"))
     text = (lab.root / "series.txt").read_text().replace(">=0.5.23,<=0.5.24", "==0.5.23")
@@ -348,10 +351,10 @@ class TestBadInput:
         assert "tool drift" in error["next"]
 
     def test_an_edited_patch(self, three: Lab) -> None:
-        path = three.root / "patches" / "limits.patch"
+        path = three.root / "patches" / "demo/limits.patch"
         path.write_bytes(path.read_bytes().replace(b"needed", b"wanted"))
         upgrade(three, {})
-        assert onto(three, code=5)["where"] == "patches/limits.patch"
+        assert onto(three, code=5)["where"] == "patches/demo/limits.patch"
 
     def test_a_project_edited_meanwhile(self, three: Lab) -> None:
         path = conflicting(three)
@@ -462,7 +465,7 @@ def _finish(lab: Lab, folder: Path) -> None:
     """Go on from whatever the kill left, as a person would."""
     if (lab.home.data / "rebase.json").exists():
         done = lab.tool("rebase", "--continue", code=None)
-    elif "limits-v0.5.24.patch" not in project_names(lab):
+    elif "demo/limits-v0.5.24.patch" not in project_names(lab):
         done = lab.tool("rebase", *START, code=None)
     else:
         lab.tool("status")  # any command completes what was being written

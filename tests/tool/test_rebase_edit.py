@@ -35,12 +35,12 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 def one(lab: Lab, text: str, upstream: str) -> None:
     """A series of one patch that makes ``text`` of the stock file; the next release has ``upstream``."""
     lab.release("0.5.23", TREE | {"sglang/srt/limits.py": SOURCE})
-    lab.patch("limits.patch", {LIMITS: text})
+    lab.patch("demo/limits.patch", {LIMITS: text})
     lab.relock()
     upgrade(lab, {"sglang/srt/limits.py": upstream})
 
 
-def written(lab: Lab, name: str = "limits-v0.5.24.patch") -> str:
+def written(lab: Lab, name: str = "demo/limits-v0.5.24.patch") -> str:
     return (lab.root / "patches" / name).read_text()
 
 
@@ -49,38 +49,43 @@ class TestEdit:
         upgrade(three, MOVED)
         stopped = onto(three, "--edit", "limits", code=3)
         assert stopped["asked"] and stopped["marked"] == {}
-        assert (stopped["stop"]["patch"], stopped["stop"]["outcome"]) == ("limits.patch", "moved")
+        assert (stopped["stop"]["patch"], stopped["stop"]["outcome"]) == (
+            "demo/limits.patch",
+            "moved",
+        )
         path = Path(stopped["worktree"]) / LIMITS
         assert path.read_text() == "X = 0\n" + OURS
         path.write_text(path.read_text().replace("minimum_size", "smallest_size"))
         result = rebase(three, "--continue")
-        (row,) = [p for p in result["patches"] if p["patch"] == "limits.patch"]
-        assert (row["decided"], row["file"]) == ("by hand", "limits-v0.5.24.patch")
+        (row,) = [p for p in result["patches"] if p["patch"] == "demo/limits.patch"]
+        assert (row["decided"], row["file"]) == ("by hand", "demo/limits-v0.5.24.patch")
         assert "smallest_size" in written(three) and "minimum_size" not in written(three)
         assert not list((three.home.data).glob("resolutions/*")), "nothing was in conflict"
         check(three)
 
     def test_unchanged_it_keeps_its_file(self, three: Lab) -> None:
         upgrade(three, MOVED)
-        onto(three, "--edit", "limits.patch", code=3)
+        onto(three, "--edit", "demo/limits.patch", code=3)
         result = rebase(three, "--continue")
-        (row,) = [p for p in result["patches"] if p["patch"] == "limits.patch"]
-        assert (row["decided"], row["file"]) == ("as merged", "limits.patch")
+        (row,) = [p for p in result["patches"] if p["patch"] == "demo/limits.patch"]
+        assert (row["decided"], row["file"]) == ("as merged", "demo/limits.patch")
         check(three)
 
     def test_several_in_order_and_after_a_restart_and_a_kill(self, three: Lab) -> None:
         upgrade(three, MOVED)
-        asked = ("--edit", "twins", "--edit", "answer", "--edit", "twins.patch")
-        assert onto(three, *asked, code=3)["stop"]["patch"] == "answer.patch"
-        assert rebase(three, "--continue", code=3)["stop"]["patch"] == "twins.patch"
-        assert rebase(three, "--restart", "--offline", code=3)["stop"]["patch"] == "answer.patch"
+        asked = ("--edit", "twins", "--edit", "answer", "--edit", "demo/twins.patch")
+        assert onto(three, *asked, code=3)["stop"]["patch"] == "demo/answer.patch"
+        assert rebase(three, "--continue", code=3)["stop"]["patch"] == "demo/twins.patch"
+        assert (
+            rebase(three, "--restart", "--offline", code=3)["stop"]["patch"] == "demo/answer.patch"
+        )
         state = rebase_state.load_state(three.home)
         assert state and state.stop
         # As a kill leaves it that comes before the worktree is whole.
         (three.home.repository / "worktrees" / Path(state.folder).name / "ada-rebase").unlink()
         assert rebase(three, code=3)["state"] == "interrupted"
-        assert rebase(three, "--continue", code=3)["stop"]["patch"] == "answer.patch"
-        assert rebase(three, "--continue", code=3)["stop"]["patch"] == "twins.patch"
+        assert rebase(three, "--continue", code=3)["stop"]["patch"] == "demo/answer.patch"
+        assert rebase(three, "--continue", code=3)["stop"]["patch"] == "demo/twins.patch"
         assert rebase(three, "--continue")["state"] == "carried"
         check(three)
 
@@ -98,20 +103,18 @@ class TestEdit:
         rebase(three, "--abort")
         assert onto(three)["remembered"], "without it, it does"
 
-    @pytest.mark.parametrize("name", ["nothing", "other-release.patch"])
+    @pytest.mark.parametrize("name", ["nothing", "demo/other-release.patch"])
     def test_a_patch_that_is_not_carried(self, three: Lab, name: str) -> None:
         upgrade(three, MOVED)
         before = project(three)
         error = onto(three, "--edit", name, code=2)
-        assert name in error["message"] and "limits.patch" in error["why"]
+        assert name in error["message"] and "demo/limits.patch" in error["why"]
         assert project(three) == before and rebase_state.load_state(three.home) is None
 
     def test_of_a_change_that_is_over(self, three: Lab) -> None:
-        path = three.root / "series.txt"
-        over = "change other >=0.5.9,<0.5.24\n    twins.patch"
-        path.write_text(path.read_text().replace("    twins.patch", over))
+        three.regroup("demo/twins.patch", "other", ">=0.5.9,<0.5.24")
         upgrade(three, MOVED)
-        assert "twins.patch" in onto(three, "--edit", "twins", code=2)["message"]
+        assert "other/twins.patch" in onto(three, "--edit", "twins", code=2)["message"]
 
     def test_only_with_onto(self, three: Lab) -> None:
         conflicting(three)
@@ -125,7 +128,7 @@ class TestForgetting:
         upgrade(lab, {"sglang/srt/limits.py": THEIRS, "sglang/srt/utils.py": changed})
         tree = Path(onto(lab, code=3)["worktree"])
         (tree / UTILS).write_text(ANSWER.replace("return 33\n", "return 33.3\n"))
-        assert rebase(lab, "--continue", code=3)["stop"]["patch"] == "limits.patch"
+        assert rebase(lab, "--continue", code=3)["stop"]["patch"] == "demo/limits.patch"
         return tree
 
     @pytest.mark.parametrize("way", ["restart", "abort"])
@@ -136,7 +139,7 @@ class TestForgetting:
         else:
             rebase(three, "--abort")
             again = onto(three, code=3)
-        assert again["stop"]["patch"] == "answer.patch" and again["remembered"] == []
+        assert again["stop"]["patch"] == "demo/answer.patch" and again["remembered"] == []
         assert "<<<<<<<" in (Path(again["worktree"]) / UTILS).read_text()
 
     def test_one_that_landed_is_remembered(self, three: Lab) -> None:
@@ -158,7 +161,7 @@ class TestForgetting:
             three.tool("rebase", "--continue")
         assert project(three) == before and transaction.pending(three.home)
         three.tool("status")
-        assert (three.root / "patches" / "limits-v0.5.24.patch").is_file()
+        assert (three.root / "patches" / "demo/limits-v0.5.24.patch").is_file()
         assert len(list(three.home.data.glob("resolutions/*"))) == 2
         assert rebase_state.load_state(three.home) is None
         check(three)
@@ -189,9 +192,9 @@ class TestPartial:
     def test_left_out_it_retires_nothing(self, lab: Lab) -> None:
         one(lab, BOTH, OURS)
         text = lab.tool("rebase", "--onto", f"v{NEXT}", "--offline", code=4).stdout
-        assert "next: tool rebase --continue: what upstream lacks stays" in text
+        assert "next: tool rebase --continue keeps what upstream lacks" in text
         rebase(lab, "--skip", "--why", "the rest is not needed")
-        header = (lab.root / "patches" / "limits.patch").read_text()
+        header = (lab.root / "patches" / "demo/limits.patch").read_text()
         assert "Skipped: 0.5.24, the rest is not needed\n" in header
         assert "Applied-Upstream" not in header
         assert "change demo >=0.5.9\n" in (lab.root / "series.txt").read_text()
@@ -217,10 +220,10 @@ class TestWhereWasI:
     def test_status_and_the_stop_again(self, three: Lab) -> None:
         path = conflicting(three)
         first = rebase(three, code=3)
-        assert first["stop"]["patch"] == "limits.patch" and first["marked"][LIMITS]
+        assert first["stop"]["patch"] == "demo/limits.patch" and first["marked"][LIMITS]
         text = three.tool("rebase", code=3).stdout
         for part in (
-            "stopped at limits.patch: conflict",
+            "stopped at demo/limits.patch: conflict",
             "page_size",
             str(path.parents[3]),
             "next:",
@@ -229,7 +232,7 @@ class TestWhereWasI:
         found = three.json("status")["result"]["rebase"]
         assert (found["onto"], found["patch"], found["outcome"]) == (
             NEXT,
-            "limits.patch",
+            "demo/limits.patch",
             "conflict",
         )
         assert found["worktree"] == str(path.parents[3])
@@ -264,7 +267,7 @@ class TestWhatIsSaid:
         """Two files, one of them in conflict: the other is merged, though upstream was there too."""
         lab.release("0.5.23", TREE | {"sglang/srt/limits.py": SOURCE})
         ours = TREE["sglang/srt/utils.py"].replace("    return 5\n", "    return 5.5\n")
-        lab.patch("limits.patch", {LIMITS: OURS, UTILS: ours})
+        lab.patch("demo/limits.patch", {LIMITS: OURS, UTILS: ours})
         lab.relock()
         theirs = TREE["sglang/srt/utils.py"].replace("\ndef f5():", "# five\ndef f5():")
         upgrade(lab, {"sglang/srt/limits.py": THEIRS, "sglang/srt/utils.py": theirs})
@@ -295,19 +298,19 @@ class TestWhatIsSaid:
 
     def test_new_files_that_speak_of_the_old_release(self, lab: Lab) -> None:
         one(lab, OURS, THEIRS)
-        path = lab.root / "patches" / "limits.patch"
+        path = lab.root / "patches" / "demo/limits.patch"
         text = path.read_text().replace("Drop-When: never", "Drop-When: 0.5.23 is out of use.")
         path.write_text(text.replace("Because", "In 0.5.23, not in 0.5.23.post1: because"))
         lab.relock()
         (Path(onto(lab, code=3)["worktree"]) / LIMITS).write_text(MERGED)
         done = lab.tool("rebase", "--continue").stdout
-        assert "patches/limits-v0.5.24.patch: Description, Drop-When still speaks" in done
+        assert "patches/demo/limits-v0.5.24.patch: Description, Drop-When still names" in done
         assert "Drop-When: 0.5.23" in written(lab), "only its author knows better words"
 
     @pytest.mark.parametrize("words", ["10.5.23 or 0.5.230", "0.5.23.post1", "0.5.24"])
     def test_other_releases_are_not_named(self, lab: Lab, words: str) -> None:
         one(lab, OURS, THEIRS)
-        path = lab.root / "patches" / "limits.patch"
+        path = lab.root / "patches" / "demo/limits.patch"
         path.write_text(path.read_text().replace("Drop-When: never", f"Drop-When: {words}"))
         lab.relock()
         (Path(onto(lab, code=3)["worktree"]) / LIMITS).write_text(MERGED)

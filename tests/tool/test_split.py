@@ -23,8 +23,8 @@ def shared(lab: Lab) -> Lab:
     """Two patches of one file, the second on top of the first, each one file for three releases."""
     for release in RELEASES:
         lab.release(release, TREE | {"sglang/more.py": f"RELEASE = '{release}'\n"})
-    lab.patch("answer.patch", {UTILS: ANSWER}, releases=ALL)
-    lab.patch("later.patch", {UTILS: LATER}, releases=ALL)
+    lab.patch("demo/answer.patch", {UTILS: ANSWER}, releases=ALL)
+    lab.patch("demo/later.patch", {UTILS: LATER}, releases=ALL)
     lab.relock(*RELEASES)
     return lab
 
@@ -54,42 +54,48 @@ def edited(lab: Lab, release: str, old: str, new: str) -> Path:
 
 class TestSplit:
     def test_from_that_release_on(self, shared: Lab) -> None:
-        before = (shared.root / "patches" / "answer.patch").read_bytes()
+        before = (shared.root / "patches" / "demo/answer.patch").read_bytes()
         trees = {r: shared.lock.get(Version(r)).final_tree for r in RELEASES}
         folder = edited(shared, "0.5.22", "return 33\n", "return 3333\n")
         done = shared.json("refresh", "answer", str(folder), "--split", "--offline")["result"]
-        assert done["patch"] == "answer-v0.5.22.patch"
+        assert done["patch"] == "demo/answer-v0.5.22.patch"
         assert done["releases"] == ["0.5.22", "0.5.23"]
-        old = (shared.root / "patches" / "answer.patch").read_bytes()
+        old = (shared.root / "patches" / "demo/answer.patch").read_bytes()
         assert old == before.replace(ALL.encode(), b"==0.5.21")
-        new = (shared.root / "patches" / "answer-v0.5.22.patch").read_text()
+        new = (shared.root / "patches" / "demo/answer-v0.5.22.patch").read_text()
         assert "Releases: >=0.5.22,<=0.5.23\n" in new and "+    return 3333\n" in new
-        assert names(shared, "0.5.21")[0] == "answer.patch"
-        assert names(shared, "0.5.22")[0] == names(shared, "0.5.23")[0] == "answer-v0.5.22.patch"
+        assert names(shared, "0.5.21")[0] == "demo/answer.patch"
+        assert (
+            names(shared, "0.5.22")[0] == names(shared, "0.5.23")[0] == "demo/answer-v0.5.22.patch"
+        )
         assert shared.lock.get(Version("0.5.21")).final_tree == trees["0.5.21"]
         assert shared.lock.get(Version("0.5.23")).final_tree != trees["0.5.23"]
         check(shared)
 
     def test_a_later_patch_still_applies_everywhere(self, shared: Lab) -> None:
-        """later.patch stays one file for the three: 0.5.21 still gives the blob it was written on."""
+        """demo/later.patch stays one file for the three: 0.5.21 still gives the blob it was written on."""
         folder = edited(shared, "0.5.22", "return 33\n", "return 3333\n")
         done = shared.json("refresh", "answer", str(folder), "--split", "--offline")["result"]
-        assert done["written"] == ["answer-v0.5.22.patch"]
-        assert "later.patch" in names(shared, "0.5.21") and "later.patch" in names(shared, "0.5.23")
+        assert done["written"] == ["demo/answer-v0.5.22.patch"]
+        assert "demo/later.patch" in names(shared, "0.5.21") and "demo/later.patch" in names(
+            shared, "0.5.23"
+        )
         shared.forget_repository()
         check(shared)
 
     def test_a_later_patch_whose_pre_image_goes_is_written_anew(self, lab: Lab) -> None:
         for release in RELEASES:
             lab.release(release, TREE | {"sglang/more.py": f"RELEASE = '{release}'\n"})
-        lab.patch("answer.patch", {UTILS: ANSWER}, releases=ALL)
-        lab.patch("later.patch", {UTILS: LATER}, on="0.5.22", releases=">=0.5.22,<=0.5.23")
+        lab.patch("demo/answer.patch", {UTILS: ANSWER}, releases=ALL)
+        lab.patch("demo/later.patch", {UTILS: LATER}, on="0.5.22", releases=">=0.5.22,<=0.5.23")
         lab.relock(*RELEASES)
         folder = edited(lab, "0.5.22", "return 33\n", "return 3333\n")
         done = lab.json("refresh", "answer", str(folder), "--split", "--offline")["result"]
-        assert set(done["written"]) == {"answer-v0.5.22.patch", "later.patch"}
+        assert set(done["written"]) == {"demo/answer-v0.5.22.patch", "demo/later.patch"}
         assert (
-            names(lab, "0.5.22") == names(lab, "0.5.23") == ["answer-v0.5.22.patch", "later.patch"]
+            names(lab, "0.5.22")
+            == names(lab, "0.5.23")
+            == ["demo/answer-v0.5.22.patch", "demo/later.patch"]
         )
         lab.forget_repository()
         check(lab)
@@ -99,8 +105,8 @@ class TestSplit:
         shared.tool("refresh", "answer", str(folder), "--split", "--offline")
         folder = edited(shared, "0.5.23", "return 3333\n", "return 333333\n")
         shared.tool("refresh", "answer-v0.5.22", str(folder), "--split", "--offline")
-        assert names(shared, "0.5.22")[0] == "answer-v0.5.22.patch"
-        assert names(shared, "0.5.23")[0] == "answer-v0.5.23.patch"
+        assert names(shared, "0.5.22")[0] == "demo/answer-v0.5.22.patch"
+        assert names(shared, "0.5.23")[0] == "demo/answer-v0.5.23.patch"
         check(shared)
 
     def test_nothing_is_before(self, shared: Lab) -> None:
@@ -110,7 +116,7 @@ class TestSplit:
             "error"
         ]
         assert "no release before v0.5.21" in error["message"]
-        assert error["next"] == "tool refresh answer.patch"
+        assert error["next"] == "tool refresh demo/answer.patch"
         assert (shared.root / "series.txt").read_bytes() == before
 
     def test_a_later_patch_that_does_not_fit_changes_nothing(self, shared: Lab) -> None:
@@ -128,14 +134,14 @@ class TestSplit:
 
 class TestOrphans:
     def _orphaned(self, lab: Lab) -> str:
-        """later.patch written on a blob that no release gives, though this repository has it."""
+        """demo/later.patch written on a blob that no release gives, though this repository has it."""
         for release in RELEASES:
             lab.release(release, TREE)
         lab.patch(
-            "answer.patch", {UTILS: STOCK.replace("return 3\n", "return 3.3\n")}, releases=ALL
+            "demo/answer.patch", {UTILS: STOCK.replace("return 3\n", "return 3.3\n")}, releases=ALL
         )
         lab.patch(
-            "later.patch",
+            "demo/later.patch",
             {
                 UTILS: STOCK.replace("return 3\n", "return 3.3\n").replace(
                     "return 20\n", "return 2020\n"
@@ -145,9 +151,9 @@ class TestOrphans:
         )
         lab.relock(*RELEASES)
         loaded = series.load_series(lab.root)
-        (later,) = [p for p in loaded.patches if p.name == "later.patch"]
+        (later,) = [p for p in loaded.patches if p.name == "demo/later.patch"]
         ((_, blob),) = find_orphans([later], ())
-        path = lab.root / "patches" / "answer.patch"
+        path = lab.root / "patches" / "demo/answer.patch"
         path.write_bytes(path.read_bytes().split(b"---\n", 1)[0] + b"---\n" + _diff(lab, ANSWER))
         return blob
 
@@ -160,7 +166,7 @@ class TestOrphans:
         assert blob[:12] in found[0]["message"] and "tool refresh" in found[0]["message"]
 
     def test_an_edit_may_not_make_one(self, shared: Lab) -> None:
-        """0.5.21 alone gives the blob that later.patch was written on, for three releases."""
+        """0.5.21 alone gives the blob that demo/later.patch was written on, for three releases."""
         folder = edited(shared, "0.5.22", "return 33\n", "return 3333\n")
         shared.tool("refresh", "answer", str(folder), "--split", "--offline")
         assert not list(
@@ -172,13 +178,13 @@ class TestOrphans:
         assert (
             error["where"] == "patches/later.patch" and "no release would give" in error["message"]
         )
-        assert "tool refresh later.patch --split" in error["next"]
+        assert "tool refresh demo/later.patch --split" in error["next"]
         assert files(shared) == before
         # What it says helps: a worktree without a change splits the patch as it is.
         git(folder, "stash", "-q")
         shared.apply(folder, "--sglang-ref", "v0.5.22")
         shared.tool("refresh", "later", str(folder), "--split", "--offline")
-        assert names(shared, "0.5.22") == ["answer-v0.5.22.patch", "later-v0.5.22.patch"]
+        assert names(shared, "0.5.22") == ["demo/answer-v0.5.22.patch", "demo/later-v0.5.22.patch"]
         shared.tool("refresh", "answer", str(first), "--offline")
         shared.forget_repository()
         check(shared)

@@ -55,7 +55,7 @@ def becomes(lab: Lab, ours: str, theirs: str) -> dict[str, object]:
 
 def carry(lab: Lab, ours: str, theirs: str) -> None:
     lab.release("0.5.23", TREE | {"sglang/srt/args.py": SOURCE})
-    lab.patch("ours.patch", {ARGS: ours})
+    lab.patch("demo/ours.patch", {ARGS: ours})
     lab.relock()
     lab.release(NEXT, TREE | {"sglang/srt/args.py": theirs})
 
@@ -170,7 +170,7 @@ class TestNotStale:
         """What the author left standing was left on purpose."""
         twice = SOURCE.replace(END, f"    def more(self):\n{LOADED}        return 1\n\n{END}")
         lab.release("0.5.23", TREE | {"sglang/srt/args.py": twice})
-        lab.patch("ours.patch", {ARGS: twice.replace(LOADED, OURS, 1)})
+        lab.patch("demo/ours.patch", {ARGS: twice.replace(LOADED, OURS, 1)})
         lab.relock()
         lab.release(NEXT, TREE | {"sglang/srt/args.py": twice, "sglang/more.py": LOADED.strip()})
         result = lab.json("drift", "--onto", f"v{NEXT}", "--offline")["result"]
@@ -180,7 +180,7 @@ class TestNotStale:
         """The author saw both and changed one: a third says nothing."""
         lab.release("0.5.23", TREE | {"sglang/srt/args.py": SOURCE})
         kept = f"    def kept(self):\n{LOADED}        return 0\n\n"
-        lab.patch("ours.patch", {ARGS: SOURCE.replace(LOADED, OURS).replace(END, kept + END)})
+        lab.patch("demo/ours.patch", {ARGS: SOURCE.replace(LOADED, OURS).replace(END, kept + END)})
         lab.relock()
         more = f"\n\ndef more():\n{LOADED}    return 1\n".replace("        ", "    ")
         lab.release(NEXT, TREE | {"sglang/srt/args.py": SOURCE + more})
@@ -201,15 +201,19 @@ class TestRebase:
 
     def test_left_as_it_is_it_keeps_its_file(self, lab: Lab, stopped: Path) -> None:
         (row,) = rebase(lab, "--continue")["patches"]
-        assert (row["outcome"], row["decided"], row["file"]) == ("stale", "as merged", "ours.patch")
+        assert (row["outcome"], row["decided"], row["file"]) == (
+            "stale",
+            "as merged",
+            "demo/ours.patch",
+        )
         assert row["became"] == "kept, now >=0.5.23,<=0.5.24"
         check(lab)
 
     def test_mended_it_becomes_a_new_file(self, lab: Lab, stopped: Path) -> None:
         stopped.write_text(stopped.read_text().replace(LOADED, OURS))
         (row,) = rebase(lab, "--continue")["patches"]
-        assert (row["decided"], row["file"]) == ("by hand", "ours-v0.5.24.patch")
-        text = (lab.root / "patches" / "ours-v0.5.24.patch").read_text()
+        assert (row["decided"], row["file"]) == ("by hand", "demo/ours-v0.5.24.patch")
+        text = (lab.root / "patches" / "demo/ours-v0.5.24.patch").read_text()
         assert text.count("\n-" + LOADED) == 2
         check(lab)
 
@@ -228,7 +232,7 @@ class TestRebase:
         before = {p: p.read_bytes() for p in sorted(lab.root.rglob("*")) if p.is_file()}
         stopped.write_text(stopped.read_text().replace(LOADED, OURS))
         rebase(lab, "--continue")
-        (lab.root / "patches" / "ours-v0.5.24.patch").unlink()
+        (lab.root / "patches" / "demo/ours-v0.5.24.patch").unlink()
         for path, data in before.items():
             path.write_bytes(data)
         third = theirs + f"\n\ndef third():\n{LOADED[4:]}    return 3\n"

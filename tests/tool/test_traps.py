@@ -45,7 +45,7 @@ class TestTwinClasses:
     def test_plain_git_apply_can_hit_the_wrong_twin(self, lab: Lab, tmp_path: Path) -> None:
         # Upstream removed lines above, so the first twin now sits nearer to the hunk's old line.
         tree = TREE | {"sglang/srt/twins.py": "".join(f"P{i} = {i}\n" for i in range(7)) + TWIN}
-        patch = lab.patch("twins.patch", {TWINS: B_ONLY}, releases=">=0.5.23")
+        patch = lab.patch("demo/twins.patch", {TWINS: B_ONLY}, releases=">=0.5.23")
         folder = plain_git_apply(lab, tmp_path, patch, tree)
         text = (folder / TWINS).read_text()
         assert text.index("x + 2") < text.index("class B"), "the control no longer shows the trap"
@@ -56,7 +56,7 @@ class TestTwinClasses:
         ids=["below", "above"],
     )
     def test_the_engine_puts_it_right(self, lab: Lab, tmp_path: Path, moved: str) -> None:
-        lab.patch("twins.patch", {TWINS: B_ONLY}, releases=">=0.5.23")
+        lab.patch("demo/twins.patch", {TWINS: B_ONLY}, releases=">=0.5.23")
         upgrade(lab, {"sglang/srt/twins.py": moved})
         onto_next(lab, tmp_path, 0)
         tree = tmp_path / "fork"
@@ -69,35 +69,35 @@ class TestTwinClasses:
 
 class TestUpstreamHasIt:
     def test_the_same_patch_is_a_verdict_not_silence(self, lab: Lab, tmp_path: Path) -> None:
-        lab.patch("twins.patch", {TWINS: B_ONLY}, releases=">=0.5.23")
+        lab.patch("demo/twins.patch", {TWINS: B_ONLY}, releases=">=0.5.23")
         upgrade(lab, {"sglang/srt/twins.py": B_ONLY})
         error = onto_next(lab, tmp_path, 4)["error"]
         assert "already has this change" in error["message"]
-        assert "twins.patch" in error["where"]
+        assert "demo/twins.patch" in error["where"]
 
     def test_squashed_with_other_work(self, lab: Lab, tmp_path: Path) -> None:
-        lab.patch("twins.patch", {TWINS: B_ONLY}, releases=">=0.5.23")
+        lab.patch("demo/twins.patch", {TWINS: B_ONLY}, releases=">=0.5.23")
         squashed = B_ONLY.replace("class A", "LIMIT = 7\n\n\nclass A")
         upgrade(lab, {"sglang/srt/twins.py": squashed})
         assert "already has" in onto_next(lab, tmp_path, 4)["error"]["message"]
 
     def test_a_part_of_it(self, lab: Lab, tmp_path: Path) -> None:
         utils = TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")
-        lab.patch("both.patch", {TWINS: B_ONLY, UTILS: utils}, releases=">=0.5.23")
+        lab.patch("demo/both.patch", {TWINS: B_ONLY, UTILS: utils}, releases=">=0.5.23")
         upgrade(lab, {"sglang/srt/twins.py": B_ONLY})
         error = onto_next(lab, tmp_path, 4)["error"]
         assert TWINS in error["message"] and "part of the patch" in error["message"]
 
     def test_the_same_function_added_elsewhere(self, lab: Lab, tmp_path: Path) -> None:
         text = TREE["sglang/srt/utils.py"]
-        lab.patch("helper.patch", {UTILS: FUNCTION + text}, releases=">=0.5.23")
+        lab.patch("demo/helper.patch", {UTILS: FUNCTION + text}, releases=">=0.5.23")
         upgrade(lab, {"sglang/srt/utils.py": text + FUNCTION})
         error = onto_next(lab, tmp_path, 3)["error"]
         assert "helper is now defined twice" in error["message"]
 
     def test_a_near_miss_is_not_retired(self, lab: Lab, tmp_path: Path) -> None:
         """Upstream made another change to the same line: that is a conflict, never "already there"."""
-        lab.patch("twins.patch", {TWINS: B_ONLY}, releases=">=0.5.23")
+        lab.patch("demo/twins.patch", {TWINS: B_ONLY}, releases=">=0.5.23")
         upgrade(lab, {"sglang/srt/twins.py": B_ONLY.replace("x + 2", "x + 3")})
         error = onto_next(lab, tmp_path, 3)["error"]
         assert TWINS in error["message"]
@@ -115,7 +115,7 @@ class TestNames:
         path = "sglang/srt/utils.py"
         lab.release(RELEASE, TREE | {path: self.BEFORE})
         edited = self.BEFORE.replace("return 20\n", "return 20, sep\n")
-        lab.patch("names.patch", {UTILS: edited}, releases=">=0.5.23")
+        lab.patch("demo/names.patch", {UTILS: edited}, releases=">=0.5.23")
         upgrade(lab, {path: self.AFTER})
         error = onto_next(lab, tmp_path, code=3)["error"]
         assert isinstance(error, dict)
@@ -124,7 +124,7 @@ class TestNames:
 
 class TestConflicts:
     def test_names_patch_and_file_and_changes_nothing(self, lab: Lab, tmp_path: Path) -> None:
-        lab.patch("twins.patch", {TWINS: B_ONLY}, releases=">=0.5.23")
+        lab.patch("demo/twins.patch", {TWINS: B_ONLY}, releases=">=0.5.23")
         upgrade(lab, {"sglang/srt/twins.py": TWIN.replace("x + 1", "x * 5")})
         lock = (lab.root / "series.lock").read_bytes()
         error = onto_next(lab, tmp_path, 3)["error"]
@@ -132,13 +132,13 @@ class TestConflicts:
         assert (lab.root / "series.lock").read_bytes() == lock
 
     def test_a_deleted_file(self, lab: Lab, tmp_path: Path) -> None:
-        lab.patch("twins.patch", {TWINS: B_ONLY}, releases=">=0.5.23")
+        lab.patch("demo/twins.patch", {TWINS: B_ONLY}, releases=">=0.5.23")
         lab.release(NEXT, {k: v for k, v in TREE.items() if "twins" not in k})
         error = onto_next(lab, tmp_path, 3)["error"]
         assert TWINS in error["message"]
 
     def test_a_missing_preimage_is_not_guessed_around(self, lab: Lab, tmp_path: Path) -> None:
-        path = lab.patch("twins.patch", {TWINS: B_ONLY}, releases=">=0.5.23")
+        path = lab.patch("demo/twins.patch", {TWINS: B_ONLY}, releases=">=0.5.23")
         content = path.read_bytes()
         old = content.partition(b"index ")[2][:40]
         path.write_bytes(content.replace(old, b"1" * 40))
@@ -146,7 +146,7 @@ class TestConflicts:
         assert "missing" in error["message"]
 
     def test_a_result_that_does_not_parse(self, lab: Lab, tmp_path: Path) -> None:
-        lab.patch("broken.patch", {UTILS: TREE["sglang/srt/utils.py"] + "def f(:\n"})
+        lab.patch("demo/broken.patch", {UTILS: TREE["sglang/srt/utils.py"] + "def f(:\n"})
         error = lab.json("lock", "--offline", code=3)["error"]
         assert UTILS in error["message"] and "parse" in error["message"]
 
@@ -156,7 +156,7 @@ class TestBytes:
         crlf = "a = 1\r\nb = 2\r\nc = 3\r\n"
         lab.release(RELEASE, TREE | {"sglang/srt/crlf.py": crlf})
         path = "python/sglang/srt/crlf.py"
-        lab.patch("crlf.patch", {path: crlf.replace("b = 2", "b = 22")})
+        lab.patch("demo/crlf.patch", {path: crlf.replace("b = 2", "b = 22")})
         lab.relock()
         lab.apply(tmp_path / "fork")
         assert (tmp_path / "fork" / path).read_bytes() == b"a = 1\r\nb = 22\r\nc = 3\r\n"
@@ -164,14 +164,14 @@ class TestBytes:
     def test_no_newline_at_the_end_survives(self, lab: Lab, tmp_path: Path) -> None:
         lab.release(RELEASE, TREE | {"sglang/srt/tail.py": "a = 1\nb = 2"})
         path = "python/sglang/srt/tail.py"
-        lab.patch("tail.patch", {path: "a = 1\nb = 3"})
+        lab.patch("demo/tail.patch", {path: "a = 1\nb = 3"})
         lab.relock()
         lab.apply(tmp_path / "fork")
         assert (tmp_path / "fork" / path).read_bytes() == b"a = 1\nb = 3"
 
     def test_adding_and_deleting_files(self, lab: Lab, tmp_path: Path) -> None:
         new = "python/sglang/srt/new.py"
-        lab.patch("files.patch", {new: "NEW = 1\n", TWINS: None})
+        lab.patch("demo/files.patch", {new: "NEW = 1\n", TWINS: None})
         lab.relock()
         lab.apply(tmp_path / "fork")
         assert (tmp_path / "fork" / new).read_text() == "NEW = 1\n"
@@ -185,9 +185,9 @@ class TestHostilePatches:
     BODY = "\n--- /dev/null\n+++ b/{0}\n@@ -0,0 +1 @@\n+x\n"
 
     def _refused(self, lab: Lab, content: bytes) -> str:
-        (lab.root / "patches" / "bad.patch").write_bytes(content)
+        (lab.root / "patches" / "demo/bad.patch").write_bytes(content)
         with (lab.root / "series.txt").open("a") as handle:
-            handle.write("bad.patch ==0.5.23\n")
+            handle.write("demo/bad.patch ==0.5.23\n")
         message = lab.json("lock", "--offline", code=2)["error"]["message"]
         findings = lab.json("lint", code=1)["result"]["findings"]
         assert any(f["rule"] == "diff" and message in f["message"] for f in findings)
@@ -238,6 +238,6 @@ class TestHostilePatches:
 
     def test_bidirectional_characters(self, lab: Lab) -> None:
         text = TREE["sglang/srt/utils.py"].replace("return 3\n", "return 3  # ‮ flip\n")
-        lab.patch("bidi.patch", {UTILS: text})
+        lab.patch("demo/bidi.patch", {UTILS: text})
         findings = lab.json("lint", code=1)["result"]["findings"]
         assert any("RIGHT-TO-LEFT OVERRIDE" in f["message"] for f in findings)

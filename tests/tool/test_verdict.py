@@ -52,7 +52,7 @@ def drift(lab: Lab) -> Drift:
     ) -> dict[str, Any]:
         before = TREE | {"sglang/srt/limits.py": SOURCE}
         lab.release("0.5.23", before)
-        lab.patch("ours.patch", patched)
+        lab.patch("demo/ours.patch", patched)
         lab.relock()
         state = (lab.root / "series.lock").read_bytes(), (lab.root / "series.txt").read_bytes()
         after = before | {path.removeprefix("python/"): text for path, text in upstream.items()}
@@ -232,7 +232,7 @@ class TestTheTargetIsGone:
 
 def test_the_first_release_that_breaks_it(lab: Lab) -> None:
     lab.release("0.5.23", TREE | {"sglang/srt/limits.py": SOURCE})
-    lab.patch("ours.patch", {LIMITS: OURS})
+    lab.patch("demo/ours.patch", {LIMITS: OURS})
     lab.relock()
     broken = SOURCE.replace(STOCK, "        total = 0\n")
     lab.release("0.5.24", TREE | {"sglang/srt/limits.py": SOURCE + "\n"})
@@ -244,7 +244,7 @@ def test_the_first_release_that_breaks_it(lab: Lab) -> None:
 
 
 def test_a_release_older_than_the_series_knows(lab: Lab) -> None:
-    lab.patch("ours.patch", {TWINS: B_ONLY})
+    lab.patch("demo/ours.patch", {TWINS: B_ONLY})
     lab.relock()
     lab.release("0.5.1", TREE)
     error = lab.json("drift", "--onto", "v0.5.1", "--offline", code=2)["error"]
@@ -254,11 +254,11 @@ def test_a_release_older_than_the_series_knows(lab: Lab) -> None:
 
 
 def test_an_unknown_release_and_an_edited_patch(lab: Lab) -> None:
-    lab.patch("ours.patch", {TWINS: B_ONLY})
+    lab.patch("demo/ours.patch", {TWINS: B_ONLY})
     lab.relock()
     error = lab.json("drift", "--onto", "v0.5.99", "--offline", code=6)["error"]
     assert "0.5.99" in error["message"] and error["next"]
-    path = lab.root / "patches" / "ours.patch"
+    path = lab.root / "patches" / "demo/ours.patch"
     path.write_bytes(path.read_bytes().replace(b"needed", b"wanted"))
     lab.release(NEXT, TREE)
     error = lab.json("drift", "--onto", f"v{NEXT}", "--offline", code=5)["error"]

@@ -32,7 +32,7 @@ class Index:
 
 @pytest.fixture
 def index(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
-    lab.patch("answer.patch", {UTILS: EDITED})
+    lab.patch("demo/answer.patch", {UTILS: EDITED})
     lab.relock()
     monkeypatch.chdir(tmp_path)
     made = Index(tmp_path / "index")

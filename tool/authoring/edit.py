@@ -195,7 +195,8 @@ def new_patch(session: Session, fields: HeaderFields, folder: Path) -> Edited:
     _check_name(session.series, fields)
     with session.exclusive():
         author = Author(session)
-        release, diff = _worktree(author, folder)
+        release, diff = _find_release(author, folder), _diff_worktree(author, folder)
+        _require_changes(diff, folder)
         tip = author.applied(release)[1][-1]
         tree = _on(author.git, tip.tree, diff, fields.name)
         return _add(author, fields, release, tip.tree, tree)
@@ -214,8 +215,11 @@ def refresh_patch(session: Session, name: str, folder: Path, *, split: bool = Fa
     """
     with session.exclusive():
         author = Author(session)
-        patch = author.series.listed(name)
-        release, diff = _worktree(author, folder, clean=split)
+        release = _find_release(author, folder)
+        patch = author.series.find_patch(name, release)
+        diff = _diff_worktree(author, folder)
+        if not split:
+            _require_changes(diff, folder)
         applied = next((a for a in author.applied(release)[1] if a.name == patch.name), None)
         if applied is None:
             raise UsageError(f"{patch.name} does not apply to v{release}", where=str(folder))
@@ -296,7 +300,7 @@ def drop_patch(session: Session, name: str, why: str) -> Edited:
         raise UsageError("a patch is not dropped without a reason", next_step="--why TEXT")
     with session.exclusive():
         author = Author(session)
-        patch = author.series.listed(name)
+        patch = author.series.find_patch(name)
         releases = _proven(author, patch)
         author.text.replace_by_comment(
             patch.name, f"{patch.name} {patch.releases} was dropped: {reason}"
@@ -314,13 +318,11 @@ def _add(author: Author, fields: HeaderFields, release: Version, before: str, af
     return author.write(fields.name, {fields.name: content}, [release])
 
 
-def _worktree(author: Author, folder: Path, *, clean: bool = False) -> tuple[Version, bytes]:
-    """The release of a worktree that ``tool apply`` made, and its uncommitted changes as a diff,
-    which may be none only if ``clean``."""
-    admin, head, branch = read_head(folder)
-    repository = author.git
-    tip = repository.resolve(tip_ref(branch)) if branch else None
-    base = repository.resolve(base_ref(branch)) if branch else None
+def _find_release(author: Author, folder: Path) -> Version:
+    """The release of a worktree that ``tool apply`` made, without commits of a person's."""
+    _, head, branch = read_head(folder)
+    tip = author.git.resolve(tip_ref(branch)) if branch else None
+    base = author.git.resolve(base_ref(branch)) if branch else None
     if tip is None or base is None:
         raise UsageError(
             "is not on a branch that tool apply made",
@@ -333,27 +335,34 @@ def _worktree(author: Author, folder: Path, *, clean: bool = False) -> tuple[Ver
             where=str(folder),
             next_step="tool export writes commits back; for this command leave the change uncommitted",
         )
-    release = next((v for v, e in author.lock.releases.items() if e.base_commit == base), None)
-    if release is None:
-        raise UsageError(
-            "is not of a release in series.lock",
-            where=str(folder),
-            next_step="make a worktree of a supported release: tool apply --sglang-ref v0.5.23",
-        )
-    tree = write_worktree(admin, folder)
-    before = repository.tree_of(head)
-    if tree == before and not clean:
-        raise UsageError(
-            "has no uncommitted changes", where=str(folder), next_step="edit there first"
-        )
-    diff = canonical_diff(repository, before, tree)
+    for version, entry in author.lock.releases.items():
+        if entry.base_commit == base:
+            return version
+    raise UsageError(
+        "is not of a release in series.lock",
+        where=str(folder),
+        next_step="make a worktree of a supported release: tool apply --sglang-ref v0.5.23",
+    )
+
+
+def _diff_worktree(author: Author, folder: Path) -> bytes:
+    """The uncommitted changes of a worktree as a diff; empty when there are none."""
+    admin, head, _ = read_head(folder)
+    diff = canonical_diff(author.git, author.git.tree_of(head), write_worktree(admin, folder))
     if DESTINATION.encode() + b"/" in diff:
         raise UsageError(
             "changes the bundled kernels",
             where=str(folder),
             next_step="make that change in ada_dsa/ and apply again",
         )
-    return release, diff
+    return diff
+
+
+def _require_changes(diff: bytes, folder: Path) -> None:
+    if not diff:
+        raise UsageError(
+            "has no uncommitted changes", where=str(folder), next_step="edit there first"
+        )
 
 
 def _on(git: Git, tree: str, diff: bytes, name: str) -> str:

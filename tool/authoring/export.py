@@ -72,7 +72,7 @@ def _render(git: Git, series: Series, base: str, head: str) -> dict[str, bytes]:
                 "has no Patch-Name trailer",
                 where=where,
                 next_step="squash it into the patch it belongs to (git rebase -i --autosquash), or name a "
-                "new one: git commit --amend --trailer 'Patch-Name: my-change.patch'",
+                "new one: git commit --amend --trailer 'Patch-Name: CHANGE/NAME.patch'",
             )
         if name in files:
             raise UsageError(
@@ -82,7 +82,7 @@ def _render(git: Git, series: Series, base: str, head: str) -> dict[str, bytes]:
             raise UsageError(
                 f"belongs to {name}, which series.txt does not list",
                 where=where,
-                next_step=f"add the line '{name} ==RELEASE' to series.txt",
+                next_step=f"add the line '{name} ==RELEASE' to series.txt, below its change",
             )
         if DESTINATION.encode() + b"/" in diff:
             raise UsageError(

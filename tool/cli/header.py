@@ -28,7 +28,7 @@ def make_header(
     name: str, change: str, subject: str, reason: str, drop_when: str, origin: str = "vendor"
 ) -> HeaderFields:
     return HeaderFields(
-        name if name.endswith(".patch") else f"{name}.patch",
+        f"{change}/{name.removeprefix(f'{change}/').removesuffix('.patch')}.patch",
         change,
         " ".join(subject.split()),
         reason,

@@ -52,7 +52,7 @@ def explain_patch(session: Session, name: str) -> Explanation:
     """
     with session.exclusive():
         series = session.series
-        patch = series.listed(name)
+        patch = series.find_patch(name, series.pin)
         proven = tuple(sorted(session.lock.checked_on(patch.name)))
         if not proven:
             raise UsageError(

@@ -164,8 +164,8 @@ def _begin(
 def _edits(
     series: Series, patches: Sequence[Patch], source: Version, onto: Version, edits: Sequence[str]
 ) -> tuple[str, ...]:
-    """The names of the patches to stop at, each with its suffix and once."""
-    wanted = tuple(dict.fromkeys(n if n.endswith(".patch") else f"{n}.patch" for n in edits))
+    """The names of the patches to stop at, each once."""
+    wanted = tuple(dict.fromkeys(series.find_patch(name, source).name for name in edits))
     carried = [
         p.name for p in patches if series.change_of(p).needed.contains(onto, prereleases=True)
     ]

@@ -107,11 +107,16 @@ def widen_specifier(
 
 
 def name_next_file(name: str, release: Version, taken: Collection[str]) -> str:
-    """The file name for what ``name`` becomes on ``release``: the stem, and the release."""
-    stem = re.sub(r"-v\d[0-9a-z.]*$", "", name.removesuffix(".patch"))
-    wanted = f"{stem}-v{release}.patch"
+    """The file for what ``name`` becomes on ``release``: the same folder and stem, and the release.
+
+    ``kernel-swap/v0.5.22.patch`` becomes ``kernel-swap/v0.5.23.patch``; ``kernel-swap/rope.patch``
+    becomes ``kernel-swap/rope-v0.5.23.patch``.
+    """
+    stem = re.sub(r"(?<=[/-])v\d[0-9a-z.]*(-\d+)?$", "", name.removesuffix(".patch"))
+    stem = stem if stem.endswith(("/", "-")) else f"{stem}-"
+    wanted = f"{stem}v{release}.patch"
     number = 2
     while wanted in taken:
-        wanted = f"{stem}-v{release}-{number}.patch"
+        wanted = f"{stem}v{release}-{number}.patch"
         number += 1
     return wanted

@@ -66,9 +66,11 @@ def _files(series: Series) -> Iterator[Finding]:
             yield Finding(
                 "file", f"{SERIES_FILE}:{patch.line}", f"{patch.name} is not a file in {PATCH_DIR}/"
             )
-    for path in sorted((series.root / PATCH_DIR).iterdir()):
-        if path.name not in listed:
-            yield Finding("file", f"{PATCH_DIR}/{path.name}", f"is not listed in {SERIES_FILE}")
+    folder = series.root / PATCH_DIR
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name not in listed and (path.is_symlink() or not path.is_dir()):
+            yield Finding("file", f"{PATCH_DIR}/{name}", f"is not listed in {SERIES_FILE}")
     for change in series.changes:
         if not any(p.change == change.name for p in series.patches):
             yield Finding(

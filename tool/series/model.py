@@ -6,7 +6,7 @@ belongs to::
     pin 0.5.23                                      the release used when none is named
     revision 1                                      the fork's own counter: 0.5.23+ada.1
     change kernel-swap >=0.5.9                      a change and the releases that need it
-        ada-dsa-backend.patch ==0.5.23              a patch and the releases it was proven on
+        kernel-swap/v0.5.23.patch ==0.5.23          a patch and the releases it was checked on
     change index-sharing >=0.5.9,<0.5.13 upstream 0.5.13: model code reads index_topk_freq
 
 A change that upstream took keeps its line, its upper bound and the upstream reference, so the
@@ -27,7 +27,7 @@ from packaging.version import InvalidVersion, Version
 from tool.errors import UsageError
 from tool.series.layout import KERNEL_DIR, LOCK_FILE, PATCH_DIR, SERIES_FILE
 
-_PATCH_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\.patch")
+_PATCH_NAME = re.compile(r"([a-z0-9][a-z0-9-]*)/[a-z0-9][a-z0-9._-]*\.patch")
 _CHANGE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 
@@ -91,20 +91,30 @@ class Series:
     def change_of(self, patch: Patch) -> Change:
         return next(c for c in self.changes if c.name == patch.change)
 
-    def listed(self, name: str) -> Patch:
-        """The patch named ``name``, with its suffix or without.
+    def find_patch(self, name: str, release: Version | None = None) -> Patch:
+        """The patch that ``name`` means: ``CHANGE/FILE``, a change, or a file name that is there once.
+
+        The suffix may be left out. Of a change it is the patch for ``release``.
 
         Raises:
-            UsageError: series.txt lists no such patch.
+            UsageError: no patch is meant, or several.
         """
-        wanted = name if name.endswith(".patch") else f"{name}.patch"
-        for patch in self.patches:
-            if patch.name == wanted:
-                return patch
+        stem = name.removesuffix(".patch")
+        found = [p for p in self.patches if p.name == f"{stem}.patch"]
+        if not found:
+            found = [
+                p
+                for p in self.patches
+                if p.change == stem and (release is None or p.applies_to(release))
+            ]
+        if not found:
+            found = [p for p in self.patches if p.path.name == f"{stem}.patch"]
+        if len(found) == 1:
+            return found[0]
         raise UsageError(
-            f"{wanted} is not listed",
+            f"{name} names {'several patches' if found else 'no patch of the series'}",
             where=SERIES_FILE,
-            why=f"patches: {', '.join(p.name for p in self.patches)}",
+            why=f"patches: {', '.join(p.name for p in found or self.patches)}",
             next_step="name one of these",
         )
 
@@ -195,7 +205,7 @@ class _Parser:
                 raise self._error(
                     f"cannot read {' '.join(words)!r}",
                     "a line is: pin RELEASE | revision N | change NAME SPECIFIER [upstream WHY] | "
-                    "NAME.patch SPECIFIER (no spaces inside a specifier)",
+                    "CHANGE/NAME.patch SPECIFIER (no spaces inside a specifier)",
                 )
 
     def _change(self, name: str, spec: str, rest: list[str]) -> None:
@@ -212,15 +222,21 @@ class _Parser:
         self._changes.append(Change(name, self._specifier(spec), upstream, self._line))
 
     def _patch(self, name: str, spec: str) -> None:
-        if not _PATCH_NAME.fullmatch(name) or ".." in name:
+        match = _PATCH_NAME.fullmatch(name)
+        if match is None or ".." in name:
             raise self._error(
                 f"{name!r} is not a patch file name",
-                "use lower case, digits, dot, dash and underscore, no folder",
+                "write CHANGE/NAME.patch: lower case, digits, dot, dash and underscore",
             )
         if any(p.name == name for p in self._patches):
             raise self._error(f"{name} appears twice", "keep one of the two lines")
         if not self._changes:
             raise self._error(f"{name} stands before any change line", "add: change NAME SPECIFIER")
+        if match[1] != self._changes[-1].name:
+            raise self._error(
+                f"{name} is not in the folder of its change",
+                f"move the file to {PATCH_DIR}/{self._changes[-1].name}/, or the line to its change",
+            )
         self._patches.append(
             Patch(
                 name=name,
