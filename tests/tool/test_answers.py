@@ -79,7 +79,7 @@ def test_the_answer_is_the_one_without_what_was_kept(
 
 
 def test_a_known_answer_loads_nothing_heavy(lab: Lab) -> None:
-    """What makes it slow is what is imported; bench/check.py times it."""
+    """What makes it slow is what is imported; bench/tool/check.py times it."""
     carried_to(lab, UPSTREAM["moved"])
     ask(lab)
     options = ["drift", "--onto", f"v{NEXT}", "--offline", "--series", str(lab.root)]

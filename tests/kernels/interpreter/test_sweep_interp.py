@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parents[3] / "bench"))
-
-import candidates
-import run
-import sparse_mla
-import sweep
-import trials
-from candidates import LOWERED, NATIVE, Group
-from sweep import TABLE, Trial
+from bench.kernels import candidates, run, sparse_mla, sweep, trials
+from bench.kernels.candidates import LOWERED, NATIVE, Group
+from bench.kernels.sweep import TABLE, Trial
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 BARS = {NATIVE: 1.0, LOWERED: 1.0}

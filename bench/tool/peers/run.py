@@ -1,0 +1,253 @@
+"""``tool rebase`` against quilt and StGit: the same series, the same conflicts, the same resolutions.
+
+    apt-get install quilt stgit
+    python -m bench.tool.peers.run [--job 0.5.9:0.5.10 ...] [--rounds 3] [--write docs/peers.md]
+
+Needs the two Debian packages and the released wheels in the cache of ``tool`` (``tool check`` puts
+them there). Two parts:
+
+* jobs: this project's series of one release, carried to the next. Where a way stops, the person
+  writes what the project's own patches have there; the tree at the end is compared, file by file,
+  with that of series.lock.
+* traps: small repositories on which a patch can land in a wrong place, twice or not at all; what each
+  way makes of them with nobody looking.
+
+Everything happens in a temporary folder with a home of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from packaging.version import Version
+
+from bench.tool.peers import traps
+from bench.tool.peers.tools import Quilt, QuiltMerge, QuiltNoFuzz, Stg, Tool
+from bench.tool.peers.workflow import ROOT, Case, Desk, Piece, Way, environment
+from tool import lock as locks
+from tool import patchfile, series_edit
+from tool import series as series_files
+from tool.canonical import canonical_diff
+from tool.git import Git
+from tool.home import Home, locate
+
+JOBS: Final = ("0.5.9:0.5.10", "0.5.12.post1:0.5.13")
+WAYS: Final[tuple[type[Way], ...]] = (Tool, Quilt, QuiltNoFuzz, QuiltMerge, Stg)
+BY_HAND: Final = "## What was found\n"
+
+_HOW: Final = """\
+The jobs carry this project's series from one release to the next. Where a way stops, the person writes
+what the project's own patches have there. Each command line counts one, each file edited one; seconds
+are those of the commands, the median of the rounds. Not counted: the release before, patched, in the
+form each way keeps it, and the new release at hand: imported, unpacked, fetched (what `tool rebase` does
+for that again is in its seconds). A series for the new release must leave the one for the release before
+as it was, hence the copy for quilt and the branch for StGit. Every way begins by taking out the patches
+that upstream made needless, which a person has to know. "Got wrong" compares the files at the end with
+the trees in `series.lock`, and looks at every stop for changes in a symbol (class, function) that the
+resolved patch leaves alone. The traps are one patch and two releases of a few files each, and nobody
+resolves anything.
+
+Down to "What was found" this file is the script's.
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    way: str
+    desk: Desk
+    seconds: float
+    cpu: float
+
+
+def case_of(source: str, onto: str, folder: Path) -> Case:
+    """The job: this checkout's series as it was before it carried ``onto``."""
+    series = series_files.load(ROOT)
+    lock = locks.load(ROOT / "series.lock")
+    begin, end = Version(source), Version(onto)
+    cache = locate().cache
+    git = _checked(folder / "material", cache, source, onto)
+    project = folder / "project"
+    (project / "patches").mkdir(parents=True)
+    known = sorted(v for v in lock.releases if v <= begin)
+    before, after = lock.get(begin), {p.name: p.tree for p in lock.get(end).patches}
+    pieces, lines = [], [f"pin {source}", "revision 1"]
+    bounded = [*lines]
+    for change in series.changes:
+        now = [p for p in series.for_release(begin) if p.change == change.name]
+        new = [p for p in series.for_release(end) if p.change == change.name]
+        if now and new and len(now) != len(new):
+            raise SystemExit(f"{change.name}: {len(now)} patches became {len(new)}; no such job")
+        first = min((v for v in known if change.needed.contains(v)), default=begin)
+        ended = f",<{end}" if now and not new else ""
+        needed = str(change.needed) if not now else f">={first}"
+        why = f" upstream {change.upstream}" if change.upstream and not new else ""
+        lines.append(f"change {change.name} {needed}" + ("" if now else why))
+        bounded.append(f"change {change.name} {needed}{ended}{why}")
+        for patch in (p for p in series.patches if p.change == change.name):
+            proven = {v for v in known if patch.applies_to(v)}
+            if not proven:
+                continue
+            spec = series_edit.spanning(proven)
+            parsed = patchfile.parse(patch.name, patch.content)
+            fields = tuple((k, spec if k == "Releases" else v) for k, v in parsed.header.fields)
+            content = patchfile.render(replace(parsed.header, fields=fields), parsed.diff)
+            (project / "patches" / patch.name).write_bytes(content)
+            for text in (lines, bounded):
+                text.append(f"    {patch.name} {spec}")
+        for number, patch in enumerate(now):
+            # As quilt and StGit keep it: refreshed on the release before.
+            at = [p.name for p in before.patches].index(patch.name)
+            parent = before.patches[at - 1].tree if at else before.base_tree
+            diff = canonical_diff(git, parent, before.patches[at].tree)
+            header = patchfile.parse(patch.name, patch.content).header
+            wanted = after[new[number].name] if new else None
+            pieces.append(Piece(patch.name, patchfile.render(header, diff), wanted))
+    (project / "series.txt").write_text("\n".join(lines) + "\n")
+    shutil.copytree(ROOT / "ada_dsa", project / "ada_dsa")
+    return Case(
+        git.git_dir, project, cache, tuple(map(str, known)), source, onto,
+        before.base_commit, lock.get(end).base_commit, tuple(pieces), "\n".join(bounded) + "\n",
+    )  # fmt: skip
+
+
+def _checked(data: Path, cache: Path, source: str, onto: str) -> Git:
+    """A repository with both releases and every tree that the series gives on them."""
+    command = [sys.executable, "-m", "tool", "check", "--offline", "-q", "--series", str(ROOT)]
+    env = {"TOOL_DATA_DIR": str(data), "TOOL_CACHE_DIR": str(cache)}
+    done = subprocess.run(
+        [*command, "--refs", f"v{source},v{onto}"],
+        env=environment(data / "home") | env,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise SystemExit(f"this checkout does not carry both releases:\n{done.stdout}{done.stderr}")
+    return Home(cache, data).open_repository()
+
+
+def job(source: str, onto: str, ways: Sequence[type[Way]], rounds: int, folder: Path) -> list[Row]:
+    """Every way does it ``rounds`` times, taking turns; the seconds are the median."""
+    case = case_of(source, onto, folder)
+    desks: dict[str, list[Desk]] = {way.name: [] for way in ways}
+    for way in ways:
+        template = way(case, folder / "templates" / way.name.replace(" ", "-"))
+        template.folder.mkdir(parents=True)
+        template.prepare()
+    for number in range(rounds):
+        for way in ways:
+            place = folder / f"round{number}-{way.name.replace(' ', '-')}"
+            shutil.copytree(folder / "templates" / way.name.replace(" ", "-"), place, symlinks=True)
+            one = way(case, place)
+            one.settle()
+            one.carry()
+            desks[way.name].append(one.desk)
+            shutil.rmtree(place)
+            print(
+                f"{onto} {way.name}: {one.desk.seconds:.1f} s, CPU {one.desk.cpu:.1f} s",
+                file=sys.stderr,
+            )
+    return [
+        Row(
+            name,
+            done[-1],
+            statistics.median(d.seconds for d in done),
+            statistics.median(d.cpu for d in done),
+        )
+        for name, done in desks.items()
+    ]
+
+
+def tables(rows: Sequence[Row]) -> str:
+    lines = [
+        "| way | stops | commands | edits | seconds | CPU seconds | got wrong |",
+        "|---|---:|---:|---:|---:|---:|---|",
+    ]
+    everyone = [text for text in rows[0].desk.silent if all(text in r.desk.silent for r in rows)]
+    for row in rows:
+        desk = row.desk
+        wrong = [f"**misplaced**: {text}" for text in desk.astray]
+        wrong += [f"**wrong, exit 0**: {text}" for text in desk.silent if text not in everyone]
+        shown = "<br>".join(wrong) or ("see below" if everyone else "nothing")
+        lines.append(
+            f"| {row.way} | {desk.stops} | {len(desk.typed)} | {desk.edits} | {row.seconds:.1f} | "
+            f"{row.cpu:.1f} | {shown} |"
+        )
+    if everyone:
+        lines += [
+            "",
+            "Carried as it was by every way, though the project's patch has other text there:",
+        ]
+        lines += [f"{text}." for text in everyone]
+    return "\n".join(lines)
+
+
+def logs(rows: Sequence[Row]) -> str:
+    """What was typed; the ways to call quilt differ in an option alone, so one of them will do."""
+    shown = [row for row in rows if row.way in (Tool.name, Quilt.name, Stg.name)]
+    parts = [f"{row.way}:\n\n```console\n" + "\n".join(row.desk.log) + "\n```" for row in shown]
+    return "\n\n".join(parts)
+
+
+def versions() -> str:
+    def ask(*command: str) -> str:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    stg = re.search(r"Stacked GIT (\S+)", ask("stg", "--version"))
+    patch = re.search(r"GNU patch (\S+)", ask("patch", "--version"))
+    assert stg and patch
+    return (
+        f"quilt {ask('quilt', '--version').strip()} with GNU patch {patch[1]}, "
+        f"StGit {stg[1]}, {ask('git', '--version').strip()}, "
+        f"Python {platform.python_version()}, {os.cpu_count()} cores, "
+        f"load average {os.getloadavg()[1]:.1f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--job", action="append", metavar="FROM:ONTO", help=f"default: {JOBS}")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--write", type=Path, help="Markdown file; what a person wrote in it stays")
+    options = parser.parse_args()
+    for program, package in (("quilt", "quilt"), ("stg", "stgit")):
+        if shutil.which(program) is None:
+            raise SystemExit(f"{program} is not installed: apt-get install {package}")
+    jobs = options.job or JOBS
+    command = f"python -m bench.tool.peers.run --rounds {options.rounds}" + "".join(
+        f" --job {j}" for j in options.job or ()
+    )
+    text = [
+        "# Against quilt and StGit\n",
+        f"Written by `{command}` on {datetime.date.today()}: {versions()}.\n",
+        _HOW,
+    ]
+    with tempfile.TemporaryDirectory(prefix="peers.") as temp:
+        for number, name in enumerate(jobs):
+            source, onto = name.split(":")
+            rows = job(source, onto, WAYS, options.rounds, Path(temp) / f"job{number}")
+            text += [f"## {source} to {onto}\n", tables(rows) + "\n", logs(rows) + "\n"]
+        text += ["## Traps\n", traps.table(Path(temp) / "traps") + "\n"]
+    body = "\n".join(text)
+    if options.write is None:
+        print(body)
+        return
+    kept = options.write.read_text() if options.write.exists() else ""
+    _, mark, below = kept.partition(BY_HAND)
+    options.write.write_text(f"{body}\n{mark or BY_HAND}{below}")
+
+
+if __name__ == "__main__":
+    main()
