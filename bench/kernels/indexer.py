@@ -1,4 +1,4 @@
-"""Indexer cases: paged and ragged logits against DeepGEMM.
+"""The indexer's cases: paged and ragged logits against DeepGEMM.
 
 python -m bench.kernels.run --group logits
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ada_dsa import fp8_mqa_logits, fp8_paged_mqa_logits
+from bench.kernels import peers
 from bench.kernels.case import Case
 
 FP8 = torch.float8_e4m3fn
@@ -20,7 +21,16 @@ PAGE, ROW_BYTES, DIM = 64, 132, 128
 
 @dataclass(frozen=True)
 class PagedWork:
-    """One batch, with several sets of pages to rotate through."""
+    """The inputs of one decode batch.
+
+    Attributes:
+        q: float8_e4m3fn [B, next_n, H, 128].
+        pool: uint8 [pages, 64, 1, 132], keys and scales.
+        weights: float32 [B * next_n, H].
+        lens: int32 [B, next_n], keys that each query sees.
+        tables: int32 [B, width / 64] page tables; calls rotate through them.
+        width: columns of the logits.
+    """
 
     q: torch.Tensor
     pool: torch.Tensor
@@ -31,6 +41,7 @@ class PagedWork:
 
     @property
     def keys(self) -> int:
+        """Keys that are read: each once for all queries of its request."""
         return int(self.lens.amax(dim=1).sum())
 
     @property
@@ -44,7 +55,7 @@ class PagedWork:
 
 
 def index_pool(pages: int, device: torch.device) -> torch.Tensor:
-    """Pages of random keys with scales near one."""
+    """uint8 [pages, 64, 1, 132]: random keys with scales in [0.5, 1.5)."""
     g = torch.Generator(device).manual_seed(0)
     pool = torch.empty((pages, PAGE * ROW_BYTES), dtype=torch.uint8, device=device)
     for part in pool.split(4096):
@@ -56,7 +67,7 @@ def index_pool(pages: int, device: torch.device) -> torch.Tensor:
 
 
 def page_table(lens: list[int], pages: torch.Tensor, width: int) -> torch.Tensor:
-    """int32 ``[len(lens), width]``: each sequence's share of ``pages``, in order, then page 0."""
+    """int32 ``[len(lens), width]``: the next of ``pages`` for each sequence, then page 0."""
     table = pages.new_zeros((len(lens), width))
     at = 0
     for row, tokens in zip(table, lens, strict=True):
@@ -75,9 +86,14 @@ def paged_work(
     most: int = 64,
     longest: int = 0,
 ) -> PagedWork:
-    """Every rotation (at most ``most``) reads other pages; together they exceed twice the L2 cache.
+    """A decode batch of requests that hold ``lens`` tokens.
 
-    The page tables are wide enough for ``longest`` tokens, and never narrower than the work needs.
+    Args:
+        heads: index heads.
+        next_n: queries of each request.
+        most: page tables at most. Each names other pages; up to this number, the pages of all tables
+            together take more than twice the L2 cache.
+        longest: the page tables have columns for at least this many tokens.
     """
     g = torch.Generator(device).manual_seed(1)
     batch = len(lens)
@@ -95,7 +111,7 @@ def paged_work(
     return PagedWork(q, pool, weights, context, tables, width * PAGE)
 
 
-def ours_paged(work: PagedWork) -> Callable[[], object]:
+def ours_paged(work: PagedWork) -> Callable[[], torch.Tensor]:
     tables = itertools.cycle(work.tables)
     return lambda: fp8_paged_mqa_logits(
         work.q, work.pool, work.weights, work.lens, next(tables), None, work.width
@@ -103,7 +119,7 @@ def ours_paged(work: PagedWork) -> Callable[[], object]:
 
 
 def deep_gemm_paged(work: PagedWork) -> Callable[[], object]:
-    """DeepGEMM with one query per row: several queries are flattened, as sglang did."""
+    """DeepGEMM with one query per row: the queries of a request become rows, as sglang did it."""
     import deep_gemm
 
     batch, next_n, heads, _ = work.q.shape
@@ -118,7 +134,14 @@ def deep_gemm_paged(work: PagedWork) -> Callable[[], object]:
 
 @dataclass(frozen=True)
 class RaggedWork:
-    """One prefill chunk whose last query sees all keys."""
+    """The inputs of one prefill chunk, whose last query sees all keys.
+
+    Attributes:
+        q: float8_e4m3fn [S, H, 128].
+        kv: float8_e4m3fn [N, 128] keys, float32 [N] scales.
+        weights: float32 [S, H].
+        ks, ke: int32 [S], first key of each query and the key after its last.
+    """
 
     q: torch.Tensor
     kv: tuple[torch.Tensor, torch.Tensor]
@@ -128,6 +151,7 @@ class RaggedWork:
 
     @property
     def pairs(self) -> int:
+        """Pairs of a query and a key that it sees."""
         return int((self.ke - self.ks).sum())
 
 
@@ -142,7 +166,7 @@ def ragged_work(num_q: int, num_kv: int, device: torch.device, heads: int = 32) 
     )  # fmt: skip
 
 
-def ours_ragged(work: RaggedWork) -> Callable[[], object]:
+def ours_ragged(work: RaggedWork) -> Callable[[], torch.Tensor]:
     return lambda: fp8_mqa_logits(work.q, work.kv, work.weights, work.ks, work.ke)
 
 
@@ -154,16 +178,8 @@ def deep_gemm_ragged(work: RaggedWork) -> Callable[[], object]:
     )
 
 
-def has_deep_gemm() -> bool:
-    try:
-        import deep_gemm  # noqa: F401
-    except (ImportError, OSError, RuntimeError):
-        return False
-    return True
-
-
 def paged_shapes() -> Iterator[tuple[str, list[int], int, int]]:
-    """(name, lengths, index heads, queries per request)"""
+    """Name, lengths, index heads and queries of each request."""
     for batch in (1, 8, 32, 64):
         for context in (8192, 32_768, 131_072):
             yield f"B={batch} ctx={context}", [context] * batch, 32, 1
@@ -175,23 +191,24 @@ def paged_shapes() -> Iterator[tuple[str, list[int], int, int]]:
 
 
 def missing() -> dict[str, str]:
-    """Peers that this environment lacks, and why."""
-    return {} if has_deep_gemm() else {"DeepGEMM": "deep_gemm cannot be imported"}
+    """The peers that cannot take part in this environment, and why."""
+    failure = peers.import_failure("deep_gemm")
+    return {"DeepGEMM": failure} if failure else {}
 
 
 RAGGED_SHAPES = ((2048, 2048, 32), (4096, 32_768, 32), (2048, 131_072, 32), (4096, 32_768, 64))
 
 
 def cases(device: torch.device) -> Iterator[Case]:
-    """Paged, then ragged logits."""
-    peers = has_deep_gemm()
+    """Paged logits, then ragged ones."""
+    compared = not missing()
     for name, lens, heads, next_n in paged_shapes():
         paged = paged_work(lens, device, heads=heads, next_n=next_n)
-        others = {"DeepGEMM": deep_gemm_paged(paged)} if peers else {}
+        others = {"DeepGEMM": deep_gemm_paged(paged)} if compared else {}
         yield Case("paged logits", name, ours_paged(paged), others, paged.bytes, paged.flops)
     for num_q, num_kv, heads in RAGGED_SHAPES:
         work = ragged_work(num_q, num_kv, device, heads)
-        others = {"DeepGEMM": deep_gemm_ragged(work)} if peers else {}
+        others = {"DeepGEMM": deep_gemm_ragged(work)} if compared else {}
         yield Case(
             "ragged logits", f"{num_q}x{num_kv} H={heads}", ours_ragged(work), others,
             num_q * heads * DIM + num_kv * ROW_BYTES + work.pairs * 4,

@@ -1,48 +1,49 @@
-"""Kernel benchmarks: every case against its peers, in one run, on one GPU.
+"""Time every kernel and the same work by other libraries, on one GPU.
 
     python -m bench.kernels.run [--group WORD] [--list] [--json FILE] [--seconds 0.3]
 
-Each way of doing the work is captured into a CUDA graph of many calls and replayed; the figure is
-the median time of a replay over its calls. Cases rotate through inputs that together exceed the L2
-cache. Ours and the peers of one case are timed in turn, so that a clock that drifts moves all of
-them. The roofline is the larger of bytes over the copy bandwidth and flops over the bfloat16
-matmul rate, both measured in this run.
+A time is the median over replays of a CUDA graph of many calls, divided by the number of calls. Each
+case rotates through inputs that together exceed the L2 cache. The roofline is the larger of two times:
+bytes over the copy bandwidth, and operations over the bfloat16 matmul rate. Both rates are measured in
+this run.
 
-Set ``TRITON_OVERRIDE_ARCH=sm89`` to time the sm_89 lowering of our kernels on another GPU.
+Set TRITON_OVERRIDE_ARCH=sm89 to time the sm_89 lowering of our kernels on another GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib
-import importlib.util
 import json
-import os
 import shlex
-import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
+from bench.kernels import indexer, layer, peers, sparse_mla, timing, topk
 from bench.kernels.case import FOR_SCALE, Case
 
-# Modules of this folder with a ``cases(device) -> Iterator[Case]`` and ``missing() -> dict[str, str]``.
-MODULES = ("indexer", "topk", "sparse_mla", "layer")
-PEERS = ("deep_gemm", "flash_mla", "sgl_kernel", "flashinfer", "tilelang", "sglang")
-_MAX_CALLS = 128  # calls in one graph
-_REPLAYS = 15
+
+class Cases(Protocol):
+    """What a module of cases has."""
+
+    def cases(self, device: torch.device) -> Iterator[Case]: ...
+
+    def missing(self) -> dict[str, str]: ...
+
+
+MODULES: tuple[Cases, ...] = (indexer, topk, sparse_mla, layer)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the device reaches in this run.
+    """The rates that the GPU reaches in this run.
 
     Attributes:
-        copy: bytes per second read plus written by a large device copy.
+        copy: bytes per second, read plus written, of a large device copy.
         mma: bfloat16 floating-point operations per second of a large matmul.
     """
 
@@ -52,7 +53,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class Row:
-    """Result of one case; times in microseconds, ``None`` where a way failed (see ``errors``)."""
+    """The result of one case.
+
+    Attributes:
+        group, name: as in :class:`Case`.
+        ours: microseconds per call; None where the call failed.
+        peers: microseconds per call of each other library; None where the call failed.
+        roofline: least microseconds at the measured rates.
+        errors: what failed and why.
+    """
 
     group: str
     name: str
@@ -63,129 +72,63 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """Ours over the fastest peer."""
+        """Our time over the fastest peer's."""
         times = [t for name, t in self.peers.items() if t and name not in FOR_SCALE]
         return self.ours / min(times) if self.ours and times else None
 
     @property
     def share(self) -> float | None:
-        """Roofline time over ours."""
+        """The roofline's time over ours."""
         return self.roofline / self.ours if self.ours and self.roofline else None
 
 
-class Timer:
-    """One way of doing the work, captured; ``sample`` replays it once."""
-
-    def __init__(self, work: Callable[[], object], seconds: float) -> None:
-        for _ in range(3):  # compiles, fills caches of the allocator
-            work()
-        torch.cuda.synchronize()
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        for _ in range(5):
-            work()
-        end.record()
-        torch.cuda.synchronize()
-        once = max(begin.elapsed_time(end) / 5e3, 1e-6)
-        self._calls = max(2, min(_MAX_CALLS, int(seconds / _REPLAYS / once)))
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            for _ in range(self._calls):
-                work()
-        self._graph.replay()
-        torch.cuda.synchronize()
-
-    def sample(self) -> float:
-        """Microseconds per call in one replay."""
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        self._graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        return begin.elapsed_time(end) * 1e3 / self._calls
-
-
-def measure(
-    ways: dict[str, Callable[[], object]], seconds: float
-) -> tuple[dict[str, float | None], dict[str, str]]:
-    """Median microseconds per call of each way, sampled in turn; and the errors by way."""
-    timers: dict[str, Timer] = {}
-    errors: dict[str, str] = {}
-    for name, work in ways.items():
-        try:
-            timers[name] = Timer(work, seconds)
-        except Exception as err:  # a peer may refuse a shape; the others still count
-            errors[name] = f"{type(err).__name__}: {err}".splitlines()[0][:200]
-            torch.cuda.synchronize()
-    samples: dict[str, list[float]] = {name: [] for name in timers}
-    for _ in range(_REPLAYS):
-        for name, timer in timers.items():
-            samples[name].append(timer.sample())
-    times = {name: statistics.median(s) for name, s in samples.items()}
-    return {name: times.get(name) for name in ways}, errors
-
-
 def device_limits() -> Limits:
+    """Measure the rates.
+
+    Raises:
+        RuntimeError: the copy or the matmul failed.
+    """
     source = torch.ones(1 << 28, device="cuda")  # 1 GiB
     target = torch.empty_like(source)
     a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
     c = torch.empty_like(a)
-    # A kernel, not copy_: captured, that becomes a memcpy node, 2.7 TB/s on an H200 whose kernels
-    # read and write more.
-    ways = {
+    # A kernel copies, not copy_: a graph replays copy_ as a memcpy node, which reaches 2.7 TB/s on an
+    # H200, less than kernels do.
+    calls = {
         "copy": lambda: torch.mul(source, 1.0, out=target),
         "mma": lambda: torch.mm(a, b, out=c),
     }
-    times, errors = measure(ways, 0.3)
+    times, errors = timing.measure(calls, 0.3)
     copy, mma = times["copy"], times["mma"]
     if copy is None or mma is None:
-        raise RuntimeError(f"cannot measure the device: {errors}")
+        raise RuntimeError(f"cannot measure the GPU's rates: {errors}")
     return Limits(copy=2 * source.nbytes / copy * 1e6, mma=2 * 8192**3 / mma * 1e6)
 
 
 def all_cases(word: str) -> Iterator[Case]:
-    for name in MODULES:
-        for case in importlib.import_module(f"bench.kernels.{name}").cases(torch.device("cuda")):
+    """The cases of the groups whose name contains ``word``."""
+    for module in MODULES:
+        for case in module.cases(torch.device("cuda")):
             if word.lower() in case.group.lower():
                 yield case
 
 
 def missing_peers() -> dict[str, str]:
-    """Peers that this environment lacks, and why, as the modules of cases say."""
-    found: dict[str, str] = {}
-    for name in MODULES:
-        found |= importlib.import_module(f"bench.kernels.{name}").missing()
-    return found
+    """The peers that cannot take part in this environment, and why."""
+    return {name: why for module in MODULES for name, why in module.missing().items()}
 
 
 def run_case(case: Case, limits: Limits, seconds: float) -> Row:
-    times, errors = measure({"ours": case.ours, **case.peers}, seconds)
+    times, errors = timing.measure({"ours": case.ours, **case.peers}, seconds)
     ours = times.pop("ours")
     roofline = max(case.bytes / limits.copy, case.flops / limits.mma) * 1e6
     return Row(case.group, case.name, ours, times, roofline, errors)
 
 
 def environment(limits: Limits) -> dict[str, object]:
-    import triton
-
-    versions = {"torch": torch.__version__, "triton": triton.__version__}
-    for module in PEERS:
-        if importlib.util.find_spec(module):
-            try:
-                found = importlib.import_module(module)
-            except (
-                ImportError,
-                OSError,
-                RuntimeError,
-            ) as err:  # installed for another torch or CUDA
-                versions[module] = f"not importable: {err}".splitlines()[0][:120]
-            else:
-                versions[module] = str(getattr(found, "__version__", "present"))
     return {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "device": torch.cuda.get_device_name(),
-        "override": os.environ.get("TRITON_OVERRIDE_ARCH", ""),
-        "versions": versions,
+        **timing.conditions(),
+        "versions": peers.versions(),
         "missing_peers": missing_peers(),
         "copy_GB_s": round(limits.copy / 1e9),
         "bf16_TFLOP_s": round(limits.mma / 1e12),
@@ -198,25 +141,25 @@ def _number(value: float | None, form: str) -> str:
 
 
 def print_rows(rows: Sequence[Row]) -> None:
-    """One Markdown table per group."""
+    """Print a Markdown table for each group."""
     for group in dict.fromkeys(row.group for row in rows):
         members = [row for row in rows if row.group == group]
-        peers = list(dict.fromkeys(name for row in members for name in row.peers))
-        header = ["case", "ours us", *(f"{p} us" for p in peers), "ratio", "roofline us", "share"]
+        names = list(dict.fromkeys(name for row in members for name in row.peers))
+        header = ["case", "ours us", *(f"{p} us" for p in names), "ratio", "roofline us", "share"]
         print(f"\n### {group}\n\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
         for row in members:
             cells = [
                 row.name,
                 _number(row.ours, ".1f"),
-                *(_number(row.peers.get(p), ".1f") for p in peers),
+                *(_number(row.peers.get(p), ".1f") for p in names),
                 _number(row.ratio, ".2f"),
                 f"{row.roofline:.1f}",
                 _number(row.share, ".0%"),
             ]
             print(f"| {' | '.join(cells)} |")
         for row in members:
-            for way, error in row.errors.items():
-                print(f"\n{row.name}, {way}: {error}")
+            for call, error in row.errors.items():
+                print(f"\n{row.name}, {call}: {error}")
 
 
 def main() -> int:
@@ -224,15 +167,14 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--group", default="", metavar="WORD", help="only groups that contain WORD")
-    parser.add_argument("--list", action="store_true", help="name the cases, time nothing")
+    parser.add_argument("--list", action="store_true", help="list the cases and time nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
-    parser.add_argument("--seconds", type=float, default=0.3, help="aimed at per way of a case")
+    parser.add_argument(
+        "--seconds", type=float, default=0.3, help="time to spend on each call of a case, about"
+    )
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        print(
-            "bench.kernels.run: no CUDA device is visible; these benchmarks need one",
-            file=sys.stderr,
-        )
+        print("bench.kernels.run: no CUDA GPU is visible, and this needs one", file=sys.stderr)
         return 2
     if options.list:
         for case in all_cases(options.group):
@@ -246,7 +188,7 @@ def main() -> int:
     for case in all_cases(options.group):
         rows.append(run_case(case, limits, options.seconds))
         print(f"{case.group}: {case.name}: {_number(rows[-1].ours, '.1f')} us", file=sys.stderr)
-        if options.json:  # after each case: a run that is stopped keeps what it has
+        if options.json:  # after each case, so that a run that is stopped keeps what it has
             results = [asdict(row) | {"ratio": row.ratio, "share": row.share} for row in rows]
             options.json.write_text(json.dumps(about | {"rows": results}, indent=1) + "\n")
     print_rows(rows)

@@ -1,4 +1,4 @@
-"""Sparse MLA cases: decode and prefill against FlashMLA.
+"""The sparse MLA cases: decode and prefill against FlashMLA.
 
 python -m bench.kernels.run --group "sparse MLA"
 """
@@ -6,7 +6,6 @@ python -m bench.kernels.run --group "sparse MLA"
 from __future__ import annotations
 
 import functools
-import importlib.util
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,9 +13,13 @@ from dataclasses import dataclass
 import torch
 
 from ada_dsa import dequantize_k_cache_paged, sparse_mla_fwd
+from ada_dsa.kv_cache.api import quantize_k_cache
 from ada_dsa.kv_cache.layout import PACKED_BYTES, ROW_DIM, KvLayout
-from bench.kernels.case import Case, nvcc
+from bench.kernels import peers
+from bench.kernels.case import Case
 
+Attend = Callable[[torch.Tensor], torch.Tensor]
+"""Attention over a list of slots: int32 [T, TOPK] to bfloat16 [T, H, 512]."""
 TOPK = 2048
 SM_SCALE = 256**-0.5
 _ROW_BYTES = {
@@ -25,25 +28,32 @@ _ROW_BYTES = {
     KvLayout.BF16: 2 * ROW_DIM,
 }
 _FLASH_MLA_HEADS = (64, 128)
-# Tokens and heads that the TileLang version is timed at: few, because nvcc compiles each number of
-# heads twice (with and without splits), half a minute each time.
-TILELANG = {(1, 8), (64, 8), (1, 64), (64, 64), (2048, 8), (2048, 64)}
+# Tokens and heads that the TileLang kernel is timed at. They are few, because nvcc compiles the kernel
+# twice for each number of heads, with and without splits, and takes half a minute each time.
+TILELANG_POINTS = {(1, 8), (64, 8), (1, 64), (64, 64), (2048, 8), (2048, 64)}
 
 
 @dataclass(frozen=True)
 class Work:
-    """One shape with the inputs its calls rotate through."""
+    """The inputs of one shape.
 
-    q: torch.Tensor  # bfloat16 [T, H, 576]
-    pool: torch.Tensor  # [slots, 1, width]
+    Attributes:
+        q: bfloat16 [T, H, 576].
+        pool: the KV pool, [slots, 1, width].
+        layout: of the pool's rows.
+        lists: int32 [T, TOPK] lists of slots; calls rotate through them.
+    """
+
+    q: torch.Tensor
+    pool: torch.Tensor
     layout: KvLayout
-    lists: list[torch.Tensor]  # int32 [T, TOPK] each
+    lists: list[torch.Tensor]
 
     @property
     def bytes(self) -> int:
         tokens, heads, _ = self.q.shape
         rows = tokens * TOPK * _ROW_BYTES[self.layout]
-        # Tokens of one prefill share rows: the pool is read once at least, not once a token.
+        # The tokens of one prefill share rows, so the whole pool may be read only once.
         rows = min(rows, self.pool.numel() * self.pool.element_size())
         return rows + tokens * heads * (ROW_DIM + 512) * 2 + tokens * TOPK * 4
 
@@ -55,8 +65,7 @@ class Work:
 
 @functools.cache
 def make_pool(slots: int, layout: KvLayout, device: str = "cuda") -> torch.Tensor:
-    from ada_dsa.kv_cache.api import quantize_k_cache
-
+    """A KV pool ``[slots, 1, width]`` of normal values."""
     generator = torch.Generator(device).manual_seed(0)
     width = PACKED_BYTES if layout is KvLayout.PACKED_FP8 else ROW_DIM
     dtype = torch.bfloat16 if layout is KvLayout.BF16 else torch.float8_e4m3fn
@@ -68,7 +77,7 @@ def make_pool(slots: int, layout: KvLayout, device: str = "cuda") -> torch.Tenso
 
 
 def make_work(tokens: int, heads: int, slots: int, layout: KvLayout, device: str = "cuda") -> Work:
-    """Inputs whose rows together exceed the L2 cache (at most 64 lists)."""
+    """Inputs whose lists, at most 64, name rows of more than twice the L2 cache."""
     generator = torch.Generator(device).manual_seed(tokens)
     pool = make_pool(slots, layout, device)
     cache = torch.cuda.get_device_properties(0).L2_cache_size
@@ -81,50 +90,44 @@ def make_work(tokens: int, heads: int, slots: int, layout: KvLayout, device: str
     return Work(q, pool, layout, lists)
 
 
-def rotating(
-    work: Work, call: Callable[[torch.Tensor], torch.Tensor]
-) -> Callable[[], torch.Tensor]:
+def rotating(work: Work, attend: Attend) -> Callable[[], torch.Tensor]:
+    """Call ``attend`` with the next list each time."""
     lists = itertools.cycle(work.lists)
-    return lambda: call(next(lists))
+    return lambda: attend(next(lists))
 
 
-def ours(work: Work) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda index: sparse_mla_fwd(work.q, work.pool, index, SM_SCALE)  # type: ignore[return-value]
+def ours(work: Work, backend: str = "triton") -> Attend:
+    def attend(index: torch.Tensor) -> torch.Tensor:
+        out = sparse_mla_fwd(work.q, work.pool, index, SM_SCALE, backend=backend)
+        assert isinstance(out, torch.Tensor)  # without the log-sum-exp
+        return out
 
-
-def tilelang(work: Work) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda index: sparse_mla_fwd(work.q, work.pool, index, SM_SCALE, backend="tilelang")  # type: ignore[return-value]
-
-
-def has_flash_mla() -> bool:
-    try:
-        import flash_mla  # noqa: F401
-    except (ImportError, OSError, RuntimeError):
-        return False
-    return True
+    return attend
 
 
 def missing() -> dict[str, str]:
-    """Peers that this environment lacks, and why."""
-    lacks: dict[str, str] = {}
-    if not has_flash_mla():
-        lacks["FlashMLA"] = "flash_mla cannot be imported"
-    if importlib.util.find_spec("tilelang") is None:
-        lacks["TileLang"] = "tilelang is not installed"
-    elif not nvcc():
-        lacks["TileLang"] = "TileLang compiles its kernel when first called: needs nvcc"
-    return lacks
+    """The peers that cannot take part in this environment, and why."""
+    failures = {
+        "FlashMLA": peers.import_failure("flash_mla"),
+        "TileLang": peers.tilelang_failure(),
+    }
+    return {name: why for name, why in failures.items() if why}
+
+
+def flash_mla_runs() -> bool:
+    """Whether FlashMLA can be imported and the GPU is a Hopper, which its kernels need."""
+    return "FlashMLA" not in missing() and torch.cuda.get_device_capability()[0] == 9
 
 
 def _padded_query(q: torch.Tensor) -> torch.Tensor:
-    """FlashMLA takes 64 or 128 heads; padding is done beforehand and not timed."""
+    """FlashMLA takes 64 or 128 heads. The padding is made before, and is not timed."""
     heads = next(h for h in _FLASH_MLA_HEADS if h >= q.shape[1])
     out = q.new_zeros(q.shape[0], heads, ROW_DIM)
     out[:, : q.shape[1]] = q
     return out
 
 
-def flash_mla_decode(work: Work) -> Callable[[torch.Tensor], torch.Tensor]:
+def flash_mla_decode(work: Work) -> Attend:
     from flash_mla import flash_mla_with_kvcache, get_mla_metadata
 
     q = _padded_query(work.q)[:, None]
@@ -132,91 +135,84 @@ def flash_mla_decode(work: Work) -> Callable[[torch.Tensor], torch.Tensor]:
     plan, _ = get_mla_metadata()
     heads = work.q.shape[1]
 
-    def call(index: torch.Tensor) -> torch.Tensor:
+    def attend(index: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor
         out, _ = flash_mla_with_kvcache(
-            q,
-            blocks,
-            None,
-            None,
-            512,
-            plan,
-            None,
-            SM_SCALE,
-            False,
-            True,
-            index[:, None],
+            q, blocks, None, None, 512, plan, None, SM_SCALE, False, True, index[:, None],
             use_legacy=True,
-        )
+        )  # fmt: skip
         return out[:, 0, :heads]
 
-    return call
+    return attend
 
 
-def flash_mla_prefill(work: Work, slots: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Their bfloat16 kernel after unpacking the context's rows, as sglang calls it for fp8 pools."""
+def flash_mla_prefill(work: Work) -> Attend:
+    """FlashMLA's bfloat16 kernel, for fp8 pools after unpacking all rows, as sglang calls it."""
     from flash_mla import flash_mla_sparse_fwd
 
     q = _padded_query(work.q)
     heads = work.q.shape[1]
+    slots = torch.arange(work.pool.shape[0], device=work.pool.device)
 
-    def call(index: torch.Tensor) -> torch.Tensor:
+    def attend(index: torch.Tensor) -> torch.Tensor:
         rows = work.pool
         if work.layout is KvLayout.PACKED_FP8:
             rows = dequantize_k_cache_paged(rows, slots)
-        return flash_mla_sparse_fwd(q, rows, index[:, None], SM_SCALE, use_legacy=True)[0][
-            :, :heads
-        ]
+        out: torch.Tensor
+        out, *_ = flash_mla_sparse_fwd(q, rows, index[:, None], SM_SCALE, use_legacy=True)
+        return out[:, :heads]
 
-    return call
+    return attend
 
 
-def _agrees(work: Work, peer: Callable[[torch.Tensor], torch.Tensor], name: str) -> None:
-    want = ours(work)(work.lists[0]).float()
-    try:
-        got = peer(work.lists[0]).float()
-    except Exception:  # it will fail again when it is timed, where the error is recorded
-        return
-    error = float((got - want).norm() / want.norm())
+def check_agreement(got: torch.Tensor, want: torch.Tensor, name: str) -> None:
+    """Attention of a peer against ours.
+
+    Raises:
+        RuntimeError: they differ by 2% of the norm or more, so their times cannot be compared.
+    """
+    error = float((got.float() - want.float()).norm() / want.float().norm())
     if not error < 2e-2:
-        raise RuntimeError(f"{name}: ours and the peer differ by {error:.2e}; nothing to compare")
+        raise RuntimeError(f"{name}: the results differ by {error:.2e} of our result's norm")
 
 
-def _case(group: str, name: str, work: Work, peers: dict[str, Callable]) -> Case:
+def _case(group: str, name: str, work: Work, compared: dict[str, Attend]) -> Case:
     tokens, heads, _ = work.q.shape
-    if (
-        work.layout is KvLayout.PACKED_FP8
-        and (tokens, heads) in TILELANG
-        and ("TileLang" not in missing())
-    ):
-        peers = peers | {"TileLang": tilelang(work)}
-    for label, peer in peers.items():
-        _agrees(work, peer, f"{group}, {name}, {label}")
+    packed = work.layout is KvLayout.PACKED_FP8
+    if packed and (tokens, heads) in TILELANG_POINTS and "TileLang" not in missing():
+        compared = compared | {"TileLang": ours(work, backend="tilelang")}
+    want = ours(work)(work.lists[0])
+    for label, peer in compared.items():
+        try:
+            got = peer(work.lists[0])
+        except Exception:  # it fails again when it is timed, and the error is recorded there
+            continue
+        check_agreement(got, want, f"{group}, {name}, {label}")
     return Case(
         group=group,
         name=name,
         ours=rotating(work, ours(work)),
-        peers={label: rotating(work, peer) for label, peer in peers.items()},
+        peers={label: rotating(work, peer) for label, peer in compared.items()},
         bytes=work.bytes,
         flops=work.flops,
     )
 
 
 def cases(device: torch.device) -> Iterator[Case]:
-    native = has_flash_mla() and torch.cuda.get_device_capability(device)[0] == 9
+    flash_mla = flash_mla_runs()
     slots = 1 << 20
     for heads in (8, 16, 64, 128):
         for tokens in (1, 2, 4, 8, 16, 32, 64, 128):
             work = make_work(tokens, heads, slots, KvLayout.PACKED_FP8)
-            peers = {"FlashMLA": flash_mla_decode(work)} if native else {}
-            yield _case("sparse MLA decode, packed fp8", f"B={tokens} H={heads}", work, peers)
+            compared = {"FlashMLA": flash_mla_decode(work)} if flash_mla else {}
+            yield _case("sparse MLA decode, packed fp8", f"B={tokens} H={heads}", work, compared)
     for layout in (KvLayout.RAW_FP8, KvLayout.BF16):
         for heads, tokens in itertools.product((8, 64), (1, 64)):
             work = make_work(tokens, heads, slots, layout)
             name = "raw fp8" if layout is KvLayout.RAW_FP8 else "bf16"
             yield _case(f"sparse MLA decode, {name}", f"B={tokens} H={heads}", work, {})
     context = 1 << 16
-    every = torch.arange(context, device=device)
     for tokens, heads in itertools.product((2048, 8192), (8, 64)):
         work = make_work(tokens, heads, context, KvLayout.PACKED_FP8)
-        peers = {"FlashMLA + dequant": flash_mla_prefill(work, every)} if native else {}
-        yield _case("sparse MLA prefill, packed fp8", f"S={tokens} H={heads}", work, peers)
+        compared = {"FlashMLA + dequant": flash_mla_prefill(work)} if flash_mla else {}
+        yield _case("sparse MLA prefill, packed fp8", f"S={tokens} H={heads}", work, compared)

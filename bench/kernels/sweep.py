@@ -1,25 +1,24 @@
-"""Configurations beside the table's: compiled ahead of time without a GPU, or timed on one.
+"""Try configurations beside those of the table: compile them without a GPU, or time them on one.
 
-    python -m bench.kernels.sweep --check [--arch 90] [--group WORD] [--jobs 2]
+    python -m bench.kernels.sweep --check [--arch 90] [--group WORD] [--jobs 2] [--json FILE]
     python -m bench.kernels.sweep [--seconds 150] [--group WORD] [--jobs 14] [--json FILE]
 
-What is tried is data: ``bench/kernels/candidates.py``. The first form compiles every candidate for its
-architectures, and says which exceed registers or shared memory or spill unexpectedly; it exits with 1 if
-any does. Run it under the Triton that the GPU has (``PYTHONPATH``).
+``candidates.py`` lists the configurations. The first command compiles every candidate for its
+architectures. It names those that use too many registers or too much shared memory, or spill registers,
+and exits with 1 if there are any. Put the Triton version that the GPU machine has on PYTHONPATH.
 
-The second form compiles in parallel processes first, each launching its share of the candidates once, so
-that the timing process finds them in Triton's cache; what is not ready by then is left out and said. Then
-it goes through the shapes, the most valuable first: every candidate is compared with the oracle, and timed
-in turn with the table's configuration and with the peers, in CUDA graphs. Results are written after
-each shape, so that a run that is stopped keeps what it has. Set ``TRITON_OVERRIDE_ARCH=sm89`` to sweep the
-sm_89 lowering.
+The second command first compiles in parallel: each process launches a share of the candidates once, so
+that the timing process finds the kernels in Triton's cache. A candidate that is not compiled when half of
+the time is over is left out and named. Then it goes through the shapes, the most valuable first. Each
+candidate is compared with the oracle and timed in turn with the table's configuration and the peers, in
+CUDA graphs. Results are written after each shape, so that a run that is stopped keeps what it has. Set
+TRITON_OVERRIDE_ARCH=sm89 to sweep the sm_89 lowering.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import datetime
 import json
 import multiprocessing
 import os
@@ -30,29 +29,37 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import triton
 
+from ada_dsa.arch import target_arch
+from bench.kernels import timing
 from bench.kernels.candidates import GROUPS, LOWERED, NATIVE, Candidate, Group
-from bench.kernels.trials import OPS, recording, wrong
+from bench.kernels.operations import OPS, recording, wrong
+from tests.kernels import aot
 
 TABLE = "table"
-"""Name under which the table's configuration takes part."""
+"""The name of the table's configuration among those that are tried."""
 PEERS = "peers"
-_CHECKED_SMS = 132  # of an H200: split counts, and with them what is compiled, follow from it
-_COMPILE_SHARE = 0.5  # of the time, at most
-_SAMPLE_SECONDS = 0.03  # a way and shape, after capture
-_SHAPE_SECONDS = 4.0  # expected at most for one shape
+_CHECKED_SMS = (
+    132  # an H200 has as many; the number of splits, and so what is compiled, depends on it
+)
+_COMPILE_SHARE = 0.5  # of the time, at most, goes into compiling
+_SAMPLE_SECONDS = 0.03  # for timing one candidate on one shape, after capture
+_SHAPE_SECONDS = 4.0  # that one shape takes at most, as expected
+_NOT_COMPILED = "not compiled in time"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One shape and one way of doing it.
+    """One shape and what runs it.
 
     Attributes:
-        group: index in ``GROUPS``.
-        shape: one of the group's.
-        way: a candidate's name, :data:`TABLE` or :data:`PEERS`.
+        group: an index in ``GROUPS``.
+        shape: a shape of that group.
+        way: the name of a candidate, :data:`TABLE` or :data:`PEERS`.
     """
 
     group: int
@@ -65,7 +72,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Timed:
-    """Times of one shape in microseconds, and what was left out and why."""
+    """The results of one shape.
+
+    Attributes:
+        op, shape: as in :class:`Group`.
+        us: microseconds of the table's configuration and of candidates.
+        peers: microseconds of other libraries.
+        left_out: what has no time, and why.
+        bar: the greatest ratio to the fastest peer that is aimed at.
+    """
 
     op: str
     shape: str
@@ -81,23 +96,26 @@ class Timed:
     def line(self) -> str:
         if TABLE not in self.us:
             return f"{self.op} {self.shape}: the table's configuration failed: {self.left_out.get(TABLE)}"
-        mine, best = self.us[TABLE], self.us[self.best]
-        text = f"{self.op} {self.shape}: table {mine:.1f}, best {self.best} {best:.1f} ({best / mine:.2f})"
+        table, best = self.us[TABLE], self.us[self.best]
+        text = f"{self.op} {self.shape}: table {table:.1f}, best {self.best} {best:.1f} ({best / table:.2f})"
         if self.peers:
             name = min(self.peers, key=lambda one: self.peers[one])
             ratio = best / self.peers[name]
-            verdict = "met" if ratio <= self.bar else "missed"
-            text += f", {name} {self.peers[name]:.1f}: {ratio:.2f}, bar {self.bar} {verdict}"
+            outcome = "met" if ratio <= self.bar else "missed"
+            text += f", {name} {self.peers[name]:.1f}: {ratio:.2f}, bar {self.bar} {outcome}"
         return text
 
 
 def lowering(arch: int) -> int:
-    """Whose candidates ``arch`` tries."""
+    """The architecture whose candidates are tried on ``arch``."""
     return NATIVE if arch == 90 else LOWERED
 
 
 def trials(arch: int, word: str) -> Iterator[Trial]:
-    """All of them, the most valuable first: the first shapes of every group, then the second, ..."""
+    """Every trial whose operation and shape contain ``word``, the most valuable shapes first.
+
+    Those are the first shape of every group; then come the second ones, and so on.
+    """
     depth = max(len(group.shapes) for group in GROUPS)
     for place in range(depth):
         for number, group in enumerate(GROUPS):
@@ -112,17 +130,20 @@ def trials(arch: int, word: str) -> Iterator[Trial]:
 def check_candidate(
     arch: int, number: int, way: str, shapes: Sequence[str]
 ) -> list[dict[str, object]]:
-    """What each distinct kernel of a candidate uses on ``arch``, and what is wrong with it."""
+    """Compile every distinct kernel that the shapes need.
+
+    Args:
+        number: the index of the group in ``GROUPS``.
+        way: the name of one of its candidates, or :data:`TABLE`.
+
+    Returns:
+        For each kernel what it uses, and under ``wrong`` why it cannot be used, or an empty string.
+    """
     candidate = Trial(number, shapes[0], way).candidate()
+    operation = OPS[GROUPS[number].op]
     with recording() as launches:
-        op = OPS[GROUPS[number].op]
         for shape in shapes:
-            op.call(op.meta(shape), candidate, arch, _CHECKED_SMS)()
-    from tests.kernels import aot
-
-    trial = candidate or Candidate(TABLE, 0, 0, 1, {}, "")
-    known = trial.spills
-
+            operation.call(operation.meta(shape), candidate, arch, _CHECKED_SMS)()
     found: list[dict[str, object]] = []
     seen: set[str] = set()
     for launch in launches:
@@ -133,42 +154,44 @@ def check_candidate(
         if key in seen or "combine" in launch.kernel.__name__:
             continue
         seen.add(key)
-        entry: dict[str, object] = {
-            "arch": arch,
-            "op": op.op,
-            "way": way,
-            "kernel": launch.kernel.__name__,
-        }
+        kernel = launch.kernel.__name__
+        row: dict[str, object] = {"arch": arch, "op": operation.op, "way": way, "kernel": kernel}
         try:
-            got = launch.compile(arch)
+            compiled = launch.compile(arch)
         except Exception as err:
-            found.append(entry | {"wrong": f"{type(err).__name__}: {err}".splitlines()[0][:200]})
-            continue
-        allocated = -(-got.registers // 8) * 8 * got.threads
-        per_sm = {90: 228, 80: 164}.get(arch, 100) * 1024
-        blocks = min(65_536 // allocated, per_sm // (got.shared + 1024))
-        faults = []
-        if got.spills and arch not in known:
-            faults.append(f"{got.spills} spills")
-        if got.shared > aot.SHARED_OPT_IN[arch]:
-            faults.append("too much shared memory")
-        if op.op != "topk" and blocks < trial.blocks:
-            faults.append(f"{blocks} blocks fit, not {trial.blocks}")
-        found.append(
-            entry
-            | {
-                "registers": got.registers,
-                "threads": got.threads,
-                "shared": got.shared,
-                "blocks": blocks,
-            }
-            | {"spills": got.spills, "instructions": got.instructions, "wrong": ", ".join(faults)}
-        )
+            found.append(row | {"wrong": timing.summary(err)})
+        else:
+            found.append(row | _usage(compiled, operation.op, candidate))
     return found
 
 
+def _usage(compiled: aot.Compiled, op: str, candidate: Candidate | None) -> dict[str, object]:
+    """What a kernel uses, how many blocks fit a multiprocessor, and what is wrong with that."""
+    arch = compiled.arch
+    allocated = -(-compiled.registers // 8) * 8 * compiled.threads
+    shared = {90: 228, 80: 164}.get(arch, 100) * 1024  # bytes of a multiprocessor
+    blocks = min(65_536 // allocated, shared // (compiled.shared + 1024))
+    wanted = candidate.blocks if candidate else 1
+    faults = []
+    if compiled.spills and not (candidate and arch in candidate.spills):
+        faults.append(f"{compiled.spills} spills")
+    if compiled.shared > aot.SHARED_OPT_IN[arch]:
+        faults.append("too much shared memory")
+    if op != "topk" and blocks < wanted:
+        faults.append(f"{blocks} blocks fit, not {wanted}")
+    return {
+        "registers": compiled.registers,
+        "threads": compiled.threads,
+        "shared": compiled.shared,
+        "blocks": blocks,
+        "spills": compiled.spills,
+        "instructions": compiled.instructions,
+        "wrong": ", ".join(faults),
+    }
+
+
 def check(archs: Sequence[int], word: str, jobs: int, out: Path | None) -> int:
-    """Compile every candidate; exit code 1 if any cannot be used."""
+    """Compile every candidate. Returns the exit code: 1 if one cannot be used."""
     asked = []
     for arch in archs:
         for number, group in enumerate(GROUPS):
@@ -181,11 +204,11 @@ def check(archs: Sequence[int], word: str, jobs: int, out: Path | None) -> int:
         for future in [pool.submit(check_candidate, *one) for one in asked]:
             for row in future.result(timeout=600):
                 rows.append(row)
-                usage = "{registers} x {threads}, {shared:,} B, {blocks} blocks, {spills} spills".format(
-                    **({"registers": 0, "threads": 0, "shared": 0, "blocks": 0, "spills": 0} | row)
-                )
                 head = f"sm_{row['arch']} {row['op']} {row['way']} {row['kernel']}"
-                print(f"{head}: {usage}: {row['wrong'] or 'ok'}", flush=True)
+                if "registers" in row:
+                    head += f": {row['registers']} x {row['threads']}, {row['shared']:,} B, "
+                    head += f"{row['blocks']} blocks, {row['spills']} spills"
+                print(f"{head}: {row['wrong'] or 'ok'}", flush=True)
     if out:
         out.write_text(json.dumps(rows, indent=1) + "\n")
     bad = [row for row in rows if row["wrong"]]
@@ -200,16 +223,10 @@ def _sms() -> int:
     return torch.cuda.get_device_properties(0).multi_processor_count
 
 
-def _arch() -> int:
-    from ada_dsa.arch import target_arch
-
-    return target_arch()
-
-
 def compile_share(part: int, parts: int, word: str, out: Path) -> int:
-    """Launch every ``parts``-th trial once; a line of JSON for each."""
-    arch, sms = _arch(), _sms()
-    kept: tuple[str, object] = ("", None)
+    """Launch every ``parts``-th trial once and write a line of JSON for each."""
+    arch, sms = target_arch(), _sms()
+    kept: tuple[str, Any] = ("", None)  # the inputs of the last shape
     with out.open("a") as file:
         for trial in list(trials(arch, word))[part::parts]:
             op = OPS[GROUPS[trial.group].op]
@@ -217,17 +234,17 @@ def compile_share(part: int, parts: int, word: str, out: Path) -> int:
             error = ""
             try:
                 if kept[0] != op.op + trial.shape:
-                    kept = ("", None)
+                    kept = ("", None)  # frees the last inputs before the next are made
                     kept = (op.op + trial.shape, op.work(trial.shape, small=True))
                 work = kept[1]
                 if trial.way == PEERS:
-                    for peer in op.peers(work, trial.shape).values():  # type: ignore[arg-type]
+                    for peer in op.peers(work, trial.shape).values():
                         peer()
                 else:
-                    op.call(work, trial.candidate(), arch, sms)()  # type: ignore[arg-type]
+                    op.call(work, trial.candidate(), arch, sms)()
                 torch.cuda.synchronize()
             except Exception as err:
-                error = f"{type(err).__name__}: {err}".splitlines()[0][:200]
+                error = timing.summary(err)
             seconds = round(time.monotonic() - begin, 1)
             file.write(json.dumps(asdict(trial) | {"error": error, "seconds": seconds}) + "\n")
             file.flush()
@@ -235,7 +252,11 @@ def compile_share(part: int, parts: int, word: str, out: Path) -> int:
 
 
 def compile_all(jobs: int, word: str, deadline: float) -> dict[Trial, str]:
-    """What is compiled by ``deadline``: the trial, and its error or an empty string."""
+    """Every trial that was launched by ``deadline``, with its error or an empty string.
+
+    Args:
+        deadline: as ``time.monotonic`` counts, in seconds.
+    """
     with tempfile.TemporaryDirectory() as folder:
         parts = [Path(folder) / f"{part}.jsonl" for part in range(jobs)]
         command = [sys.executable, "-m", "bench.kernels.sweep", "--group", word, "--worker"]
@@ -263,9 +284,7 @@ def compile_all(jobs: int, word: str, deadline: float) -> dict[Trial, str]:
 
 
 def time_shape(number: int, shape: str, ready: dict[Trial, str], arch: int) -> Timed:
-    """Compare with the oracle, then time, everything that is ready for one shape."""
-    from bench.kernels.run import measure
-
+    """Compare with the oracle what is compiled for one shape, then time what is right."""
     group: Group = GROUPS[number]
     op, sms = OPS[group.op], _sms()
     work = op.work(shape)
@@ -273,22 +292,22 @@ def time_shape(number: int, shape: str, ready: dict[Trial, str], arch: int) -> T
     left_out: dict[str, str] = {}
     for way in (TABLE, *(c.name for c in group.tried(lowering(arch)))):
         trial = Trial(number, shape, way)
-        if ready.get(trial, "not compiled in time"):
-            left_out[way] = ready.get(trial, "not compiled in time")
+        if failure := ready.get(trial, _NOT_COMPILED):
+            left_out[way] = failure
             continue
         try:
-            error = op.error(work, op.call(work, trial.candidate(), arch, sms)())  # type: ignore[arg-type]
+            error = op.error(work, op.call(work, trial.candidate(), arch, sms)())
         except Exception as err:
-            left_out[way] = f"{type(err).__name__}: {err}".splitlines()[0][:200]
+            left_out[way] = timing.summary(err)
             continue
         if wrong(group.op, error):
             left_out[way] = f"wrong: differs from the oracle by {error:.1e}"
         else:
-            ways[way] = op.call(work, trial.candidate(), arch, sms)  # type: ignore[arg-type]
+            ways[way] = op.call(work, trial.candidate(), arch, sms)
     peers: dict[str, Callable[[], object]] = {}
-    if not ready.get(Trial(number, shape, PEERS), "not compiled in time"):
-        peers = dict(op.peers(work, shape))  # type: ignore[arg-type]
-    times, errors = measure({**ways, **peers}, _SAMPLE_SECONDS)
+    if not ready.get(Trial(number, shape, PEERS), _NOT_COMPILED):
+        peers = op.peers(work, shape)
+    times, errors = timing.measure({**ways, **peers}, _SAMPLE_SECONDS)
     left_out |= errors
     us = {name: t for name in ways if (t := times[name])}
     others = {name: t for name in peers if (t := times[name])}
@@ -296,11 +315,13 @@ def time_shape(number: int, shape: str, ready: dict[Trial, str], arch: int) -> T
 
 
 def sweep(seconds: float, word: str, jobs: int, out: Path | None) -> int:
-    """Time what the budget allows. Returns 1 if the table's configuration failed anywhere."""
-    import triton
+    """Time as many shapes as ``seconds`` allow.
 
+    Returns:
+        The exit code: 1 if the table's configuration failed on a shape.
+    """
     begin = time.monotonic()
-    arch = _arch()
+    arch = target_arch()
     ready = compile_all(jobs, word, begin + _COMPILE_SHARE * seconds)
     print(
         f"sm_{arch}: {len(ready)} ways launched once in {time.monotonic() - begin:.0f} s",
@@ -320,14 +341,12 @@ def sweep(seconds: float, word: str, jobs: int, out: Path | None) -> int:
             print(f"  {name}: {why}", flush=True)
         if out:
             about = {
-                "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-                "device": torch.cuda.get_device_name(),
-                "override": os.environ.get("TRITON_OVERRIDE_ARCH", ""),
+                **timing.conditions(),
                 "torch": torch.__version__,
                 "triton": triton.__version__,
-                "rows": [asdict(one) | {"best": one.best} for one in done],
             }
-            out.write_text(json.dumps(about, indent=1) + "\n")
+            rows = [asdict(one) | {"best": one.best} for one in done]
+            out.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
     print_table(done)
     if unreached:
         print(f"not reached in {seconds:.0f} s: {'; '.join(unreached)}")
@@ -335,11 +354,11 @@ def sweep(seconds: float, word: str, jobs: int, out: Path | None) -> int:
 
 
 def print_table(done: Sequence[Timed]) -> None:
-    """Every candidate's ratio to the table's configuration, a line for each shape."""
+    """Print every candidate's time over the table's, a line for each shape."""
     print("\nratio to the table's time, best first")
     for one in done:
-        if mine := one.us.get(TABLE):
-            cells = sorted((us / mine, name) for name, us in one.us.items() if name != TABLE)
+        if table := one.us.get(TABLE):
+            cells = sorted((us / table, name) for name, us in one.us.items() if name != TABLE)
             print(
                 f"{one.op} {one.shape}: {', '.join(f'{name} {ratio:.2f}' for ratio, name in cells)}"
             )
@@ -349,13 +368,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="compile only; needs no GPU")
-    parser.add_argument("--arch", type=int, action="append", choices=(80, 86, 89, 90, 120))
+    parser.add_argument("--check", action="store_true", help="only compile, which needs no GPU")
     parser.add_argument(
-        "--group", default="", metavar="WORD", help="only shapes whose name contains it"
+        "--arch", type=int, action="append", choices=aot.ARCHS, help="with --check; default: 90, 89"
     )
-    parser.add_argument("--seconds", type=float, default=150, help="for all, compilation included")
-    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) - 2))
+    parser.add_argument(
+        "--group",
+        default="",
+        metavar="WORD",
+        help="only shapes whose operation and name contain WORD",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=150, help="for all shapes, compilation included"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="processes that compile"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     parser.add_argument("--worker", nargs=3, metavar="X", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -363,7 +391,7 @@ def main() -> int:
         return check(options.arch or [NATIVE, LOWERED], options.group, options.jobs, options.json)
     if not torch.cuda.is_available():
         print(
-            "bench.kernels.sweep: no CUDA device is visible; --check compiles without one",
+            "bench.kernels.sweep: no CUDA GPU is visible; --check compiles without one",
             file=sys.stderr,
         )
         return 2

@@ -1,22 +1,23 @@
-"""Top-k cases: selection of 2048 with the page-table transform fused.
+"""The top-k cases: selection of 2048 keys, fused with the page-table transform.
 
     python -m bench.kernels.run --group top-k
 
-Peers: sglang-kernel's fused kernel and flashinfer's where installed (flashinfer compiles its own with
-nvcc when first called, about a minute), and ``torch.topk`` alone (unsorted, no transform) for scale.
+The peers are the fused kernels of sglang-kernel and flashinfer; flashinfer compiles its own with nvcc at
+the first call, which takes about a minute. ``torch.topk``, unsorted and without the transform, is timed
+for scale.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from ada_dsa import fast_topk_transform_fused
-from bench.kernels.case import Case, nvcc
+from bench.kernels import peers
+from bench.kernels.case import Case
 
 TOPK = 2048
 SHAPES = (
@@ -27,7 +28,14 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class Work:
-    """Rows of full length; logits as the indexer leaves them (just written, so in L2 if they fit)."""
+    """Rows of full length. Scores may be in L2, as they are just after the indexer has written them.
+
+    Attributes:
+        score: float32 [R, W].
+        lengths: int32 [R].
+        table: int32 [requests, W], the slot of each token.
+        cu_seqlens: int32 [requests + 1], rows before each request.
+    """
 
     score: torch.Tensor
     lengths: torch.Tensor
@@ -36,7 +44,7 @@ class Work:
 
 
 def make_work(rows: int, width: int, device: torch.device) -> Work:
-    """Decode if few rows; else the rows of one request's prefill."""
+    """Up to 64 rows are a decode batch; more are the prefill of one request."""
     g = torch.Generator(device).manual_seed(rows + width)
     score = torch.randn((rows, width), generator=g, device=device) * 10
     lengths = torch.full((rows,), width, dtype=torch.int32, device=device)
@@ -46,7 +54,7 @@ def make_work(rows: int, width: int, device: torch.device) -> Work:
     return Work(score, lengths, table.contiguous(), cu)
 
 
-def ours(work: Work) -> Callable[[], object]:
+def ours(work: Work) -> Callable[[], torch.Tensor]:
     return lambda: fast_topk_transform_fused(
         work.score, work.lengths, work.table, work.cu_seqlens, TOPK
     )
@@ -70,45 +78,47 @@ def flashinfer(work: Work) -> Callable[[], object]:
     )
 
 
-def load_sgl_kernel() -> None:
-    """Import sgl_kernel, which registers its operators, where that is possible."""
-    with contextlib.suppress(ImportError, OSError, RuntimeError):
-        importlib.import_module("sgl_kernel")
-
-
 def missing() -> dict[str, str]:
-    """Peers that this environment lacks, and why."""
-    load_sgl_kernel()
-    lacks: dict[str, str] = {}
-    if not hasattr(torch.ops.sgl_kernel, "fast_topk_transform_fused"):
-        lacks["sgl-kernel"] = "sgl_kernel has no fast_topk_transform_fused or cannot be imported"
-    try:
-        found = hasattr(importlib.import_module("flashinfer"), "top_k_page_table_transform")
-    except (ImportError, OSError, RuntimeError) as err:
-        lacks["flashinfer"] = f"flashinfer cannot be imported: {err}".splitlines()[0][:200]
-    else:
-        if not found:
-            lacks["flashinfer"] = "this flashinfer has no top_k_page_table_transform"
-        elif not nvcc():
-            lacks["flashinfer"] = "flashinfer compiles its top-k when first called: needs nvcc"
-    return lacks
+    """The peers that cannot take part in this environment, and why."""
+    failures = {"sgl-kernel": _sgl_kernel_failure(), "flashinfer": _flashinfer_failure()}
+    return {name: why for name, why in failures.items() if why}
 
 
-def peers(work: Work) -> dict[str, Callable[[], object]]:
+def _sgl_kernel_failure() -> str:
+    if failure := peers.import_failure("sgl_kernel"):  # the import registers the operators
+        return failure
+    there = hasattr(torch.ops.sgl_kernel, "fast_topk_transform_fused")
+    return "" if there else "this sgl_kernel has no fast_topk_transform_fused"
+
+
+def _flashinfer_failure() -> str:
+    if failure := peers.import_failure("flashinfer"):
+        return failure
+    import flashinfer
+
+    if not hasattr(flashinfer, "top_k_page_table_transform"):
+        return "this flashinfer has no top_k_page_table_transform"
+    return (
+        "" if peers.nvcc() else "flashinfer compiles its top-k at the first call, which needs nvcc"
+    )
+
+
+def peer_calls(work: Work) -> dict[str, Callable[[], object]]:
+    """The same selection by the peers that can take part."""
     lacks = missing()
     found: dict[str, Callable[[], object]] = {}
     if "sgl-kernel" not in lacks:
         found["sgl-kernel"] = sgl_kernel(work)
     if "flashinfer" not in lacks:
         found["flashinfer"] = flashinfer(work)
-    found["torch.topk"] = lambda: torch.topk(work.score, TOPK, dim=1, sorted=False)
     return found
 
 
 def cases(device: torch.device) -> Iterator[Case]:
-    """Every shape, with whichever peers are installed."""
     for rows, width in SHAPES:
         work = make_work(rows, width, device)
-        # One read of the scores, k table entries read (a 32-byte sector each at worst), k written.
+        alone = functools.partial(torch.topk, work.score, TOPK, dim=1, sorted=False)
+        others = peer_calls(work) | {"torch.topk": alone}
+        # The scores are read once; TOPK table entries (4 B) are read and as many results written.
         moved = rows * (width * 4 + TOPK * 8)
-        yield Case("top-k", f"{rows}x{width}", ours(work), peers(work), moved, 0)
+        yield Case("top-k", f"{rows}x{width}", ours(work), others, moved)
