@@ -1,6 +1,6 @@
-"""What ``bench/kernels/sweep.py`` compiles and times: configurations beside the table's, as data.
+"""The configurations that ``sweep.py`` tries beside those of the table, as data.
 
-Each says what it is predicted to do on an H200, and why; a prediction is no measurement. A candidate
+Each states what it is predicted to do on an H200, and why. A prediction is no measurement: a candidate
 enters ``ada_dsa/configs`` only after it was timed.
 """
 
@@ -19,15 +19,15 @@ class Candidate:
     """One configuration to compare with the table's.
 
     Attributes:
-        name: short, unique within its group.
-        warps, stages, blocks: as ``configs.Config``; top-k: of the selection.
-        params: as ``configs.Config.params``; top-k: of the selection.
-        predicted: what it should change, and why.
-        archs: lowerings it is for.
-        knobs: what is no part of a configuration: ``chunk`` and ``target`` (ragged logits), ``splits``,
-            ``samples``, ``compact`` and ``thin`` (registers; top-k), ``backend`` (sparse MLA, 1: TileLang).
-        spills: lowerings where Triton 3.6.0 spills registers in some variant: worth timing, but no row of
-            the table before that is mended.
+        name: a short name, unique within its group.
+        warps, stages, blocks, params: as in ``configs.Config``; for top-k, of the selection kernel.
+        predicted: the time to expect over the table's, and why.
+        archs: the lowerings that it is for.
+        knobs: settings that are no part of a configuration. Ragged logits: ``chunk`` and ``target``. Top-k:
+            ``splits``, ``samples``, ``compact``, and ``thin``, the registers of the thinning kernel. Sparse
+            MLA: ``backend``, 1 for TileLang.
+        spills: the lowerings where Triton 3.6.0 spills registers in some variant. The candidate is worth
+            timing, but must not enter the table before that is mended.
     """
 
     name: str
@@ -43,13 +43,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Group:
-    """Shapes of one operation, and what is tried on all of them.
+    """Some shapes of one operation, and the candidates that are tried on all of them.
 
     Attributes:
         op: ``paged``, ``ragged``, ``topk`` or ``mla``.
         shapes: names as ``bench/kernels/run.py`` gives them, the most valuable first.
-        bars: greatest ratio to the fastest peer that is aimed at, by lowering (:meth:`bar` knows shapes
-            with others).
+        bars: the greatest ratio to the fastest peer that is aimed at, by lowering. Some shapes have a bar
+            of their own: see :meth:`bar`.
         candidates: the most promising first.
     """
 
@@ -59,9 +59,11 @@ class Group:
     candidates: tuple[Candidate, ...]
 
     def tried(self, arch: int) -> list[Candidate]:
+        """The candidates for a lowering."""
         return [one for one in self.candidates if arch in one.archs]
 
     def bar(self, shape: str, arch: int) -> float:
+        """The greatest ratio to the fastest peer that is aimed at."""
         return _OTHER_BARS.get((self.op, shape), self.bars)[arch]
 
 

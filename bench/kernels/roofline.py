@@ -1,9 +1,9 @@
-"""Least time of every kernel from bytes and arithmetic alone, for cards at hand and not at hand.
+"""The least time that bytes and arithmetic allow each kernel, on an RTX 4090, an RTX 5090 and an H200.
 
     python -m bench.kernels.roofline > docs/roofline.md
 
-Nothing is timed here. ``docs/performance.md`` supplies what was measured; ``bench/kernels/report.py`` asks
-:func:`share` how near to its bound each measured result comes.
+Nothing is timed here. The measured times in the tables are those of ``docs/performance.md``, which is made
+first; its "share" columns come from :func:`share`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import re
-import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,19 +21,19 @@ INDEX_DIM = 128  # values of an index key, 1 byte each, with one float32 scale
 INDEX_ROW = INDEX_DIM + 4
 PAGE = 64
 TOPK = 2048
-KEY_DIM, VALUE_DIM = 576, 512  # a latent row as key (512 + 64 rotary) and as value
+KEY_DIM, VALUE_DIM = 576, 512  # values of a latent row as key (512 + 64 rotary) and as value
 LATENT_ROW = {"packed fp8": 656, "raw fp8": 576, "bf16": 1152}  # bytes; ada_dsa/kv_cache/layout.py
-PREFILL_POOL = 1 << 16  # rows that prefill selects from in the benchmark
+PREFILL_POOL = 1 << 16  # rows that the benchmark's prefill selects from
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a call has to do at least.
+    """What a call must at least do.
 
     Attributes:
-        bytes: distinct addresses read, plus bytes written.
-        flops: of useful dot products, a multiply-add as two; padding is not work.
-        fp8: the dot products take fp8 operands (else bfloat16).
+        bytes: bytes read, each address once, plus bytes written.
+        flops: floating-point operations of the dot products without padding; a multiply-add counts as two.
+        fp8: whether the operands of the dot products are fp8; otherwise they are bfloat16.
     """
 
     bytes: int
@@ -44,17 +42,18 @@ class Work:
 
     def __add__(self, other: Work) -> Work:
         if self.flops and other.flops and self.fp8 != other.fp8:
-            raise ValueError("works of different operand types have no common rate")
+            raise ValueError("fp8 and bfloat16 dot products have no common rate")
         return Work(self.bytes + other.bytes, self.flops + other.flops, self.fp8 or other.fp8)
 
 
 @dataclass(frozen=True)
 class Card:
-    """Rates of a device, dense, with float32 accumulation.
+    """The rates of a GPU.
 
     Attributes:
         memory: bytes per second.
-        bf16, fp8: floating-point operations per second of the tensor cores.
+        bf16, fp8: floating-point operations per second of the tensor cores, for dense operands and
+            float32 accumulation.
         cache: bytes of L2.
         source: where the figures come from.
     """
@@ -96,11 +95,11 @@ CARDS = (
 
 
 def paged_logits(lengths: Sequence[int], heads: int = 32, next_n: int = 1) -> Work:
-    """Decode logits of requests whose last query sees ``lengths`` keys and each earlier one less.
+    """Decode logits of requests whose last query sees ``lengths`` keys; each earlier one sees one less.
 
-    Reads each key once for all queries of its request, 132 B, and a table entry (4 B) a page of 64;
-    each query and its weights, heads x (128 + 4) B; writes one float32 a query and key.
-    Flops: 2 x 128 a query, key and head.
+    Read: each key once for all queries of its request, 132 B; a page table entry, 4 B, for each 64 keys;
+    each query with its weights, heads x (128 + 4) B. Written: a float32 for each query and key.
+    Flops: 2 x 128 for each query, key and head.
     """
     keys = sum(lengths)
     pages = sum(-(-length // PAGE) for length in lengths)
@@ -111,10 +110,11 @@ def paged_logits(lengths: Sequence[int], heads: int = 32, next_n: int = 1) -> Wo
 
 
 def ragged_logits(queries: int, keys: int, heads: int = 32) -> Work:
-    """Prefill logits of a chunk of ``queries`` whose last one sees all ``keys``.
+    """Prefill logits of a chunk of ``queries``, the last of which sees all ``keys``.
 
-    Pairs: query i of S sees keys - S + 1 + i, so S keys - S (S - 1) / 2. Reads queries with weights
-    and keys with scales once, writes a float32 a pair. Flops: 2 x 128 a pair and head.
+    Query i of S sees keys - S + 1 + i keys, so there are S x keys - S (S - 1) / 2 pairs. Read: queries with
+    weights and keys with scales, once. Written: a float32 for each pair. Flops: 2 x 128 for each pair and
+    head.
     """
     pairs = queries * keys - queries * (queries - 1) // 2
     moved = queries * heads * (INDEX_DIM + 4) + keys * INDEX_ROW + pairs * 4
@@ -122,7 +122,7 @@ def ragged_logits(queries: int, keys: int, heads: int = 32) -> Work:
 
 
 def topk_transform(rows: int, width: int, topk: int = TOPK) -> Work:
-    """One read of the scores; for each index chosen a table entry read and a result written."""
+    """Read: the scores, and a table entry for each chosen index. Written: the result for each."""
     return Work(rows * (width * 4 + min(topk, width) * 4 + topk * 4))
 
 
@@ -131,9 +131,9 @@ def sparse_mla(
 ) -> Work:
     """Attention of each token over ``topk`` rows.
 
-    Reads each selected row once a token (decode), or the ``pool`` they are all taken from once at
-    most (prefill); indices 4 B; queries 2 x 576 B and results 2 x 512 B a head. Flops: 2 x (576 + 512)
-    a token, head and row, with bfloat16 operands in every layout.
+    Read: each selected row once for each token (decode), but no more than the ``pool`` of rows that all
+    tokens select from (prefill); indices of 4 B; queries of 2 x 576 B a head. Written: results of 2 x 512 B
+    a head. Flops: 2 x (576 + 512) for each token, head and row, with bfloat16 operands in every layout.
     """
     rows = tokens * topk if pool is None else min(tokens * topk, pool)
     moved = rows * LATENT_ROW[layout] + tokens * topk * 4
@@ -142,12 +142,12 @@ def sparse_mla(
 
 
 def pack_rows(tokens: int) -> Work:
-    """Quantise bfloat16 rows into the pool: 1152 B read, 656 B and a slot number (8 B) a token."""
+    """Quantise bfloat16 rows into the pool: for each token 1152 B and an 8 B slot read, 656 B written."""
     return Work(tokens * (LATENT_ROW["bf16"] + LATENT_ROW["packed fp8"] + 8))
 
 
 def unpack_rows(rows: int) -> Work:
-    """The other way round, with a 4 B row number."""
+    """Dequantise rows of the pool: for each 656 B and a 4 B row number read, 1152 B written."""
     return Work(rows * (LATENT_ROW["bf16"] + LATENT_ROW["packed fp8"] + 4))
 
 
@@ -156,7 +156,7 @@ def _numbers(name: str) -> dict[str, str]:
 
 
 def _lengths(batch: int, context: str) -> list[int]:
-    """``32768`` for all, or ``131072+31x4096``: one and 31 others."""
+    """``32768`` is the length of all; ``131072+31x4096`` is one of 131072 and 31 of 4096."""
     first, _, rest = context.partition("+")
     if not rest:
         return [int(first)] * batch
@@ -165,7 +165,7 @@ def _lengths(batch: int, context: str) -> list[int]:
 
 
 def work_of(group: str, name: str) -> Work | None:
-    """The work of a benchmark case by its group and name; None for a group not known here."""
+    """The work of a benchmark case by its group and name; None for a group without a formula."""
     values = _numbers(name)
     if group == "paged logits":
         heads, next_n = int(values.get("H", 32)), int(values.get("n", 1))
@@ -187,9 +187,11 @@ def work_of(group: str, name: str) -> Work | None:
 
 
 def reached(times: Mapping[tuple[str, str], float], cache: int = 0) -> float:
-    """Bytes per second of the fastest of measured cases (microseconds by group and name).
+    """The highest rate of any case, in bytes per second.
 
-    Cases that touch ``cache`` bytes or less do not count: they may never have gone to memory.
+    Args:
+        times: microseconds by group and name.
+        cache: cases of so many bytes or fewer do not count, as they may not have gone to memory.
     """
     works = ((work_of(*key), us) for key, us in times.items())
     rates = [work.bytes / us * 1e6 for work, us in works if work and work.bytes > cache]
@@ -197,12 +199,12 @@ def reached(times: Mapping[tuple[str, str], float], cache: int = 0) -> float:
 
 
 def share(work: Work, microseconds: float, card: Card) -> float:
-    """Least time over the measured one."""
+    """The least time over the measured one."""
     return card.seconds(work)[0] / (microseconds * 1e-6)
 
 
 def measured_times(markdown: str, column: str = "native") -> dict[tuple[str, str], float]:
-    """Microseconds by group and case from the tables of ``docs/performance.md``."""
+    """Microseconds by group and case, from a column of the tables of ``docs/performance.md``."""
     times: dict[tuple[str, str], float] = {}
     group, header = "", list[str]()
     for line in markdown.splitlines():
@@ -241,15 +243,16 @@ CASES: dict[str, list[str]] = {
 
 HEAD = """# Rooflines
 
-**Computed, not measured**: the least time bytes and dot products allow, at the rates the makers state.
-No kernel of this project has run on an RTX 4090 or RTX 5090. Formulas: `bench/kernels/roofline.py`, one
-docstring per kernel. A launch (2 to 3 us in a CUDA graph) comes on top of every figure and is longer
-than many of them.
+**Computed, not measured**: the least time that bytes and dot products allow, at the rates that the
+makers state. No kernel of this project has run on an RTX 4090 or RTX 5090. The formulas are in the
+docstrings of `bench/kernels/roofline.py`. A launch, 2 to 3 us in a CUDA graph, comes on top of every
+figure and is longer than many of them.
 
-"(M)": tensor cores bind, not memory. "in L2": everything the call touches fits the card's L2 cache, so
-that a kernel whose input was just written can be faster than the figure, which counts DRAM. Sparse MLA
-decode counts every selected row once a token, prefill the pool of 65,536 rows once; rows that L2 does
-not hold are read again, up to 2048 a token (last column: all of them from DRAM).
+"(M)": the tensor cores set the time, not memory. "in L2": all that the call reads and writes fits the
+card's L2 cache; a kernel whose input was just written can then be faster than the figure, which counts
+DRAM. Sparse MLA decode counts every selected row once for each token. Prefill counts the pool of 65,536
+rows once; rows that L2 does not hold are read again, and the last column has the time if DRAM supplies
+all 2048 rows of each token.
 """
 
 
@@ -284,9 +287,9 @@ def document(times: Mapping[tuple[str, str], float]) -> Iterator[str]:
     best = reached(times, CARDS[2].cache)
     if best:
         yield (
-            f"- H200 measured: times of `docs/performance.md` (native). The highest rate in it is "
-            f'{best / 1e12:.2f} TB/s, {best / CARDS[2].memory:.0%} of the stated one; "share" is the '
-            "bound at stated rates over the time."
+            f"- H200 measured: the native times of `docs/performance.md`. Their highest rate is "
+            f'{best / 1e12:.2f} TB/s, {best / CARDS[2].memory:.0%} of the stated one. "share" is the least '
+            "time at the stated rates over the measured time."
         )
     for group, names in CASES.items():
         prefill = group.startswith("sparse MLA prefill")
@@ -312,7 +315,7 @@ def document(times: Mapping[tuple[str, str], float]) -> Iterator[str]:
 
 
 def _other() -> Iterator[str]:
-    """KV cache rows, and one decode step of a layer with an indexer."""
+    """The tables of KV cache rows and of one decode step of a layer with an indexer."""
     works = {
         f"{what}, {count} rows": work(count)
         for what, work in (
@@ -328,7 +331,7 @@ def _other() -> Iterator[str]:
         cells = [name, _size(work.bytes), *(_cell(card, work) for card in CARDS)]
         yield f"| {' | '.join(cells)} |"
     yield "\n## One decode step of a layer with an indexer (logits, top-k, sparse MLA; 8 heads)\n"
-    yield "The sum of three bounds; three kernels or more also pay as many launches.\n"
+    yield "The sum of three least times. Each kernel, of which there are at least three, adds a launch.\n"
     yield f"| case | {' | '.join(f'{c.name}, us' for c in CARDS)} |\n|---|---:|---:|---:|"
     for batch, context in ((1, 8192), (1, 131_072), (8, 32_768), (32, 32_768)):
         parts = (
@@ -338,18 +341,14 @@ def _other() -> Iterator[str]:
         yield f"| B={batch} ctx={context} | {' | '.join(cells)} |"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--measured", type=Path, default=ROOT / "docs" / "performance.md")
-    options = parser.parse_args()
-    text = options.measured.read_text() if options.measured.exists() else ""
+def main() -> None:
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
+    text = (ROOT / "docs" / "performance.md").read_text()
     today = datetime.datetime.now(datetime.UTC).date()
     lines = list(document(measured_times(text)))
-    command = shlex.join(["python", "-m", "bench.kernels.roofline", *sys.argv[1:]])
-    lines[0] += f"\nMade {today} by `{command}`.\n"
+    lines[0] += f"\nMade {today} by `python -m bench.kernels.roofline`.\n"
     print("\n".join(lines))
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

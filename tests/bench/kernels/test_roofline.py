@@ -94,7 +94,8 @@ def test_a_report_has_shares_of_the_fastest_rate_seen(tmp_path: Path) -> None:
     about = {"date": "d", "device": "GPU", "versions": {}, "copy_GB_s": 100, "bf16_TFLOP_s": 1000}
     for name in ("a", "b"):
         (tmp_path / name).write_text(json.dumps(about | {"rows": rows}))
-    text = report.main(tmp_path / "a", tmp_path / "b")
+    native, lowered = (json.loads((tmp_path / name).read_text()) for name in ("a", "b"))
+    text = report.page(native, lowered)
     assert "| B=64 ctx=131072 | 400.0 | 400.0 | 300.0 X | 1.33 | 1.33 | 75% | 75% |" in text
     assert "| ? | 5.0 | 5.0 | – | – | – | – | – |" in text
 
