@@ -1,14 +1,14 @@
-"""Time and peak memory of the fork wheel, against the way one would do it by hand.
+"""Time and peak memory of making the fork's wheel, against making it by hand.
 
     python -m bench.tool.build [--sglang-ref v0.5.23] [--rounds 3]
 
-Three ways to the same wheel, each in a process of its own, taking turns in one run:
+Three commands make the same wheel and take turns:
 
-* ``tool build``: the whole command from a warm cache (apply, prove, overlay);
-* overlay: :func:`tool.build.build_fork_wheel` alone, the part the hand-made way corresponds to;
-* by hand: ``wheel unpack``, copy the files over, ``wheel pack``.
+* ``tool build``, from a warm cache: it applies and checks the patches and makes the wheel;
+* the function ``build_fork_wheel`` alone, which does what is done by hand below;
+* by hand: ``wheel unpack``, copy the changed files, ``wheel pack``.
 
-The hand-made wheel is checked to install the same package files. Needs the ``wheel`` package.
+The wheel made by hand must install the same package files. This needs the ``wheel`` package.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ import filecmp
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from packaging.version import Version
 
-from bench.tool.meter import Measurement, measure, table
+from bench.tool.meter import ROOT, TOOL, Measurement, measure, output, table
 from tool import home, lock, provenance, series
 from tool.build import KERNEL_PREFIX, build_fork_wheel
 from tool.provenance import Provenance
@@ -38,14 +37,14 @@ from tool.wheelimport import PREFIX
 REFERENCE = "by hand: wheel unpack + copy + wheel pack"
 
 
-def overlay(source: Path, fork: Path, out: Path, root: Path) -> Path:
-    """Build ``fork`` once more, its own patched files and kernels being the input."""
-    loaded = series.load(root)
+def overlay(source: Path, fork: Path, out: Path) -> None:
+    """Make the wheel ``fork`` again in ``out`` from the release's wheel and from the fork's own files."""
+    loaded = series.load(ROOT)
     with Wheel(fork) as wheel:
         facts = _facts(wheel)
         locked = lock.load(loaded.lock_path).get(facts.release)
         names = {p: p.removeprefix(PREFIX) for p in locked.net_files()}
-        built = build_fork_wheel(
+        build_fork_wheel(
             source,
             out,
             locked=locked,
@@ -59,11 +58,10 @@ def overlay(source: Path, fork: Path, out: Path, root: Path) -> Path:
             requires=facts.requirements,
             patches=facts.patches,
         )
-    return built.path
 
 
 def by_hand(source: Path, fork: Path, changes: Path, out: Path) -> None:
-    """Unpack ``source``, copy the files below ``changes`` over it, pack it under the fork's version."""
+    """Unpack ``source``, copy the files below ``changes`` over it, and pack it as the fork's version."""
     versions = [Version(path.name.split("-")[1]) for path in (source, fork)]
     unpacked = out / f"sglang-{versions[0]}"
     _wheel("unpack", "--dest", str(out), str(source))
@@ -75,41 +73,40 @@ def by_hand(source: Path, fork: Path, changes: Path, out: Path) -> None:
     _wheel("pack", "--dest-dir", str(out), str(unpacked))
 
 
-def compare(ref: str, root: Path, rounds: int) -> list[tuple[str, Measurement]]:
-    """Median time and largest peak of the three ways, in the order they are printed."""
+def compare(ref: str, rounds: int) -> dict[str, list[Measurement]]:
+    """Measure the three commands, ``rounds`` times."""
     with tempfile.TemporaryDirectory() as temp:
         work = Path(temp)
-        build = [sys.executable, "-m", "tool", "build", "--sglang-ref", ref, "--series", str(root)]
-        fork = Path(_json([*build, "--out", str(work / "warm")])["path"])
+        build = [*TOOL, "build", "--sglang-ref", ref, "--series", str(ROOT)]
+        made = json.loads(output([*build, "--json", "--out", str(work / "warm")]))["result"]
+        fork = Path(made["path"])
         with Wheel(fork) as wheel:
             source = home.locate().wheels / _facts(wheel).source
             _extract_changes(wheel, source, work / "changes")
         here = [sys.executable, "-m", "bench.tool.build"]
-        ways = {
-            "tool build, the whole command": [*build, "--offline", "--out", "{}"],
-            "overlay alone": [*here, "--overlay", str(source), str(fork), "{}", str(root)],
+        commands = {
+            "tool build": [*build, "--offline", "--out", "{}"],
+            "build_fork_wheel alone": [*here, "--overlay", str(source), str(fork), "{}"],
             REFERENCE: [*here, "--by-hand", str(source), str(fork), str(work / "changes"), "{}"],
         }
-        results: dict[str, list[Measurement]] = {way: [] for way in ways}
+        results: dict[str, list[Measurement]] = {name: [] for name in commands}
         for number in range(rounds):
-            for index, (way, command) in enumerate(ways.items()):
+            for index, (name, command) in enumerate(commands.items()):
                 out = work / f"{number}-{index}"
                 out.mkdir()
-                results[way].append(measure([word.format(out) for word in command]))
-                _check_same(fork, out / fork.name, exact=way != REFERENCE)
+                results[name].append(measure([word.format(out) for word in command]))
+                _check_same(fork, out / fork.name, exact=name != REFERENCE)
                 shutil.rmtree(out)
-    return [
-        (way, Measurement(statistics.median(m.seconds for m in ms), max(m.peak for m in ms)))
-        for way, ms in results.items()
-    ]
+    return results
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sglang-ref", default="pin")
-    parser.add_argument("--series", type=Path, default=Path(__file__).resolve().parents[2])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--sglang-ref", default="pin", help="the release (default: the pin)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--overlay", nargs=4, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--overlay", nargs=3, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--by-hand", nargs=4, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.overlay:
@@ -117,8 +114,7 @@ def main() -> None:
     elif options.by_hand:
         by_hand(*options.by_hand)
     else:
-        rows = compare(options.sglang_ref, options.series, options.rounds)
-        print(table(rows, REFERENCE))
+        print(table(compare(options.sglang_ref, options.rounds), REFERENCE))
 
 
 def _facts(wheel: Wheel) -> Provenance:
@@ -150,13 +146,10 @@ def _check_same(wanted: Path, made: Path, *, exact: bool) -> None:
         with Wheel(wanted) as one, Wheel(made) as two:
             same = _package(one) == _package(two)
     if not same:
-        raise SystemExit(f"{made.name}: not the same wheel, so the times cannot be compared")
-
-
-def _json(command: Sequence[str]) -> dict[str, str]:
-    done = subprocess.run([*command, "--json"], check=True, stdout=subprocess.PIPE)
-    result: dict[str, str] = json.loads(done.stdout)["result"]
-    return result
+        raise SystemExit(
+            f"bench.tool.build: {made} differs from the wheel of tool build, "
+            "so the times cannot be compared"
+        )
 
 
 def _wheel(*arguments: str) -> None:

@@ -1,14 +1,20 @@
-"""Wall time and peak memory of a command, for benchmarks of the fork manager."""
+"""Wall time and peak memory of commands, and the tables of them."""
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
-# A small process between this one and the measured one: Linux lets a new program's peak start from
-# that of the process that started it.
+ROOT: Final = Path(__file__).resolve().parents[2]
+TOOL: Final = (sys.executable, "-m", "tool")
+
+# A small process starts the measured one: on Linux the peak of a new program is at least the size of
+# the process that started it.
 _METER = """
 import os, sys, time
 quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
@@ -22,14 +28,23 @@ print(seconds, usage.ru_maxrss, os.waitstatus_to_exitcode(status))
 
 @dataclass(frozen=True)
 class Measurement:
-    """Wall time in seconds and the largest resident size in MiB of a process and its children."""
+    """What a process and its children took.
+
+    Attributes:
+        seconds: wall time.
+        peak: largest resident size in MiB.
+    """
 
     seconds: float
     peak: float
 
 
 def measure(command: Sequence[str]) -> Measurement:
-    """Run ``command`` to its end, output discarded. Raises CalledProcessError when it fails."""
+    """Run ``command`` to its end and discard its output.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
     meter = [sys.executable, "-I", "-S", "-c", _METER, *command]
     done = subprocess.run(meter, check=True, stdout=subprocess.PIPE, text=True)
     seconds, peak, code = done.stdout.split()
@@ -38,11 +53,28 @@ def measure(command: Sequence[str]) -> Measurement:
     return Measurement(float(seconds), int(peak) / 1024)
 
 
-def table(rows: Sequence[tuple[str, Measurement]], reference: str) -> str:
-    """The rows as Markdown, times as a ratio of the row named ``reference``."""
-    base = dict(rows)[reference].seconds
-    lines = ["| way | seconds | ratio | peak MiB |", "|---|---:|---:|---:|"]
-    lines += [
-        f"| {way} | {m.seconds:.2f} | {m.seconds / base:.2f} | {m.peak:.0f} |" for way, m in rows
-    ]
+def output(command: Sequence[str], allowed: Sequence[int] = (0,)) -> str:
+    """The output of ``command``.
+
+    Raises:
+        subprocess.CalledProcessError: its exit code is not ``allowed``.
+    """
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode not in allowed:
+        raise subprocess.CalledProcessError(done.returncode, list(command))
+    return done.stdout
+
+
+def typical(rounds: Sequence[Measurement]) -> Measurement:
+    """The median time and the largest peak."""
+    return Measurement(statistics.median(m.seconds for m in rounds), max(m.peak for m in rounds))
+
+
+def table(rounds: Mapping[str, Sequence[Measurement]], reference: str) -> str:
+    """A Markdown table of commands, each with its time over that of the one named ``reference``."""
+    base = typical(rounds[reference]).seconds
+    lines = ["| command | seconds | ratio | peak MiB |", "|---|---:|---:|---:|"]
+    for name, measured in rounds.items():
+        m = typical(measured)
+        lines.append(f"| {name} | {m.seconds:.2f} | {m.seconds / base:.2f} | {m.peak:.0f} |")
     return "\n".join(lines)

@@ -1,16 +1,15 @@
-"""``tool rebase`` against quilt and StGit: the same series, the same conflicts, the same resolutions.
+"""Compare ``tool rebase`` with quilt and StGit: same series, same conflicts, same resolutions.
 
     apt-get install quilt stgit
     python -m bench.tool.peers.run [--job 0.5.9:0.5.10 ...] [--rounds 3] [--write docs/peers.md]
 
-Needs the two Debian packages and the released wheels in the cache of ``tool`` (``tool check`` puts
-them there). Two parts:
+This needs the two Debian packages, and the released wheels in the cache of ``tool``, where ``tool check``
+puts them. There are two parts:
 
-* jobs: this project's series of one release, carried to the next. Where a way stops, the person
-  writes what the project's own patches have there; the tree at the end is compared, file by file,
-  with that of series.lock.
-* traps: small repositories on which a patch can land in a wrong place, twice or not at all; what each
-  way makes of them with nobody looking.
+* Jobs carry this project's series from one release to the next. Where a tool stops, the person writes what
+  the project's own patches have there. The tree at the end is compared with that of series.lock.
+* Traps are small repositories on which a patch can land in a wrong place, twice or not at all. Nobody
+  resolves anything.
 
 Everything happens in a temporary folder with a home of its own.
 """
@@ -36,7 +35,7 @@ from packaging.version import Version
 
 from bench.tool.peers import traps
 from bench.tool.peers.tools import Quilt, QuiltMerge, QuiltNoFuzz, Stg, Tool
-from bench.tool.peers.workflow import ROOT, Case, Desk, Piece, Way, environment
+from bench.tool.peers.workflow import ROOT, CarriedPatch, Job, Tally, Workflow, environment
 from tool import lock as locks
 from tool import patchfile, series_edit
 from tool import series as series_files
@@ -45,35 +44,44 @@ from tool.git import Git
 from tool.home import Home, locate
 
 JOBS: Final = ("0.5.9:0.5.10", "0.5.12.post1:0.5.13")
-WAYS: Final[tuple[type[Way], ...]] = (Tool, Quilt, QuiltNoFuzz, QuiltMerge, Stg)
+WORKFLOWS: Final[tuple[type[Workflow], ...]] = (Tool, Quilt, QuiltNoFuzz, QuiltMerge, Stg)
 BY_HAND: Final = "## What was found\n"
 
 _HOW: Final = """\
-The jobs carry this project's series from one release to the next. Where a way stops, the person writes
-what the project's own patches have there. Each command line counts one, each file edited one; seconds
-are those of the commands, the median of the rounds. Not counted: the release before, patched, in the
-form each way keeps it, and the new release at hand: imported, unpacked, fetched (what `tool rebase` does
-for that again is in its seconds). A series for the new release must leave the one for the release before
-as it was, hence the copy for quilt and the branch for StGit. Every way begins by taking out the patches
-that upstream made needless, which a person has to know. "Got wrong" compares the files at the end with
-the trees in `series.lock`, and looks at every stop for changes in a symbol (class, function) that the
-resolved patch leaves alone. The traps are one patch and two releases of a few files each, and nobody
-resolves anything.
+The jobs carry this project's series from one release to the next. Where a tool stops, the person writes
+what the project's own patches have there. Each command line counts one, and so does each edited file.
+Seconds are those of the commands, the median of the rounds.
 
-Down to "What was found" this file is the script's.
+Not counted: the old release, patched, in the form in which each tool keeps it, and the new release at
+hand, imported, unpacked or fetched. `tool rebase` does a part of that again, which is in its seconds. A
+series for the new release must leave the one for the old release as it was; therefore quilt works on a
+copy and StGit on a branch. Every workflow begins by taking out the patches that upstream made needless,
+which a person has to know.
+
+"Got wrong" compares the files at the end with the trees in `series.lock`, and looks at every stop for
+changes in a symbol (class, function) that the resolved patch leaves alone. The traps are one patch and
+two releases of a few files each, and nobody resolves anything.
+
+The script writes this file down to "What was found".
 """
 
 
 @dataclass(frozen=True)
 class Row:
-    way: str
-    desk: Desk
+    """One tool's result: the last round's tally, and the median seconds of all rounds."""
+
+    tool: str
+    tally: Tally
     seconds: float
     cpu: float
 
 
-def case_of(source: str, onto: str, folder: Path) -> Case:
-    """The job: this checkout's series as it was before it carried ``onto``."""
+def make_job(source: str, onto: str, folder: Path) -> Job:
+    """The job from this checkout's series, cut back to the releases up to ``source``.
+
+    Raises:
+        SystemExit: a change has another number of patches on the new release.
+    """
     series = series_files.load(ROOT)
     lock = locks.load(ROOT / "series.lock")
     begin, end = Version(source), Version(onto)
@@ -83,13 +91,16 @@ def case_of(source: str, onto: str, folder: Path) -> Case:
     (project / "patches").mkdir(parents=True)
     known = sorted(v for v in lock.releases if v <= begin)
     before, after = lock.get(begin), {p.name: p.tree for p in lock.get(end).patches}
-    pieces, lines = [], [f"pin {source}", "revision 1"]
+    patches, lines = [], [f"pin {source}", "revision 1"]
     bounded = [*lines]
     for change in series.changes:
         now = [p for p in series.for_release(begin) if p.change == change.name]
         new = [p for p in series.for_release(end) if p.change == change.name]
         if now and new and len(now) != len(new):
-            raise SystemExit(f"{change.name}: {len(now)} patches became {len(new)}; no such job")
+            raise SystemExit(
+                f"bench.tool.peers.run: {change.name} has {len(now)} patches for {source} and {len(new)} for "
+                f"{onto}; only changes with equally many can be compared. Choose another --job"
+            )
         first = min((v for v in known if change.needed.contains(v)), default=begin)
         ended = f",<{end}" if now and not new else ""
         needed = str(change.needed) if not now else f">={first}"
@@ -108,23 +119,27 @@ def case_of(source: str, onto: str, folder: Path) -> Case:
             for text in (lines, bounded):
                 text.append(f"    {patch.name} {spec}")
         for number, patch in enumerate(now):
-            # As quilt and StGit keep it: refreshed on the release before.
+            # quilt and StGit keep a patch refreshed on the release before.
             at = [p.name for p in before.patches].index(patch.name)
             parent = before.patches[at - 1].tree if at else before.base_tree
             diff = canonical_diff(git, parent, before.patches[at].tree)
             header = patchfile.parse(patch.name, patch.content).header
             wanted = after[new[number].name] if new else None
-            pieces.append(Piece(patch.name, patchfile.render(header, diff), wanted))
+            patches.append(CarriedPatch(patch.name, patchfile.render(header, diff), wanted))
     (project / "series.txt").write_text("\n".join(lines) + "\n")
     shutil.copytree(ROOT / "ada_dsa", project / "ada_dsa")
-    return Case(
+    return Job(
         git.git_dir, project, cache, tuple(map(str, known)), source, onto,
-        before.base_commit, lock.get(end).base_commit, tuple(pieces), "\n".join(bounded) + "\n",
+        before.base_commit, lock.get(end).base_commit, tuple(patches), "\n".join(bounded) + "\n",
     )  # fmt: skip
 
 
 def _checked(data: Path, cache: Path, source: str, onto: str) -> Git:
-    """A repository with both releases and every tree that the series gives on them."""
+    """Make a repository with both releases and every tree that the series gives on them.
+
+    Raises:
+        SystemExit: ``tool check`` failed.
+    """
     command = [sys.executable, "-m", "tool", "check", "--offline", "-q", "--series", str(ROOT)]
     env = {"TOOL_DATA_DIR": str(data), "TOOL_CACHE_DIR": str(cache)}
     done = subprocess.run(
@@ -134,29 +149,35 @@ def _checked(data: Path, cache: Path, source: str, onto: str) -> Git:
         text=True,
     )
     if done.returncode:
-        raise SystemExit(f"this checkout does not carry both releases:\n{done.stdout}{done.stderr}")
+        raise SystemExit(
+            f"bench.tool.peers.run: tool check failed on v{source} or v{onto}:\n{done.stdout}{done.stderr}"
+        )
     return Home(cache, data).open_repository()
 
 
-def job(source: str, onto: str, ways: Sequence[type[Way]], rounds: int, folder: Path) -> list[Row]:
-    """Every way does it ``rounds`` times, taking turns; the seconds are the median."""
-    case = case_of(source, onto, folder)
-    desks: dict[str, list[Desk]] = {way.name: [] for way in ways}
-    for way in ways:
-        template = way(case, folder / "templates" / way.name.replace(" ", "-"))
+def run_job(
+    source: str, onto: str, workflows: Sequence[type[Workflow]], rounds: int, folder: Path
+) -> list[Row]:
+    """Do the job ``rounds`` times with every tool. The tools take turns."""
+    job = make_job(source, onto, folder)
+    tallies: dict[str, list[Tally]] = {workflow.name: [] for workflow in workflows}
+    for workflow in workflows:
+        template = workflow(job, folder / "templates" / workflow.name.replace(" ", "-"))
         template.folder.mkdir(parents=True)
         template.prepare()
     for number in range(rounds):
-        for way in ways:
-            place = folder / f"round{number}-{way.name.replace(' ', '-')}"
-            shutil.copytree(folder / "templates" / way.name.replace(" ", "-"), place, symlinks=True)
-            one = way(case, place)
-            one.settle()
+        for workflow in workflows:
+            place = folder / f"round{number}-{workflow.name.replace(' ', '-')}"
+            shutil.copytree(
+                folder / "templates" / workflow.name.replace(" ", "-"), place, symlinks=True
+            )
+            one = workflow(job, place)
+            one.after_copy()
             one.carry()
-            desks[way.name].append(one.desk)
+            tallies[workflow.name].append(one.tally)
             shutil.rmtree(place)
             print(
-                f"{onto} {way.name}: {one.desk.seconds:.1f} s, CPU {one.desk.cpu:.1f} s",
+                f"{onto} {workflow.name}: {one.tally.seconds:.1f} s, CPU {one.tally.cpu:.1f} s",
                 file=sys.stderr,
             )
     return [
@@ -166,38 +187,40 @@ def job(source: str, onto: str, ways: Sequence[type[Way]], rounds: int, folder: 
             statistics.median(d.seconds for d in done),
             statistics.median(d.cpu for d in done),
         )
-        for name, done in desks.items()
+        for name, done in tallies.items()
     ]
 
 
 def tables(rows: Sequence[Row]) -> str:
     lines = [
-        "| way | stops | commands | edits | seconds | CPU seconds | got wrong |",
+        "| tool | stops | commands | edits | seconds | CPU seconds | got wrong |",
         "|---|---:|---:|---:|---:|---:|---|",
     ]
-    everyone = [text for text in rows[0].desk.silent if all(text in r.desk.silent for r in rows)]
+    everyone = [
+        text for text in rows[0].tally.unnoticed if all(text in r.tally.unnoticed for r in rows)
+    ]
     for row in rows:
-        desk = row.desk
-        wrong = [f"**misplaced**: {text}" for text in desk.astray]
-        wrong += [f"**wrong, exit 0**: {text}" for text in desk.silent if text not in everyone]
+        tally = row.tally
+        wrong = [f"**misplaced**: {text}" for text in tally.misplaced]
+        wrong += [f"**wrong, exit 0**: {text}" for text in tally.unnoticed if text not in everyone]
         shown = "<br>".join(wrong) or ("see below" if everyone else "nothing")
         lines.append(
-            f"| {row.way} | {desk.stops} | {len(desk.typed)} | {desk.edits} | {row.seconds:.1f} | "
+            f"| {row.tool} | {tally.stops} | {len(tally.commands)} | {tally.edits} | {row.seconds:.1f} | "
             f"{row.cpu:.1f} | {shown} |"
         )
     if everyone:
         lines += [
             "",
-            "Carried as it was by every way, though the project's patch has other text there:",
+            "Every tool carried this as it was, although the project's patch has other text there:",
         ]
         lines += [f"{text}." for text in everyone]
     return "\n".join(lines)
 
 
 def logs(rows: Sequence[Row]) -> str:
-    """What was typed; the ways to call quilt differ in an option alone, so one of them will do."""
-    shown = [row for row in rows if row.way in (Tool.name, Quilt.name, Stg.name)]
-    parts = [f"{row.way}:\n\n```console\n" + "\n".join(row.desk.log) + "\n```" for row in shown]
+    """The commands and edits of each tool. The variants of quilt differ in one option, so one is shown."""
+    shown = [row for row in rows if row.tool in (Tool.name, Quilt.name, Stg.name)]
+    parts = [f"{row.tool}:\n\n```console\n" + "\n".join(row.tally.log) + "\n```" for row in shown]
     return "\n\n".join(parts)
 
 
@@ -217,14 +240,25 @@ def versions() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--job", action="append", metavar="FROM:ONTO", help=f"default: {JOBS}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--job",
+        action="append",
+        metavar="FROM:ONTO",
+        help=f"repeatable; default: {' '.join(JOBS)}",
+    )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--write", type=Path, help="Markdown file; what a person wrote in it stays")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="write there, and keep what a person wrote"
+    )
     options = parser.parse_args()
     for program, package in (("quilt", "quilt"), ("stg", "stgit")):
         if shutil.which(program) is None:
-            raise SystemExit(f"{program} is not installed: apt-get install {package}")
+            raise SystemExit(
+                f"bench.tool.peers.run: {program} is not installed; apt-get install {package}"
+            )
     jobs = options.job or JOBS
     command = f"python -m bench.tool.peers.run --rounds {options.rounds}" + "".join(
         f" --job {j}" for j in options.job or ()
@@ -237,7 +271,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="peers.") as temp:
         for number, name in enumerate(jobs):
             source, onto = name.split(":")
-            rows = job(source, onto, WAYS, options.rounds, Path(temp) / f"job{number}")
+            rows = run_job(source, onto, WORKFLOWS, options.rounds, Path(temp) / f"job{number}")
             text += [f"## {source} to {onto}\n", tables(rows) + "\n", logs(rows) + "\n"]
         text += ["## Traps\n", traps.table(Path(temp) / "traps") + "\n"]
     body = "\n".join(text)

@@ -1,7 +1,8 @@
-"""Small repositories on which a patch can go wrong, and what each way makes of them on its own.
+"""Small repositories on which a patch can go wrong, and what each tool makes of them on its own.
 
-One patch, two releases of a few files. Each way gets its first commands, nothing is resolved: either it
-carries the patch, or it stops for a person, or it says success and the result is wrong.
+A trap is one patch and two releases of a few files. The first commands of each workflow are run, and nobody
+resolves anything. The tool carries the patch, or it stops for a person, or it ends with success although
+the result is wrong.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -17,7 +18,7 @@ from typing import Final
 from packaging.version import Version
 
 from bench.tool.peers.tools import Quilt, QuiltMerge, QuiltNoFuzz, Stg, StgMerged, Tool
-from bench.tool.peers.workflow import Case, Piece, Way
+from bench.tool.peers.workflow import CarriedPatch, Job, Workflow
 from tool.canonical import canonical_diff
 from tool.git import Git
 from tool.home import Home
@@ -25,14 +26,14 @@ from tool.wheelimport import import_wheel
 
 SOURCE: Final = "0.5.9"
 ONTO: Final = "0.5.10"
-WAYS: Final[tuple[type[Way], ...]] = (
+WORKFLOWS: Final[tuple[type[Workflow], ...]] = (
     Tool, Quilt, QuiltNoFuzz, QuiltMerge, Stg, StgMerged,
 )  # fmt: skip
 POOL: Final = "python/sglang/pool.py"
 LIMITS: Final = "python/sglang/limits.py"
 BOUNDS: Final = "python/sglang/bounds.py"
 
-_WORDS: Final = "What those that ended with success said of it:"
+_WORDS: Final = "What those that ended with success printed about the patch:"
 
 STEP: Final = """\
     def step(self, x):
@@ -85,10 +86,17 @@ Files = dict[str, str | None]
 
 @dataclass(frozen=True)
 class Trap:
-    """``ours``: the files as the patch makes them; ``new``: as the new release has them (None: gone).
+    """One trap. Files are texts by path; None for a file that does not exist.
 
-    ``right``: as they must be in the end where a way finishes; None: it must stop. ``wrong`` says
-    what is the matter with another result. ``taken``: upstream has it, which must be said.
+    Attributes:
+        title, expected: what upstream did, and what is right to do, as the table has it.
+        ours: the files with the patch on the old release.
+        new: the files of the new release.
+        right: the files of a right result; None if the tool must stop.
+        wrong: says what is wrong with another result.
+        taken: upstream has the patch or a part of it, and the tool must say so.
+        old: files of the old release that differ from the usual ones.
+        quilt: environment variables of quilt; the other tools do not take part.
     """
 
     title: str
@@ -238,7 +246,7 @@ TRAPS: Final = (
         quilt={"QUILT_PATCH_OPTS": "--ignore-whitespace"},
     ),
     Trap(
-        "Upstream changed the same line in another way",
+        "Upstream changed the same line in another workflow",
         "stop",
         {LIMITS: _limits(LOW)},
         {LIMITS: _limits((LOW[0], LOW[1].replace("MARGIN", "MARGINS")))},
@@ -256,24 +264,24 @@ TRAPS: Final = (
 )
 
 
-def table(folder: Path, ways: Sequence[type[Way]] = WAYS) -> str:
-    """What every way did, a row a trap; and the commands' own words where the table needs them."""
+def table(folder: Path) -> str:
+    """A Markdown table with a row for each trap, and below what the tools printed about some of them."""
     lines = [
-        "| trap | right is to | " + " | ".join(way.name for way in ways) + " |",
-        "|---|---|" + "---|" * len(ways),
+        "| trap | right is to | " + " | ".join(workflow.name for workflow in WORKFLOWS) + " |",
+        "|---|---|" + "---|" * len(WORKFLOWS),
     ]
     words: list[str] = []
     for number, trap in enumerate(TRAPS):
-        case = _case(trap, folder / f"trap{number}")
+        job = _job(trap, folder / f"trap{number}")
         cells, said = [], defaultdict(list)
-        for way in ways:
-            if trap.quilt and not issubclass(way, Quilt):
+        for workflow in WORKFLOWS:
+            if trap.quilt and not issubclass(workflow, Quilt):
                 cells.append("")
                 continue
-            found = _outcome(trap, case, way, folder / f"trap{number}" / way.__name__)
+            found = _outcome(trap, job, workflow, folder / f"trap{number}" / workflow.__name__)
             cells.append(found.cell)
             if found.quiet:
-                said[found.words or "no word of it"].append(way.name)
+                said[found.words or "no word of it"].append(workflow.name)
         lines.append(f"| {trap.title} | {trap.expected} | " + " | ".join(cells) + " |")
         if said:
             words.append(f"- {trap.title}")
@@ -283,32 +291,39 @@ def table(folder: Path, ways: Sequence[type[Way]] = WAYS) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A cell of the table; ``quiet``: it ended with success, and the ``words`` were all it said."""
+    """The outcome of one tool.
+
+    Attributes:
+        cell: of the table.
+        quiet: whether ``words`` belong below the table: the command ended with success, but the result
+            is wrong or upstream had the patch.
+        words: the lines of output about the patch.
+    """
 
     cell: str
     quiet: bool
     words: str
 
 
-def _outcome(trap: Trap, case: Case, way: type[Way], folder: Path) -> Outcome:
+def _outcome(trap: Trap, job: Job, workflow: type[Workflow], folder: Path) -> Outcome:
     folder.mkdir()
-    one = way(case, folder)
+    one = workflow(job, folder)
     if isinstance(one, Quilt):
         one.push = "-a"
     one.prepare()
     last = one.begin()
-    lines = [line.strip() for line in last.output.splitlines() if way.words.search(line)]
+    lines = [line.strip() for line in last.output.splitlines() if workflow.words.search(line)]
     said = "; ".join(f"`{line}`" for line in lines)
     if last.code:
         return Outcome("stops", False, said)
     found = one.result()
-    if trap.right is not None and found == _tree(case, case.tree(case.new), trap.right):
+    if trap.right is not None and found == _tree(job, job.tree(job.new), trap.right):
         if not trap.taken:
             return Outcome("carried", False, said)
         told = re.search(r"\((empty|merged|modified)\)|already applied", said)
         cell = f"finishes, says {told[0].strip('()')}" if told else "finishes **without a word**"
         return Outcome(cell, True, said)
-    files = {path: (case.blob(found, path) or b"").decode() for path in (POOL, LIMITS)}
+    files = {path: (job.blob(found, path) or b"").decode() for path in (POOL, LIMITS)}
     problem = trap.wrong(files)
     for path, text in files.items():
         try:
@@ -318,8 +333,8 @@ def _outcome(trap: Trap, case: Case, way: type[Way], folder: Path) -> Outcome:
     return Outcome(f"**exit 0, wrong**: {problem}", True, said)
 
 
-def _case(trap: Trap, folder: Path) -> Case:
-    """A project in miniature: two wheels, one patch, everything else as in the real one."""
+def _job(trap: Trap, folder: Path) -> Job:
+    """A small project with two wheels and one patch, in the layout of the real one."""
     cache, data = folder / "cache", folder / "material"
     git = Home(cache, data).open_repository()
     base: Files = {POOL: TWINS, LIMITS: LIMIT, **trap.old}
@@ -334,9 +349,7 @@ def _case(trap: Trap, folder: Path) -> Case:
     (project / "ada_dsa" / "requirements.txt").write_text("")
     text = f"pin {SOURCE}\nrevision 1\nchange demo >={SOURCE}\n    demo.patch =={SOURCE}\n"
     (project / "series.txt").write_text(text)
-    bare = Case(
-        git.git_dir, project, cache, (SOURCE,), SOURCE, ONTO, old, new, (), text, trap.quilt
-    )
+    bare = Job(git.git_dir, project, cache, (SOURCE,), SOURCE, ONTO, old, new, (), text, trap.quilt)
     header = (
         "Description: Change something\n Because it is needed.\nOrigin: vendor\nForwarded: no\n"
         f"Releases: =={SOURCE}\nDrop-When: never\n---\n"
@@ -344,16 +357,16 @@ def _case(trap: Trap, folder: Path) -> Case:
     diff = canonical_diff(git, bare.tree(old), _tree(bare, bare.tree(old), trap.ours))
     content = header.encode() + diff
     (project / "patches" / "demo.patch").write_bytes(content)
-    return replace(bare, pieces=(Piece("demo.patch", content, bare.tree(new)),))
+    return replace(bare, patches=(CarriedPatch("demo.patch", content, bare.tree(new)),))
 
 
-def _tree(case: Case, tree: str, files: Files) -> str:
-    git = Git(case.repository, index_file=case.repository / "peers-index")
+def _tree(job: Job, tree: str, files: Files) -> str:
+    git = Git(job.repository, index_file=job.repository / "peers-index")
     git.run("read-tree", tree)
     for path, text in files.items():
         row = f"0 {'0' * 40}\t{path}\n"
         if text is not None:
-            blob = case.git("hash-object", "-w", "--stdin", stdin=text.encode()).decode().strip()
+            blob = job.git("hash-object", "-w", "--stdin", stdin=text.encode()).decode().strip()
             row += f"100644 {blob}\t{path}\n"
         git.run("update-index", "--index-info", stdin=row.encode())
     return git.out("write-tree")
