@@ -1,23 +1,27 @@
-"""Stock's own way to serve GLM-5.2 on sm_89, as functions of a released wheel, against ours.
+"""Time the functions of stock's own sm_89 fallback, from a released wheel, against the fork's kernels.
 
-    python -m bench.serving.fallback --cut SMALL.zip --from WHEEL      what the rest needs, to send elsewhere
-    python -m bench.serving.fallback --from WHEEL|SMALL.zip [--heads 64] [--json FILE]
+    python -m bench.serving.fallback --from WHEEL --cut SMALL.zip
+    python -m bench.serving.fallback --from WHEEL|SMALL.zip [--heads 64] [--context-length N] [--json FILE]
 
-From 0.5.22 on, stock on an RTX 4090 computes the indexer's logits in torch and attends by TileLang over raw
-e4m3 rows. Those releases need a newer torch than most machines have, so their server is not started:
-``fp8_paged_mqa_logits_torch`` and ``tilelang_sparse_fwd`` are loaded from the wheel, unchanged, and timed
-in a CUDA graph, as ours are, on the same shapes. A captured step of a server has page tables as wide as its
-``--context-length`` (``dsa_backend.py``: ``max_seqlen_k = self.req_to_token.shape[1]``), whatever its
-requests hold, so both logits get tables of that width; stock's, which compute every column, are also timed
-with a table of just the context's width. Columns past a request name page 0, which the cache then holds.
-Top-k is the same in both and left out. Run it under ``TRITON_OVERRIDE_ARCH=sm89``; TileLang compiles for
-the GPU at hand.
+The first command makes a small archive of what the second one needs, to copy to a GPU machine.
+
+From 0.5.22 on, stock on an RTX 4090 computes the indexer's logits in torch, and TileLang attends over raw
+e4m3 rows. Those releases need a newer torch than most machines have, so their server is not started. The
+functions ``fp8_paged_mqa_logits_torch`` and ``tilelang_sparse_fwd`` are loaded from the wheel unchanged, and
+are timed in a CUDA graph on the same shapes as the fork's.
+
+In a captured step of a server the page tables are as wide as its ``--context-length``, whatever the requests
+hold (``dsa_backend.py``: ``max_seqlen_k = self.req_to_token.shape[1]``). Therefore both logits get tables of
+that width. Columns past the end of a request name page 0, which the L2 cache then holds. Stock's logits
+compute every column, so they are also timed with a table of the context's width. Top-k is the same in both
+and is left out. Set TRITON_OVERRIDE_ARCH=sm89; TileLang compiles for the GPU of the machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import gc
 import importlib.util
 import json
 import os
@@ -32,18 +36,20 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 
-from bench.serving.report import NARROW
+from ada_dsa import fp8_paged_mqa_logits
+from ada_dsa.kv_cache.layout import KvLayout
+from bench.kernels import indexer, sparse_mla, timing
+from bench.kernels.sparse_mla import SM_SCALE
+from bench.serving.report import CONTEXTS, NARROW, STREAMS
 
 LOGITS: Final = "sglang/srt/layers/attention/dsv4/indexer.py"
 SPARSE: Final = "sglang/kernels/ops/attention/dsa/tilelang_kernel.py"
 MEMBERS: Final = (LOGITS, SPARSE)
-STREAMS: Final = (1, 8, 64)
-CONTEXTS: Final = (2048, 32_768, 131_072)
 PAGE: Final = 64
 
 
 def cut(wheel: Path, small: Path) -> None:
-    """Write an archive of the members that :func:`load_logits` and :func:`load_sparse` read."""
+    """Write the members that :func:`load_logits` and :func:`load_sparse` read to a small archive."""
     with zipfile.ZipFile(wheel) as whole, zipfile.ZipFile(small, "w", zipfile.ZIP_DEFLATED) as part:
         for member in MEMBERS:
             part.writestr(member, whole.read(member))
@@ -51,13 +57,13 @@ def cut(wheel: Path, small: Path) -> None:
 
 
 def origin(archive: Path) -> str:
-    """The file name of the wheel: its own, or the one it was cut from."""
+    """The file name of the wheel, or of the wheel that the archive was cut from."""
     with zipfile.ZipFile(archive) as opened:
         return opened.comment.decode() or archive.name
 
 
 def load_logits(archive: Path) -> Callable[..., torch.Tensor]:
-    """The release's ``fp8_paged_mqa_logits_torch``; its module, which imports a server, is not run.
+    """The release's ``fp8_paged_mqa_logits_torch``. Its module imports the server, and is not run.
 
     Raises:
         LookupError: the release has no such function.
@@ -65,9 +71,13 @@ def load_logits(archive: Path) -> Callable[..., torch.Tensor]:
     name = "fp8_paged_mqa_logits_torch"
     with zipfile.ZipFile(archive) as opened:
         tree = ast.parse(opened.read(LOGITS))
-    found = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name]
+    found: list[ast.stmt] = [
+        n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name
+    ]
     if not found:
-        raise LookupError(f"{archive}: no {name} in {LOGITS}. Give the wheel of 0.5.22 or later.")
+        raise LookupError(
+            f"{archive}: no {name} in {LOGITS}; give a wheel of sglang 0.5.22 or later"
+        )
     values: dict[str, Any] = {
         "torch": torch,
         "F": F,
@@ -81,9 +91,10 @@ def load_logits(archive: Path) -> Callable[..., torch.Tensor]:
 
 
 def load_sparse(archive: Path, folder: Path) -> Callable[..., torch.Tensor]:
-    """The release's ``tilelang_sparse_fwd``, from its module in ``folder``: TileLang reads the source.
+    """The release's ``tilelang_sparse_fwd``.
 
-    The three functions that the module takes from sglang only ask whether this is an AMD GPU.
+    Its module is written to ``folder``, because TileLang reads the source. The three functions that it
+    imports from sglang say whether this is an AMD GPU; stand-ins say that it is not.
     """
     file = folder / "tilelang_kernel.py"
     with zipfile.ZipFile(archive) as opened:
@@ -101,8 +112,8 @@ def load_sparse(archive: Path, folder: Path) -> Callable[..., torch.Tensor]:
                     ".".join(parts[:end]), types.ModuleType(".".join(parts[:end]))
                 )
             sys.modules[name] = types.ModuleType(name)
-            for function in functions:
-                setattr(sys.modules[name], function, lambda: False)
+            for asked in functions:
+                setattr(sys.modules[name], asked, lambda: False)
         spec = importlib.util.spec_from_file_location("released_tilelang_kernel", file)
         assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)
@@ -115,21 +126,22 @@ def load_sparse(archive: Path, folder: Path) -> Callable[..., torch.Tensor]:
     return function
 
 
-def ways_at(
+def calls_at(
     logits: Callable[..., torch.Tensor],
     sparse: Callable[..., torch.Tensor],
     point: tuple[int, int],
     heads: int,
     longest: int,
 ) -> tuple[dict[str, Callable[[], object]], Callable[[], float]]:
-    """What to time at ``(streams, context)``, and how far stock's logits are from ours.
+    """The calls to time at ``point``, which is streams and context.
 
-    That is the mean difference over ours' mean size; stock's are products in bf16.
+    Args:
+        longest: the server's ``--context-length`` in tokens.
+
+    Returns:
+        The calls by name, and a function that computes how far stock's logits, of bf16 products, are from
+        ours: the mean difference over the mean size.
     """
-    from ada_dsa import fp8_paged_mqa_logits
-    from bench.kernels import indexer, sparse_mla
-    from bench.kernels.sparse_mla import SM_SCALE, KvLayout
-
     streams, context = point
     index = indexer.paged_work([context] * streams, torch.device("cuda"), longest=longest)
     lens = index.lens[:, 0].contiguous()
@@ -145,12 +157,13 @@ def ways_at(
 
     def off() -> float:
         other = stock(narrow)
-        given = (index.q, index.pool, index.weights, index.lens, narrow, None, other.shape[1])
-        own = fp8_paged_mqa_logits(*given)
+        own = fp8_paged_mqa_logits(
+            index.q, index.pool, index.weights, index.lens, narrow, None, other.shape[1]
+        )
         seen = torch.arange(other.shape[1], device=other.device) < lens[:, None]
         return float((own - other).abs()[seen].mean() / own.abs()[seen].mean())
 
-    ways: dict[str, Callable[[], object]] = {
+    calls: dict[str, Callable[[], object]] = {
         "our logits": indexer.ours_paged(index),
         "their logits": lambda: stock(wide),
         NARROW: lambda: stock(narrow),
@@ -159,7 +172,7 @@ def ways_at(
             theirs, lambda at: sparse(theirs.q, theirs.pool, at.unsqueeze(1), SM_SCALE, 512)
         ),
     }
-    return ways, off
+    return calls, off
 
 
 def compare(
@@ -169,21 +182,19 @@ def compare(
     longest: int,
     note: Callable[..., None],
 ) -> None:
-    """Time both functions and ours at every point; ``note`` is called with each row.
+    """Time stock's functions and ours at every point.
 
-    ``longest`` is the server's ``--context-length``, in tokens. A row has ``us`` per call by way,
-    ``errors`` by way, and ``logits_off`` (see :func:`ways_at`).
+    Args:
+        longest: the server's ``--context-length`` in tokens.
+        note: is called with each row: ``us`` and ``errors`` by call, and ``logits_off`` as
+            :func:`calls_at` has it.
     """
-    import gc
-
-    from bench.kernels import run
-
     for context in CONTEXTS:
         for streams in STREAMS:
             gc.collect()
             torch.cuda.empty_cache()
-            ways, off = ways_at(logits, sparse, (streams, context), heads, longest)
-            times, errors = run.measure(ways, 0.2)
+            calls, off = calls_at(logits, sparse, (streams, context), heads, longest)
+            times, errors = timing.measure(calls, 0.2)
             note(
                 kind="functions",
                 streams=streams,
@@ -198,17 +209,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--from", dest="archive", type=Path, required=True, metavar="WHEEL|ZIP")
-    parser.add_argument("--cut", type=Path, metavar="SMALL.zip")
-    parser.add_argument("--heads", type=int, default=64)
-    parser.add_argument("--context-length", type=int, default=max(CONTEXTS), metavar="TOKENS")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--from", dest="archive", type=Path, required=True, metavar="FILE",
+        help="a wheel of sglang 0.5.22 or later, or what was cut from one",
+    )  # fmt: skip
+    parser.add_argument("--cut", type=Path, metavar="SMALL.zip", help="only make the small archive")
+    parser.add_argument("--heads", type=int, default=64, help="attention heads")
+    parser.add_argument(
+        "--context-length",
+        type=int,
+        default=max(CONTEXTS),
+        metavar="N",
+        help="of the server, tokens",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     options = parser.parse_args(arguments)
     if options.cut:
         cut(options.archive, options.cut)
         return 0
     if not torch.cuda.is_available():
-        print("bench.serving.fallback: no CUDA device is visible; it needs one", file=sys.stderr)
+        print("bench.serving.fallback: no CUDA GPU is visible, and this needs one", file=sys.stderr)
         return 2
     import tilelang
     import triton

@@ -1,9 +1,9 @@
-"""One model runner of sglang without a server, for exact times of its steps.
+"""One of sglang's model runners without a server, for exact times of its steps.
 
-sglang's own ``benchmark.one_batch`` makes the runner and runs the steps; this adds what it lacks: prefill
-in chunks, and decoding at contexts that nobody has to prefill. There, every stream gets pages of its own
-and the rows of one prefilled prompt, repeated: a step's time follows from how many rows there are, not
-from what is in them, but pages of zeros or random bytes could take other branches than real rows do.
+sglang's ``benchmark.one_batch`` makes the runner and runs the steps. The harness adds prefill in chunks, and
+decoding at contexts that are not prefilled. There every stream gets pages of its own, filled with the rows
+of one prefilled prompt, repeated. The time of a step depends on the number of rows and not on their values,
+but pages of zeros or random bytes could take other branches than real rows do.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ import torch
 
 PAGE: Final = 64
 COPY: Final = 4096
-"""Pages copied at a time: 170 MiB of packed rows."""
+"""Pages that are copied at a time, 170 MiB of packed rows."""
 
 
 def pages_of(slots: torch.Tensor) -> torch.Tensor:
-    """The pages of consecutive slots that begin a page."""
+    """The pages of consecutive slots, the first of which begins a page."""
     return slots[::PAGE].long() // PAGE
 
 
-class Rig:
-    """A loaded runner, its pools empty."""
+class Harness:
+    """A loaded model runner. Its pools are empty at first."""
 
     def __init__(self, given: dict[str, Any]) -> None:
+        """Load a model by the fields of ServerArgs."""
         from sglang.benchmark import one_batch
         from sglang.srt.server_args import PortArgs, ServerArgs
 
@@ -43,7 +44,7 @@ class Rig:
         self.use(loaded.torch_runner)
 
     def use(self, runner: Any) -> None:
-        """Take a model runner; its KV pool's buffers are seen as rows of bytes, one a page."""
+        """Take a model runner and view the buffers of its KV pool as ``[pages, bytes]``."""
         self.runner = runner
         self.graphs: list[tuple[Any, Any]] = []
         if graphs := getattr(runner, "decode_cuda_graph_runner", None):
@@ -55,7 +56,7 @@ class Rig:
         self.buffers += list(pool.index_k_with_scale_buffer)
 
     def _between_events(self, replay: Callable[..., Any]) -> Callable[..., Any]:
-        """The function that replays a captured step, with its begin and end on the GPU noted."""
+        """Record when a replay of a captured step begins and ends on the GPU."""
 
         def noted(*given: Any, **named: Any) -> Any:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -69,15 +70,16 @@ class Rig:
 
     @property
     def capacity(self) -> int:
-        """Tokens that the KV pool holds."""
+        """How many tokens the KV pool holds."""
         return int(self.runner.max_total_num_tokens)
 
     def clear(self) -> None:
+        """Drop all requests from the pools."""
         self.runner.req_to_token_pool.clear()
         self.runner.token_to_kv_pool_allocator.clear()
 
     def request(self, number: int, tokens: int) -> Any:
-        """A request of so many tokens, none of them prefilled."""
+        """A request of that many tokens, none of them prefilled."""
         from sglang.srt.managers.schedule_batch import Req
         from sglang.srt.sampling.sampling_params import SamplingParams
 
@@ -92,7 +94,11 @@ class Rig:
         return req
 
     def prefill(self, req: Any, chunk: int) -> float:
-        """Run the whole request through the model, ``chunk`` tokens at a time. Returns seconds."""
+        """Run the whole request through the model, ``chunk`` tokens at a time.
+
+        Returns:
+            The seconds that it took.
+        """
         from sglang.benchmark import one_batch
 
         total = len(req.origin_input_ids)
@@ -108,16 +114,17 @@ class Rig:
         return time.perf_counter() - begin
 
     def slots(self, req: Any, tokens: int) -> torch.Tensor:
-        table = self.runner.req_to_token_pool.req_to_token
+        """The KV pool slots of the request's first tokens."""
+        table: torch.Tensor = self.runner.req_to_token_pool.req_to_token
         return table[req.req_pool_idx, :tokens]
 
     def rows(self, req: Any, tokens: int) -> list[torch.Tensor]:
-        """A copy of the request's pages in every buffer: ``[pages, bytes]`` each."""
+        """Copies of the request's pages, ``[pages, bytes]`` of every buffer."""
         pages = pages_of(self.slots(req, tokens))
         return [buffer[pages] for buffer in self.buffers]
 
     def streams(self, count: int, tokens: int, rows: list[torch.Tensor]) -> Any:
-        """A batch of ``count`` requests that hold ``tokens`` each, filled with ``rows`` over and over."""
+        """A batch of ``count`` requests of ``tokens`` each, filled with the ``rows``, repeated."""
         from sglang.benchmark import one_batch
 
         runner = self.runner
@@ -148,9 +155,11 @@ class Rig:
                 buffer[part] = known[wanted]
 
     def decode(self, batch: Any, steps: int) -> tuple[list[float], list[float]]:
-        """Seconds of each of so many steps from idle to idle, and of each replayed graph on the GPU.
+        """Run that many steps, each from an idle GPU until the GPU is idle again.
 
-        The second list is shorter where a step ran without its graph.
+        Returns:
+            The seconds of each step, and the seconds of each replayed graph on the GPU. The second list
+            is shorter if a step ran without a graph.
         """
         from sglang.benchmark import one_batch
 

@@ -1,10 +1,11 @@
-"""A page and its plot from the results of ``bench/serving/steps.py``.
+"""Write a page and its plot from the results of ``bench.serving.steps``.
 
 python -m bench.serving.report RESULTS.json docs/serving-8-heads.md
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -14,14 +15,18 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final
 
+STREAMS: Final = (1, 8, 64)
+CONTEXTS: Final = (2048, 32_768, 131_072)
+"""Streams and contexts in tokens at which decoding is timed."""
+
 NEAR: Final = 1.1
-"""Fork natively: at most this times stock's decode step, at every point."""
+"""The fork's decode step, natively, takes at most so many times as long as stock's, at every point."""
 AHEAD: Final = 5.0
-"""Fork under the sm_89 lowering: at least this many times faster than stock's fallback from LONG on."""
+"""Stock's fallback takes at least so many times as long as the fork's kernels, for contexts from LONG on."""
 LONG: Final = 32_768
 INDEXERS: Final = 21
 LAYERS: Final = 78
-"""GLM-5.2 computes index logits on 21 of its 78 layers and attends on all."""
+"""GLM-5.2 attends on all of its 78 layers and computes index logits on 21 of them."""
 
 NAMES: Final = {"stock": "stock", "fork": "fork", "fork-sm89": "fork, sm_89 lowering"}
 NARROW: Final = "their logits, context's width"
@@ -29,12 +34,12 @@ COLOURS: Final = {"stock": "#888888", "fork": "#1f6feb", "fork-sm89": "#d1242f"}
 
 HEAD: Final = """# Speed of serving, {heads} heads on a GPU
 
-A tiny GLM-MoE-DSA model (`tests/gpu/tiny_model.py`), so that attention dominates: per-head sizes, index
-heads and top-k are GLM-5.2's. Of its 64 attention heads a rank has 8 at TP=8. One decode step is the whole
-step of sglang's model runner, from the token ids in to the next ids out, with CUDA graphs; the median. "On
-the GPU" is the captured graph alone, without what the CPU does between two of them. "sm_89 lowering" is the
-fork on its path for an RTX 4090, compiled by Triton's sm_89 lowering and run on this Hopper GPU; it is no
-measurement of an RTX 4090.
+A tiny GLM-MoE-DSA model (`tests/gpu/tiny_model.py`), so that attention dominates: the sizes of a head,
+the index heads and top-k are those of GLM-5.2. Of its 64 attention heads, a rank has 8 at TP=8. A
+decode step is the whole step of sglang's model runner with CUDA graphs, from the token ids in to the
+next ids out; times are medians. "On the GPU" is the captured graph alone, without what the CPU does
+between two graphs. "sm_89 lowering" is the fork on its path for an RTX 4090, compiled by Triton's sm_89
+lowering and run on this Hopper GPU; it is no measurement of an RTX 4090.
 
 Made by `python -m bench.serving.steps --heads {heads} --docs FILE`.
 """
@@ -45,7 +50,7 @@ Point = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class Bar:
-    """One comparison that was promised. ``value`` is a ratio; ``met`` says whether it is good enough."""
+    """One ratio that has a limit, and whether it is within the limit."""
 
     what: str
     streams: int
@@ -55,7 +60,7 @@ class Bar:
 
 
 def times(run: Mapping[str, Any]) -> dict[Point, Mapping[str, Any]]:
-    """The rows of one flavour that have a time, by point."""
+    """The rows of one flavour that have times, by point."""
     return {(r["kind"], r["streams"], r["context"]): r for r in run["rows"] if "ms" in r}
 
 
@@ -64,20 +69,22 @@ def by_flavour(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def step_functions(row: Mapping[str, Any], theirs: str = "their logits") -> float | None:
-    """How many times as long stock's functions of one step of GLM-5.2 take; None where one failed.
+    """The time of stock's functions in one step of GLM-5.2 over that of ours; None where one failed.
 
-    ``theirs`` is the way that stock's logits were given their page table.
+    Args:
+        row: of the fallback.
+        theirs: which of stock's logits to take, by the width of their page table.
     """
     parts = (("our logits", "our attention"), (theirs, "their attention"))
     us = row["us"]
-    if any(us.get(way) is None for ways in parts for way in ways):
+    if any(us.get(call) is None for calls in parts for call in calls):
         return None
     ours, stock = (INDEXERS * us[logits] + LAYERS * us[attention] for logits, attention in parts)
     return float(stock / ours)
 
 
 def bars(result: Mapping[str, Any]) -> list[Bar]:
-    """Every comparison that the results allow."""
+    """Every ratio that the results allow."""
     runs = by_flavour(result)
     found = []
     if {"stock", "fork"} <= set(runs):
@@ -114,7 +121,12 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def markdown(result: Mapping[str, Any], plot: str | None) -> str:
-    """The page; ``plot`` is the image's file name, if there is one."""
+    """The page.
+
+    Args:
+        result: what ``bench.serving.steps --json`` writes.
+        plot: the file name of the plot, if there is one.
+    """
     runs = by_flavour(result)
     served = {name: times(runs[name]) for name in NAMES if name in runs}
     heads = {run["about"]["heads"] for run in result["runs"] if "heads" in run.get("about", {})}
@@ -123,7 +135,7 @@ def markdown(result: Mapping[str, Any], plot: str | None) -> str:
         if about := runs.get(name, {}).get("about"):
             said = ", ".join(f"{key} {value}" for key, value in about.items() if value != "")
             lines.append(f"- {NAMES.get(name, name)}: {result['date']}, {said}")
-    lines += ["", *_verdict(bars(result)), ""]
+    lines += ["", *_outcomes(bars(result)), ""]
     lines += [f"![decode step over context]({plot})", ""] if plot else []
     lines += _decode(served)
     lines += _prefill(served)
@@ -146,7 +158,7 @@ def markdown(result: Mapping[str, Any], plot: str | None) -> str:
     return "\n".join(lines)
 
 
-def _verdict(found: Sequence[Bar]) -> list[str]:
+def _outcomes(found: Sequence[Bar]) -> list[str]:
     lines = []
     for what, limit in (
         ("fork over stock", f"at most {NEAR} of stock's decode step"),
@@ -212,15 +224,15 @@ def _prefill(served: Mapping[str, Mapping[Point, Mapping[str, Any]]]) -> list[st
 
 
 def _fallback(run: Mapping[str, Any]) -> list[str]:
-    ways = ("our logits", "their logits", NARROW, "our attention", "their attention")
-    head = ["streams", "context", *(f"{way} us" for way in ways)]
+    calls = ("our logits", "their logits", NARROW, "our attention", "their attention")
+    head = ["streams", "context", *(f"{call} us" for call in calls)]
     head += ["logits ratio", "attention ratio", "a step's functions, ratio"]
     head += ["the same at the context's width"]
     rows = []
     for row in run["rows"]:
         us = row["us"]
         cells = [str(row["streams"]), _context(row["context"])]
-        cells += [f"{us[way]:.1f}" if us.get(way) else "n/a" for way in ways]
+        cells += [f"{us[call]:.1f}" if us.get(call) else "n/a" for call in calls]
         ratios = [
             us[f"their {what}"] / us[f"our {what}"]
             if us.get(f"our {what}") and us.get(f"their {what}")
@@ -230,19 +242,19 @@ def _fallback(run: Mapping[str, Any]) -> list[str]:
         ratios += [step_functions(row), step_functions(row, NARROW)]
         rows.append([*cells, *(f"{ratio:.1f}" if ratio else "n/a" for ratio in ratios)])
     failed = [
-        f"- {row['streams']} streams at {_context(row['context'])}, {way}: {error}"
+        f"- {row['streams']} streams at {_context(row['context'])}, {call}: {error}"
         for row in run["rows"]
-        for way, error in row["errors"].items()
+        for call, error in row["errors"].items()
     ]
     longest = run.get("about", {}).get("context_length")
     return [
         "## Stock's sm_89 fallback, by functions",
         "",
-        "The logits in torch and TileLang's attention of the released wheel against the fork's kernels",
+        "The logits in torch and TileLang's attention, from the released wheel, against the fork's kernels",
         "under the sm_89 lowering, one layer each (`bench/serving/fallback.py`). In GLM-5.2 a step has",
-        f"{INDEXERS} of the first and {LAYERS} of the second. A captured step's page tables are as wide as",
-        f"the server's `--context-length`, here {longest} tokens, and stock's logits compute all of it;",
-        '"context\'s width" is what they would take with tables of just the context.',
+        f"{INDEXERS} of the first and {LAYERS} of the second. In a captured step the page tables are as",
+        f"wide as the server's `--context-length`, here {longest} tokens, and stock's logits compute all",
+        "of it. \"Context's width\" is what they take with tables of the context's width.",
         "",
         *_table(head, rows),
         "",
@@ -256,7 +268,7 @@ WIDTH, HEIGHT, LEFT, TOP, GAP, SIDE = 900, 300, 58, 40, 34, 240
 
 
 def svg(result: Mapping[str, Any]) -> str:
-    """Decode step in ms over context, a panel for each number of streams, both axes logarithmic.
+    """A plot of decode steps over contexts, a panel for each number of streams, with logarithmic axes.
 
     Raises:
         ValueError: there is no decode step to plot.
@@ -267,9 +279,7 @@ def svg(result: Mapping[str, Any]) -> str:
         (p, row["ms"]) for rows in served.values() for p, row in rows.items() if p[0] == "decode"
     ]
     if not decodes:
-        raise ValueError(
-            "no decode step in the results: nothing to plot. Run python -m bench.serving.steps first."
-        )
+        raise ValueError("the results have no decode step to plot")
     contexts = sorted({p[2] for p, _ in decodes})
     low = math.floor(math.log10(min(ms for _, ms in decodes)) * 2) / 2
     high = math.ceil(math.log10(max(ms for _, ms in decodes)) * 2) / 2
@@ -335,7 +345,7 @@ def svg(result: Mapping[str, Any]) -> str:
 
 
 def write(result: Mapping[str, Any], page: Path) -> None:
-    """Write the page, and the plot beside it under the same name where there is a step to plot."""
+    """Write the page, and beside it the plot as ``.svg`` if there is a decode step to plot."""
     plot: Path | None = page.with_suffix(".svg")
     try:
         drawn = svg(result)
@@ -347,5 +357,15 @@ def write(result: Mapping[str, Any], page: Path) -> None:
     page.write_text(markdown(result, plot.name if plot else None))
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("results", type=Path, metavar="RESULTS.json")
+    parser.add_argument("page", type=Path, metavar="PAGE.md")
+    options = parser.parse_args()
+    write(json.loads(options.results.read_text()), options.page)
+
+
 if __name__ == "__main__":
-    write(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
+    main()

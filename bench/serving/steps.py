@@ -1,19 +1,21 @@
-"""Speed of serving: decode steps and prefill of each flavour, on a tiny model whose attention dominates.
+"""Time decode steps and prefill in sglang's model runner, with a tiny model whose attention dominates.
 
-    python -m bench.serving.steps [--model FOLDER] [--heads 8] [--json FILE] [--docs FILE] [--fallback WHEEL]
+    python -m bench.serving.steps [--model FOLDER] [--heads 8] [--flavours LIST] [--fallback FILE]
+        [--json FILE] [--docs FILE]
 
-One process a flavour, one start each. Stock natively, the fork natively and under the sm_89 lowering;
-with ``--fallback``, also stock's own sm_89 fallback, as functions of a released wheel (or of the small
-archive that ``bench.serving.fallback --cut`` made of one; ``fallback.zip`` in ``ADA_GPU_HOME`` is taken
-if it is there). ``--docs`` writes the table and the plot.
+Stock is timed natively, the fork natively and under the sm_89 lowering, each in a process of its own. If
+there is a file for ``--fallback``, the functions of stock's own sm_89 fallback are timed too
+(``fallback.py``). The file is a released wheel, or the small archive that ``bench.serving.fallback --cut``
+made of one; the default is ``fallback.zip`` in ADA_GPU_HOME. ``--docs`` writes a page and its plot.
 
-Needs the packages that ``tests/gpu/stage.py install`` puts in place, and a Hopper GPU.
+This needs the packages that ``tests/gpu/stage.py install`` puts in place, and a Hopper GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.metadata
 import json
 import os
 import statistics
@@ -24,10 +26,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from bench.serving import report
+from bench.serving.report import CONTEXTS, STREAMS
+
 if TYPE_CHECKING:
     import torch
 
-    from bench.serving.harness import Rig
+    from bench.serving.harness import Harness
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests" / "gpu"))  # its modules import each other by their bare names
@@ -36,18 +41,17 @@ import serve as shared  # noqa: E402
 from child import end_of, kill  # noqa: E402
 from flavours import HOME  # noqa: E402
 
-STREAMS: Final = (1, 8, 64)
-CONTEXTS: Final = (2048, 32_768, 131_072)
 PREFILLS: Final = (2048, 8192, 32_768)
 CHUNK: Final = 8192
 WARM: Final = 5
 STEPS: Final = 30
+"""Decode steps that are timed, after WARM others."""
 LIMIT: Final = 400.0
-"""Seconds that a flavour may take, its start included."""
+"""Seconds that a child process may take, its start included."""
 
 
 def changes() -> dict[str, Any]:
-    """ServerArgs fields of the benchmark, over what all flavours share."""
+    """The fields of ServerArgs in which the benchmark differs from the GPU tests."""
     longest = max(CONTEXTS)
     return {
         "context_length": longest + 1024,
@@ -60,20 +64,20 @@ def changes() -> dict[str, Any]:
     }
 
 
-# -- in the child ---------------------------------------------------------------------------------
+# -- in the child process -------------------------------------------------------------------------
 
 
 def measure(flavour: str, given: dict[str, Any], out: Path) -> None:
-    """Time every point that fits; ``out`` is written anew after each."""
-    from bench.serving.harness import Rig
+    """Time one flavour and write ``out`` again after each result."""
+    from bench.serving.harness import Harness
 
     begin = time.perf_counter()
-    rig = Rig(given)
+    harness = Harness(given)
     found: dict[str, Any] = {
         "flavour": flavour,
-        "about": about(rig.runner),
+        "about": about(harness.runner),
         "start_seconds": time.perf_counter() - begin,
-        "capacity": rig.capacity,
+        "capacity": harness.capacity,
         "rows": [],
     }
 
@@ -86,36 +90,46 @@ def measure(flavour: str, given: dict[str, Any], out: Path) -> None:
     for tokens in PREFILLS:
         seconds = []
         for _ in range(4):
-            rig.clear()
-            req = rig.request(0, tokens)
-            seconds.append(rig.prefill(req, CHUNK))
+            harness.clear()
+            req = harness.request(0, tokens)
+            seconds.append(harness.prefill(req, CHUNK))
         note(kind="prefill", streams=1, context=tokens, **spread(seconds[1:]))
-        source = rig.rows(req, tokens)
+        source = harness.rows(req, tokens)
     assert source is not None
     points = [(streams, context) for context in CONTEXTS for streams in STREAMS]
-    # Twice, and the first time is not noted: for its first second a process takes half a millisecond longer
-    # between two graphs than ever after, whichever flavour it serves.
+    # The first pass is not recorded. For about a second, a new process of any flavour takes half a
+    # millisecond longer between two graphs than later on.
     for streams, context in points:
-        decode(rig, streams, context, source)
+        decode(harness, streams, context, source)
     for streams, context in points:
-        timed = decode(rig, streams, context, source)
+        timed = decode(harness, streams, context, source)
         note(kind="decode", streams=streams, context=context, **timed)
 
 
-def decode(rig: Rig, streams: int, context: int, rows: list[torch.Tensor]) -> dict[str, Any]:
-    """Times of a step that ends at ``context`` tokens a stream, or the ``reason`` why there are none."""
-    if streams * (context + 64) > rig.capacity:
-        return {"reason": f"the pool holds {rig.capacity} tokens"}
-    rig.clear()
-    batch = rig.streams(streams, context - WARM - STEPS, rows)
-    steps, graphs = rig.decode(batch, WARM + STEPS)
+def decode(
+    harness: Harness, streams: int, context: int, rows: list[torch.Tensor]
+) -> dict[str, float] | dict[str, str]:
+    """Time steps up to ``context`` tokens a stream.
+
+    Args:
+        rows: of a prefilled prompt, as :meth:`Harness.rows` gives them.
+
+    Returns:
+        ``ms``, ``least_ms`` and ``most_ms`` of a whole step and ``gpu_ms`` of its graph on the GPU; or
+        the ``reason`` why there are no times.
+    """
+    if streams * (context + 64) > harness.capacity:
+        return {"reason": f"the pool holds {harness.capacity} tokens"}
+    harness.clear()
+    batch = harness.streams(streams, context - WARM - STEPS, rows)
+    steps, graphs = harness.decode(batch, WARM + STEPS)
     if len(graphs) < len(steps):
         return {"reason": f"{len(steps) - len(graphs)} steps ran without a CUDA graph"}
     return {**spread(steps[WARM:]), "gpu_ms": spread(graphs[WARM:])["ms"]}
 
 
 def spread(seconds: list[float]) -> dict[str, float]:
-    """Milliseconds: the median, the fastest and the slowest."""
+    """The median, the least and the most of some seconds, in milliseconds."""
     return {
         "ms": statistics.median(seconds) * 1e3,
         "least_ms": min(seconds) * 1e3,
@@ -124,8 +138,7 @@ def spread(seconds: list[float]) -> dict[str, float]:
 
 
 def about(runner: Any) -> dict[str, Any]:
-    import importlib.metadata
-
+    """The GPU, the versions, and how the model is served."""
     import torch
 
     args = runner.server_args
@@ -142,11 +155,15 @@ def about(runner: Any) -> dict[str, Any]:
     }
 
 
-# -- in the parent --------------------------------------------------------------------------------
+# -- in the parent process ------------------------------------------------------------------------
 
 
 def run(name: str, command: list[str], environment: dict[str, str], folder: Path) -> dict[str, Any]:
-    """Run a child that writes ``folder/NAME.json``; what it wrote, and ``error`` if it did not finish."""
+    """Run a command that writes the results ``folder/NAME.json``, and stop it after LIMIT seconds.
+
+    Returns:
+        The results, with an ``error`` if the command failed or was stopped.
+    """
     out, log = folder / f"{name}.json", folder / f"{name}.log"
     begin = time.monotonic()
     with log.open("wb") as to:
@@ -180,25 +197,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, help="model folder; by default one is made")
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="a model (default: make one)")
     parser.add_argument(
-        "--heads", type=int, default=8, help="of a model that is made (default 8: a rank at TP=8)"
+        "--heads", type=int, default=8, help="heads of the model that is made (8: a rank at TP=8)"
     )
-    parser.add_argument("--flavours", help="comma-separated (default: all)")
-    parser.add_argument("--fallback", type=Path, help="released wheel, or what was cut from one")
-    parser.add_argument("--json", type=Path, help="write the results there")
-    parser.add_argument("--docs", type=Path, help="write table and plot there, as Markdown and SVG")
+    parser.add_argument("--flavours", help="comma-separated (default: stock,fork,fork-sm89)")
+    parser.add_argument(
+        "--fallback", type=Path, metavar="FILE", help="a released wheel, or what was cut from one"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    parser.add_argument(
+        "--docs", type=Path, metavar="FILE", help="write the page there, and the plot beside it"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("out", nargs="?", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
         (flavour,) = shared.flavours(options.child)
-        measure(options.child, shared.arguments(flavour, options.model, **changes()), options.out)
+        given = shared.arguments(flavour, options.model, **changes())
+        measure(options.child, given, options.out)
         return 0
     if missing := shared.missing_sites():
         parser.error(missing)
     if options.fallback and not options.fallback.exists():
-        parser.error(f"{options.fallback}: no such file. Give a wheel of sglang 0.5.22 or later.")
+        parser.error(f"{options.fallback} does not exist; give a wheel of sglang 0.5.22 or later")
     with tempfile.TemporaryDirectory() as temp:
         folder = Path(temp)
         model = shared.make_model(options.model or folder / "model", "--heads", str(options.heads))
@@ -210,7 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         def note(one: dict[str, Any]) -> None:
             runs.append(one)
-            if options.json:  # after each: a benchmark that is stopped keeps what it has
+            if options.json:  # after each, so that a run that is stopped keeps what it has
                 options.json.parent.mkdir(parents=True, exist_ok=True)
                 options.json.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -226,8 +248,6 @@ def main(arguments: list[str] | None = None) -> int:
             path = os.pathsep.join(map(str, (ROOT, HOME / "deps", HOME / "peers")))
             environment = {**os.environ, "PYTHONPATH": path, "TRITON_OVERRIDE_ARCH": "sm89"}
             note(run("fallback", child, environment, folder))
-    from bench.serving import report
-
     if options.docs:
         report.write(result, options.docs)
     print(report.markdown(result, plot=None))

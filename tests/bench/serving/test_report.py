@@ -1,22 +1,17 @@
-"""The page and the plot of ``bench/serving/steps.py`` from made-up results, and what that benchmark starts.
+"""The page and the plot from made-up results.
 
 No number here was measured.
 """
 
 from __future__ import annotations
 
-import sys
 import xml.etree.ElementTree as ET
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from bench.kernels import indexer
-from bench.serving import fallback, report, steps
+from bench.serving import report
 
 
 def a_run(name: str, factor: float) -> dict[str, Any]:
@@ -134,120 +129,3 @@ def test_page_and_plot_are_written_together(tmp_path: Path) -> None:
     report.write({"date": "never", "runs": []}, tmp_path / "empty.md")
     assert "not measured" in (tmp_path / "empty.md").read_text()
     assert not (tmp_path / "empty.svg").exists()
-
-
-# -- the benchmark's own parts --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("script", "rows", "error"),
-    [
-        ("import json, sys; json.dump({'rows': [1]}, open(sys.argv[1], 'w'))", [1], None),
-        ("raise SystemExit('broken')", [], "exit code 1\nbroken"),
-        (
-            "import json, sys, time; json.dump({'rows': [1]}, open(sys.argv[1], 'w'));"
-            "print('late', flush=True); time.sleep(60)",
-            [1],
-            "over 2 s\nlate",
-        ),
-    ],
-)
-def test_a_child_that_ends_in_any_way_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, rows: list[int], error: str | None
-) -> None:
-    monkeypatch.setattr(steps, "LIMIT", 2.0)
-    found = steps.run("one", [sys.executable, "-c", script], {}, tmp_path)
-    assert found["rows"] == rows
-    assert found.get("error") == error
-    assert found["flavour"] == "one"
-
-
-def test_every_point_fits_the_pool_that_is_asked_for() -> None:
-    pool = steps.changes()["max_total_tokens"]
-    assert pool >= max(steps.STREAMS) * (max(steps.CONTEXTS) + 64)
-    assert steps.changes()["context_length"] > max(steps.CONTEXTS)
-
-
-def test_a_page_table_may_be_wider_than_what_it_holds() -> None:
-    table = indexer.page_table([100, 1], torch.tensor([5, 4, 3], dtype=torch.int32), 4)
-    assert table.dtype == torch.int32
-    assert table.tolist() == [[5, 4, 0, 0], [3, 0, 0, 0]]
-
-
-class SmallRig:
-    """Steps of 3 ms, of which the graph takes 2; it counts what it has run."""
-
-    capacity = 10_000
-
-    def __init__(self, graphs: int) -> None:
-        self.graphs, self.ran = graphs, 0
-
-    def clear(self) -> None:
-        pass
-
-    def streams(self, count: int, tokens: int, rows: list[torch.Tensor]) -> tuple[int, int]:
-        return count, tokens
-
-    def decode(self, batch: tuple[int, int], steps: int) -> tuple[list[float], list[float]]:
-        self.ran += 1
-        assert batch == (2, 2048 - steps)
-        return [0.003] * steps, [0.002] * min(steps, self.graphs)
-
-
-def test_a_step_has_its_times_or_the_reason_why_not() -> None:
-    rig = SmallRig(graphs=1000)
-    timed = steps.decode(rig, 2, 2048, [])
-    assert timed == {"ms": 3.0, "least_ms": 3.0, "most_ms": 3.0, "gpu_ms": 2.0}
-    assert steps.decode(rig, 8, 2048, []) == {"reason": "the pool holds 10000 tokens"}
-    assert rig.ran == 1
-    without = steps.decode(SmallRig(graphs=33), 2, 2048, [])
-    assert without == {"reason": "2 steps ran without a CUDA graph"}
-
-
-def test_the_spread_is_in_milliseconds() -> None:
-    assert steps.spread([0.003, 0.001, 0.002]) == {"ms": 2.0, "least_ms": 1.0, "most_ms": 3.0}
-
-
-@pytest.mark.index
-def test_the_released_logits_are_those_of_the_oracle(
-    released_wheel: Callable[[str], Path], tmp_path: Path
-) -> None:
-    """The function that the benchmark times is the release's, and computes what ours does."""
-    from ada_dsa.indexer import reference
-
-    small = tmp_path / "small.zip"
-    wheel = released_wheel("0.5.23")
-    fallback.cut(wheel, small)
-    assert small.stat().st_size < 200_000
-    assert fallback.origin(small) == fallback.origin(wheel) == wheel.name
-    g = torch.Generator().manual_seed(0)
-    keys = torch.randn((6, 64 * 128), generator=g).to(torch.float8_e4m3fn).view(torch.uint8)
-    scales = (torch.rand((6, 64), generator=g) + 0.5).view(torch.uint8)
-    pool = torch.cat([keys, scales], dim=1).view(6, 64, 1, 132)
-    q = torch.randn((2, 1, 32, 128), generator=g).to(torch.float8_e4m3fn)
-    weights = torch.randn((2, 32), generator=g)
-    lens, table = torch.tensor([100, 190]), torch.tensor([[5, 2, 1], [3, 0, 4]], dtype=torch.int32)
-    released = fallback.load_logits(small)
-    theirs = released(q, pool, weights, lens, table, None, 192, clean_logits=False)
-    ours = reference.fp8_paged_mqa_logits(q, pool, weights, lens[:, None], table, 192)
-    assert float((theirs - ours).abs().mean() / ours.abs().mean()) < 0.02
-    assert torch.equal(theirs == 0, ours == 0)
-
-
-@pytest.mark.index
-def test_the_released_attention_loads_without_its_server(
-    released_wheel: Callable[[str], Path], tmp_path: Path
-) -> None:
-    pytest.importorskip("tilelang")
-    before = {name for name in sys.modules if name.startswith("sglang")}
-    function = fallback.load_sparse(released_wheel("0.5.23"), tmp_path)
-    assert function.__name__ == "tilelang_sparse_fwd"
-    assert {name for name in sys.modules if name.startswith("sglang")} == before
-
-
-def test_a_wheel_without_the_function_is_refused(tmp_path: Path) -> None:
-    wheel = tmp_path / "old.whl"
-    with zipfile.ZipFile(wheel, "w") as out:
-        out.writestr(fallback.LOGITS, "x = 1\n")
-    with pytest.raises(LookupError, match="no fp8_paged_mqa_logits_torch.*0.5.22 or later"):
-        fallback.load_logits(wheel)

@@ -69,30 +69,30 @@ def a_runner(folder: Path, forwards: list[Any]) -> SimpleNamespace:
 
 
 def main(folder: Path) -> None:
-    from bench.serving.harness import Rig
+    from bench.serving.harness import Harness
 
     forwards: list[Any] = []
-    rig = object.__new__(Rig)  # its start is that of a model runner
-    rig.use(a_runner(folder, forwards))
-    rig.clear()
-    req = rig.request(0, 200)
-    prefill = rig.prefill(req, 128)
-    source = rig.rows(req, 200)
-    rig.clear()
-    batch = rig.streams(3, 250, source)
-    steps, graphs = rig.decode(batch, 10)
+    harness = object.__new__(Harness)  # its start is that of a model runner
+    harness.use(a_runner(folder, forwards))
+    harness.clear()
+    req = harness.request(0, 200)
+    prefill = harness.prefill(req, 128)
+    source = harness.rows(req, 200)
+    harness.clear()
+    batch = harness.streams(3, 250, source)
+    steps, graphs = harness.decode(batch, 10)
     assert not graphs
-    rows = rig.runner.token_to_kv_pool.kv_buffer[0].view(torch.uint8)
-    slots = [rig.slots(one, 260).long() for one in batch.reqs]
+    rows = harness.runner.token_to_kv_pool.kv_buffer[0].view(torch.uint8)
+    slots = [harness.slots(one, 260).long() for one in batch.reqs]
     found = {
-        "capacity": rig.capacity,
+        "capacity": harness.capacity,
         "prefill": prefill,
         "forwards": forwards,
         "steps": len(steps),
         "lengths": batch.seq_lens.tolist(),
         "slots": [one.tolist() for one in slots],
         "rows": [rows[one][:, 0, 0].tolist() for one in slots],
-        "index": [int(buffer.max()) for buffer in rig.buffers[-1:]],
+        "index": [int(buffer.max()) for buffer in harness.buffers[-1:]],
     }
     print(json.dumps(found))
 
