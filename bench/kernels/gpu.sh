@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command:
+# Run the kernels' GPU tests and benchmarks in one command:
 #
 #   bench/kernels/gpu.sh [-o FOLDER] [tests] [bench] [sanitize] [sweep]        default: all but sweep
 #
-# tests     the kernel suite natively, then under the lowering of each architecture in LOWERINGS
-# bench     the kernel benchmarks, natively and under the sm_89 lowering; GROUP narrows them
-# sanitize  compute-sanitizer memcheck and racecheck on a small launch of every kernel
-# sweep     configurations beside the table's, natively and under the sm_89 lowering, in SWEEP_SECONDS each;
-#           python3 -m bench.kernels.sweep --check compiles them without a GPU
+# tests     the kernel suite, natively and under the lowering of each architecture in LOWERINGS
+# bench     the kernel benchmarks, natively and under the sm_89 lowering; GROUP selects groups
+# sanitize  compute-sanitizer's memcheck and racecheck on a small launch of every kernel
+# sweep     the sweep of configurations, natively and under the sm_89 lowering, SWEEP_SECONDS each
 #
-# Needs pytest and pytest-xdist. Results go to FOLDER (default: a new temporary one); the exit code is that of
-# the worst step. No step runs longer than STEP_SECONDS. Peers (DeepGEMM, FlashMLA, sgl_kernel, flashinfer,
-# TileLang) are compared with where they import; PEERS may name a folder to put before the path.
+# This needs pytest and pytest-xdist. Results go to FOLDER (default: a new temporary one). A step that takes
+# longer than STEP_SECONDS is stopped. The exit code is that of the last step that failed. DeepGEMM, FlashMLA,
+# sgl_kernel, flashinfer and TileLang are compared with if they can be imported; PEERS may name a folder to put
+# on PYTHONPATH.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -77,7 +77,7 @@ for word in $steps; do
         step sweep-sm89 env TRITON_OVERRIDE_ARCH=sm89 TRITON_CACHE_DIR="$out/.triton-sm89" \
             python3 -m bench.kernels.sweep --seconds "$SWEEP_SECONDS" --json "$out/sweep-sm89.json"
         ;;
-    *) echo "unknown step $word" >&2 && exit 2 ;;
+    *) echo "unknown step $word; the first lines of bench/kernels/gpu.sh list them" >&2 && exit 2 ;;
     esac
 done
 rm -rf "$out"/.triton-*
