@@ -324,7 +324,7 @@ def sweep(seconds: float, word: str, jobs: int, out: Path | None) -> int:
     arch = target_arch()
     ready = compile_all(jobs, word, begin + _COMPILE_SHARE * seconds)
     print(
-        f"sm_{arch}: {len(ready)} ways launched once in {time.monotonic() - begin:.0f} s",
+        f"sm_{arch}: {len(ready)} trials launched once in {time.monotonic() - begin:.0f} s",
         flush=True,
     )
     shapes = list(dict.fromkeys((trial.group, trial.shape) for trial in trials(arch, word)))
