@@ -69,7 +69,7 @@ one() { # WORD[@GPUS]
     soak) LIMIT=$((SOAK + LIMIT)) step soak python3 tests/gpu/soak.py "$out/.model" --seconds "$SOAK" --out "$out/soak.json" ;;
     bench*)
         PYTHONPATH="$PYTHONPATH:$home/peers" \
-            step "$1" python3 bench/serve.py --heads "${1#bench}" --json "$out/serve-${1#bench}.json"
+            step "$1" python3 -m bench.serving.steps --heads "${1#bench}" --json "$out/serve-${1#bench}.json"
         ;;
     esac
 }

@@ -100,7 +100,7 @@ class Compiled:
 
 
 listeners: list[Callable[[Compiled], None]] = []
-"""Called with whatever :func:`compile_kernel` returns; ``bench/gate_table.py`` records there."""
+"""Called with whatever :func:`compile_kernel` returns; ``bench/compile_gate/table.py`` records there."""
 
 
 def _type_of(value: object) -> tuple[str, bool]:

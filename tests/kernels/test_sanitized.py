@@ -1,4 +1,4 @@
-"""One small launch of every kernel, for compute-sanitizer (``bench/gpu.sh sanitize``).
+"""One small launch of every kernel, for compute-sanitizer (``bench/kernels/gpu.sh sanitize``).
 
 Inputs and oracles are made on the CPU, so that hardly anything but the kernels runs under the checker,
 which slows a launch down a hundred times.

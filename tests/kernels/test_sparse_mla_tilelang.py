@@ -1,6 +1,7 @@
 """The TileLang kernel of sparse MLA: compile gate and choice on the CPU, numbers on a GPU.
 
-One configuration is lowered here, because each takes seconds; ``bench/gate_tilelang.py`` lowers them all.
+One configuration is lowered here, because each takes seconds; ``bench/compile_gate/tilelang.py`` lowers
+them all.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ def fork(lab: Lab, tmp_path: Path) -> Path:
 class TestExport:
     def test_is_the_inverse_of_apply(self, lab: Lab, fork: Path) -> None:
         files = {
-            p: (p.read_bytes(), p.stat().st_mtime_ns) for p in (lab.root / "patches").iterdir()
+            p: (p.read_bytes(), p.stat().st_mtime_ns)
+            for p in (lab.root / "patches").rglob("*.patch")
         }
         result = lab.json("export", str(fork))["result"]
         assert result == {"written": [], "kept": ["demo/first.patch", "demo/second.patch"]}
@@ -171,7 +172,7 @@ def test_status_tells_what_each_patch_does(lab: Lab, fork: Path) -> None:
 
 class TestCommandLine:
     def test_help_loads_nothing_heavy(self) -> None:
-        """What makes --help slow is what it imports; bench/apply.py times it."""
+        """What makes --help slow is what it imports; bench/tool/apply.py times it."""
         text, modules = loaded_by("--help")
         assert "Exit codes" in "\n".join(text)
         heavy = {"git", "unidiff", "rich", "packaging", "torch", "sglang", "ada_dsa"}

@@ -477,7 +477,10 @@ def _finish(lab: Lab, folder: Path) -> None:
 
 
 def project_names(lab: Lab) -> set[str]:
-    return {path.name for path in (lab.root / "patches").iterdir()}
+    return {
+        path.relative_to(lab.root / "patches").as_posix()
+        for path in (lab.root / "patches").rglob("*.patch")
+    }
 
 
 def _restore(lab: Lab, contents: dict[str, bytes]) -> None:

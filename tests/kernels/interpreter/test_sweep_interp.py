@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parents[3] / "bench"))
-
-import candidates
-import run
-import sparse_mla
-import sweep
-import trials
-from candidates import LOWERED, NATIVE, Group
-from sweep import TABLE, Trial
+from bench.kernels import candidates, operations, sparse_mla, sweep, timing
+from bench.kernels.candidates import LOWERED, NATIVE, Group
+from bench.kernels.sweep import TABLE, Trial
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 BARS = {NATIVE: 1.0, LOWERED: 1.0}
@@ -26,14 +18,14 @@ BARS = {NATIVE: 1.0, LOWERED: 1.0}
 
 @pytest.fixture(autouse=True)
 def _no_gpu_is_asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(trials, "DEVICE", "cpu")
-    monkeypatch.setattr(trials, "PREFILL_SLOTS", 4096)
+    monkeypatch.setattr(operations, "DEVICE", "cpu")
+    monkeypatch.setattr(operations, "PREFILL_SLOTS", 4096)
     monkeypatch.setattr(sparse_mla, "TOPK", 96)
     monkeypatch.setattr(sweep, "_sms", lambda: 4)
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(L2_cache_size=1 << 16)
     )
-    for op in trials.OPS.values():
+    for op in operations.OPS.values():
         monkeypatch.setattr(op, "peers", lambda *_: {}, raising=False)
 
     def called_once(ways: dict[str, Callable[[], object]], _: float) -> tuple[dict, dict]:
@@ -41,7 +33,7 @@ def _no_gpu_is_asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             work()
         return dict.fromkeys(ways, 1.0), {}
 
-    monkeypatch.setattr(run, "measure", called_once)
+    monkeypatch.setattr(timing, "measure", called_once)
     yield
 
 
@@ -70,7 +62,7 @@ def test_candidates_equal_the_oracle(
 def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     shape, tried = "B=2 ctx=256", candidates._PAGED_32[1:2]
     monkeypatch.setattr(sweep, "GROUPS", (Group("paged", (shape,), BARS, tried),))
-    monkeypatch.setattr(trials.Paged, "error", lambda *_: 0.1)
+    monkeypatch.setattr(operations.Paged, "error", lambda *_: 0.1)
     ready = {Trial(0, shape, TABLE): "", Trial(0, shape, tried[0].name): "RuntimeError: gone"}
     timed = sweep.time_shape(0, shape, ready, LOWERED)
     assert not timed.us
