@@ -3,7 +3,7 @@
     python bench/gate_table.py --triton 3.5.1 --triton 3.6.0 --triton FOLDER > docs/compile-gate.md
     python bench/gate_table.py --triton 3.7.1 --json after.json --against before.json
 
-Runs ``tests/kernels/test_compile_gate_*.py`` once for each Triton, in a process of its own, and tables
+Runs ``tests/ada_dsa/compile_gate/`` once for each Triton, in a process of its own, and tables
 what every compiled kernel uses and whether the gate's assertions held. No GPU takes part. ``--triton``
 names a version, which pip installs into a cache folder, or a folder that holds an unpacked ``triton``
 package; without it the installed Triton is gated.
@@ -31,15 +31,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ROOT / "tests" / "kernels"
-GATES = ("test_compile_gate_indexer_topk.py", "test_compile_gate_sparse_mla_kv.py")
+TESTS = ROOT / "tests" / "ada_dsa" / "compile_gate"
+GATES = ("test_indexer_topk.py", "test_sparse_mla_kv_cache.py")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ada_dsa"
 
 HEAD = """# Compile gate over Triton versions
 
 What every kernel uses when compiled for each architecture, without a GPU: registers a thread x threads
 a block, shared memory in bytes, local loads and stores (spills). **FAILED**: an assertion of the gate
-does not hold (the reasons are below); the assertions are those of `tests/kernels/test_compile_gate_*.py`
+does not hold (the reasons are below); the assertions are those of `tests/ada_dsa/compile_gate/`
 (shared memory, spills, residency, tensor-core instruction, asynchronous copies or prefetch). Compiled,
 not executed.
 """
@@ -96,7 +96,7 @@ class Recorder:
         self._parameters: dict[str, object] = {}
 
     def pytest_collection_finish(self) -> None:
-        import aot
+        from tests.support import aot
 
         aot.listeners.append(self._compiled)
 

@@ -13,12 +13,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "kernels")]
-
-from aot import SHARED_LIMIT  # noqa: E402
-from aot_tilelang import lower  # noqa: E402
+sys.path[:0] = [str(ROOT)]
 
 from ada_dsa import configs  # noqa: E402
+from tests.support.aot import SHARED_LIMIT  # noqa: E402
+from tests.support.aot_tilelang import lower  # noqa: E402
 
 ARCHS = (80, 86, 89, 90, 120)
 HEADS = (8, 32, 64)  # one for each row of the table

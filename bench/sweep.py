@@ -121,7 +121,7 @@ def check_candidate(
         op = OPS[GROUPS[number].op]
         for shape in shapes:
             op.call(op.meta(shape), candidate, arch, _CHECKED_SMS)()
-    import aot
+    from tests.support import aot
 
     trial = candidate or Candidate(TABLE, 0, 0, 1, {}, "")
     known = trial.spills

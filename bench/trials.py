@@ -296,13 +296,11 @@ def wrong(op: str, error: float) -> bool:
 @contextmanager
 def recording() -> Iterator[list]:
     """Record the launches of every kernel that :data:`OPS` may launch, as ``aot.Launch``."""
-    sys.path.append(str(ROOT / "tests" / "kernels"))
-    from aot import recorded
-
     import ada_dsa.indexer.kernel
     import ada_dsa.indexer.several
     import ada_dsa.sparse_mla.kernel
     import ada_dsa.topk.kernel
+    from tests.support.aot import recorded
 
     modules = (
         ada_dsa.indexer.kernel, ada_dsa.indexer.several, ada_dsa.sparse_mla.kernel,

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from indexer_cases import assert_close as assert_logits_close
-from indexer_cases import make_paged, make_ragged
-from mla_data import SM_SCALE, assert_close, make_problem, make_rows
 
 from ada_dsa import (
     configs,
@@ -30,6 +27,9 @@ from ada_dsa.sparse_mla import reference as mla_reference
 from ada_dsa.sparse_mla.api import launch
 from ada_dsa.sparse_mla.plan import plan_launch
 from ada_dsa.topk import reference as topk_reference
+from tests.support.indexer_cases import assert_close as assert_logits_close
+from tests.support.indexer_cases import make_paged, make_ragged
+from tests.support.mla_data import SM_SCALE, assert_close, make_problem, make_rows
 
 pytestmark = pytest.mark.gpu
 I32 = torch.int32

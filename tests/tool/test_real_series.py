@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from packaging.version import Version
-from trees import CACHE
 
+from tests.trees import CACHE
 from tool import lock, series
 from tool.cli import main
 

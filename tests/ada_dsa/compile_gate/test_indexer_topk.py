@@ -6,7 +6,14 @@ import re
 
 import pytest
 import torch
-from aot import (
+
+from ada_dsa import configs
+from ada_dsa.indexer import api as indexer
+from ada_dsa.indexer import kernel as indexer_kernel
+from ada_dsa.indexer import several
+from ada_dsa.topk import api as topk
+from ada_dsa.topk import kernel as topk_kernel
+from tests.support.aot import (
     ARCHS,
     SHARED_LIMIT,
     SHARED_OPT_IN,
@@ -16,13 +23,6 @@ from aot import (
     compile_kernel,
     recorded,
 )
-
-from ada_dsa import configs
-from ada_dsa.indexer import api as indexer
-from ada_dsa.indexer import kernel as indexer_kernel
-from ada_dsa.indexer import several
-from ada_dsa.topk import api as topk
-from ada_dsa.topk import kernel as topk_kernel
 
 FP8, I32, F32 = torch.float8_e4m3fn, torch.int32, torch.float32
 

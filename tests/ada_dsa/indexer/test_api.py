@@ -11,7 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from indexer_cases import (
+
+import ada_dsa
+from ada_dsa import arch, configs
+from ada_dsa.indexer import api, reference
+from tests.support.indexer_cases import (
     FP8,
     PAGE,
     ROW,
@@ -22,10 +26,6 @@ from indexer_cases import (
     make_paged,
     make_ragged,
 )
-
-import ada_dsa
-from ada_dsa import arch, configs
-from ada_dsa.indexer import api, reference
 
 # -- oracles --------------------------------------------------------------------------------------
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from indexer_cases import Paged, assert_close, causal_windows, make_paged, make_ragged
-
 from ada_dsa import configs
 from ada_dsa.indexer import api, reference
+from tests.support.indexer_cases import Paged, assert_close, causal_windows, make_paged, make_ragged
 
 ARCHS = (86, 89)  # bytes decoded to fp16, and e4m3 operands
 TOLERANCE = 2e-6

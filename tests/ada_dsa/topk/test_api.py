@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from topk_cases import hostile_rows, normal
 
 import ada_dsa
 from ada_dsa import arch, configs
 from ada_dsa.topk import api, reference
+from tests.support.topk_cases import hostile_rows, normal
 
 I32 = torch.int32
 

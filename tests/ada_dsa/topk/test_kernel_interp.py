@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from topk_cases import hostile_rows, normal
-
 from ada_dsa import configs
 from ada_dsa.topk import api, reference
 from ada_dsa.topk.api import Plan, Transform
+from tests.support.topk_cases import hostile_rows, normal
 
 # numpy reports the overflows that the interpolation makes on purpose and then clamps away.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
