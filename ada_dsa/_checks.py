@@ -24,7 +24,7 @@ def _describe(value: object) -> str:
     return f"{value!r} ({type(value).__name__})"
 
 
-def _names(dtypes: Sequence[torch.dtype]) -> str:
+def _format_dtypes(dtypes: Sequence[torch.dtype]) -> str:
     return " or ".join(str(d).removeprefix("torch.") for d in dtypes)
 
 
@@ -53,7 +53,9 @@ def require_tensor(
     if dtype is not None:
         accepted = (dtype,) if isinstance(dtype, torch.dtype) else tuple(dtype)
         if value.dtype not in accepted:
-            raise TypeError(f"{name}: expected dtype {_names(accepted)}, got {_describe(value)}")
+            raise TypeError(
+                f"{name}: expected dtype {_format_dtypes(accepted)}, got {_describe(value)}"
+            )
     if ndim is not None:
         ranks = (ndim,) if isinstance(ndim, int) else tuple(ndim)
         if value.dim() not in ranks:
@@ -133,12 +135,12 @@ def require_same_device(**tensors: torch.Tensor | None) -> torch.device:
     return first[1]
 
 
-def debug_enabled() -> bool:
+def is_debug_enabled() -> bool:
     """Whether ``ADA_DSA_DEBUG=1`` asks for checks of device values (they wait for the device)."""
     return os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
 
 
-def debug_range(tensor: torch.Tensor, name: str, low: int, high: int) -> None:
+def debug_check_range(tensor: torch.Tensor, name: str, low: int, high: int) -> None:
     """With ``ADA_DSA_DEBUG=1``, require every element of an integer tensor to be in [low, high].
 
     Skipped during graph capture, where waiting for the device is not allowed.
@@ -146,7 +148,7 @@ def debug_range(tensor: torch.Tensor, name: str, low: int, high: int) -> None:
     Raises:
         ValueError: names the first offending flat position, its value and the range.
     """
-    if not debug_enabled() or tensor.numel() == 0:
+    if not is_debug_enabled() or tensor.numel() == 0:
         return
     if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
         return

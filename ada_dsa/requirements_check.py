@@ -34,7 +34,7 @@ _KV_DTYPES = {
 }
 
 
-def _dotted(version: tuple[int, ...]) -> str:
+def _format_version(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))
 
 
@@ -44,7 +44,7 @@ def check_triton(version: str | None = None) -> None:
     Raises:
         ValueError: Triton is missing, or outside the range these kernels were compiled with.
     """
-    wanted = f">={_dotted(TRITON_FROM)},<{_dotted(TRITON_BEFORE)}"
+    wanted = f">={_format_version(TRITON_FROM)},<{_format_version(TRITON_BEFORE)}"
     if version is None:
         try:
             version = importlib.metadata.version("triton")

@@ -32,6 +32,7 @@ from ada_dsa.sparse_mla import api as mla_api  # noqa: E402
 from ada_dsa.sparse_mla import reference as mla_reference  # noqa: E402
 from ada_dsa.sparse_mla.plan import plan_launch  # noqa: E402
 from ada_dsa.topk import api as topk_api  # noqa: E402
+from ada_dsa.topk import plan as topk_plan  # noqa: E402
 from ada_dsa.topk import reference as topk_reference  # noqa: E402
 
 Call = Callable[[], torch.Tensor]
@@ -194,7 +195,7 @@ class Ragged:
         config = _config(configs.pick("ragged_logits", arch, heads=heads), trial)
         knobs = trial.knobs if trial else {}
         tiles = -(-work.kv[0].shape[0] // config.params["BLOCK_KV"])
-        chunk = knobs.get("chunk") or indexer_api.ragged_chunk(
+        chunk = knobs.get("chunk") or indexer_api.choose_ragged_chunk(
             rows, tiles, config.blocks_per_sm * sms
         )
         out = torch.empty(rows, work.kv[0].shape[0], dtype=F32, device=work.q.device)
@@ -241,27 +242,29 @@ class TopK:
 
     def call(self, work: topk.Work, trial: Candidate | None, arch: int, sms: int) -> Call:
         rows, width = work.score.shape
-        how = topk_api.plan(rows, width, topk.TOPK, sms, arch, True)
-        select = thin = None
+        plan = topk_plan.plan_launch(
+            arch=arch, num_sms=sms, num_rows=rows, width=width, topk=topk.TOPK, padded=True
+        )
+        select = prefilter = None
         if trial is not None:
             knobs = trial.knobs
-            how = topk_api.Plan(
-                knobs.get("splits", how.splits), knobs.get("samples", how.samples),
-                bool(knobs.get("compact", how.compact)),
+            plan = topk_plan.LaunchPlan(
+                knobs.get("splits", plan.splits), knobs.get("samples", plan.samples),
+                bool(knobs.get("compact", plan.compact)),
             )  # fmt: skip
-            base = configs.pick("topk_select", arch, topk=topk.TOPK, compact=int(how.compact))
+            base = configs.pick("topk_select", arch, topk=topk.TOPK, compact=int(plan.compact))
             select = _config(base, trial)
             if "thin" in knobs:
-                base = configs.pick("topk_thin", arch, topk=topk.TOPK)
+                base = configs.pick("topk_prefilter", arch, topk=topk.TOPK)
                 params = MappingProxyType({**base.params, "maxnreg": knobs["thin"]})
-                thin = configs.Config(
+                prefilter = configs.Config(
                     base.op, base.arch, base.bucket, base.num_warps, base.num_stages,
                     base.blocks_per_sm, trial.name, params,
                 )  # fmt: skip
         transform = topk_api.Transform(topk_api.PAGED, table=work.table, cu_seqlens=work.cu_seqlens)
         return lambda: topk_api.launch(
-            work.score, work.lengths, None, transform, topk.TOPK, target=arch, how=how,
-            select=select, thin=thin,
+            work.score, work.lengths, None, transform, topk.TOPK, target=arch, plan=plan,
+            select=select, prefilter=prefilter,
         )  # fmt: skip
 
     def error(self, work: topk.Work, out: torch.Tensor) -> float:
@@ -297,13 +300,13 @@ def wrong(op: str, error: float) -> bool:
 def recording() -> Iterator[list]:
     """Record the launches of every kernel that :data:`OPS` may launch, as ``aot.Launch``."""
     import ada_dsa.indexer.kernel
-    import ada_dsa.indexer.several
+    import ada_dsa.indexer.ragged_batched_kernel
     import ada_dsa.sparse_mla.kernel
     import ada_dsa.topk.kernel
     from tests.support.aot import recorded
 
     modules = (
-        ada_dsa.indexer.kernel, ada_dsa.indexer.several, ada_dsa.sparse_mla.kernel,
+        ada_dsa.indexer.kernel, ada_dsa.indexer.ragged_batched_kernel, ada_dsa.sparse_mla.kernel,
         ada_dsa.topk.kernel,
     )  # fmt: skip
     with ExitStack() as stack:

@@ -15,12 +15,12 @@ from .table import Config
 __all__ = ["ROWS", "Config", "pick"]
 
 _BUCKETS: dict[str, Callable[..., str]] = {
-    "paged_logits": indexer.paged_logits_bucket,
-    "ragged_logits": indexer.ragged_logits_bucket,
-    "topk_thin": topk.bucket,
-    "topk_select": topk.select_bucket,
-    "sparse_mla": sparse_mla.bucket,
-    "sparse_mla_tilelang": sparse_mla.tilelang_bucket,
+    "paged_logits": indexer.bucket_paged_logits,
+    "ragged_logits": indexer.bucket_ragged_logits,
+    "topk_prefilter": topk.bucket_prefilter,
+    "topk_select": topk.bucket_select,
+    "sparse_mla": sparse_mla.bucket_triton,
+    "sparse_mla_tilelang": sparse_mla.bucket_tilelang,
 }
 
 ROWS: tuple[Config, ...] = indexer.ROWS + topk.ROWS + sparse_mla.ROWS + sparse_mla.TILELANG_ROWS

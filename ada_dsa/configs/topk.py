@@ -7,8 +7,17 @@ from types import MappingProxyType
 from .table import Config
 
 # Integer work alone: the architectures differ little.
-_THIN: tuple[Config, ...] = tuple(
-    Config("topk_thin", arch, bucket, 4, 1, 2, evidence, MappingProxyType(params))
+_PREFILTER: tuple[Config, ...] = tuple(
+    Config(
+        op="topk_prefilter",
+        arch=arch,
+        bucket=bucket,
+        num_warps=4,
+        num_stages=1,
+        blocks_per_sm=2,
+        evidence=evidence,
+        params=MappingProxyType(params),
+    )
     for bucket in ("topk<=1024", "topk<=2048", "topk<=4096")
     for arch, params, evidence in (
         (
@@ -31,7 +40,16 @@ _THIN: tuple[Config, ...] = tuple(
 # times the number wanted, so SMALL, twice that number, is the usual case and LARGE the margin;
 # the compact selection has no margin, and takes rows with a sample large enough to do without.
 _SELECT: tuple[Config, ...] = tuple(
-    Config("topk_select", 80, bucket, warps, 1, blocks, evidence, MappingProxyType(params))
+    Config(
+        op="topk_select",
+        arch=80,
+        bucket=bucket,
+        num_warps=warps,
+        num_stages=1,
+        blocks_per_sm=blocks,
+        evidence=evidence,
+        params=MappingProxyType(params),
+    )
     for bucket, warps, blocks, params, evidence in (
         (
             "topk<=1024",
@@ -86,12 +104,16 @@ _SELECT: tuple[Config, ...] = tuple(
     )
 )
 
-ROWS: tuple[Config, ...] = _THIN + _SELECT
+ROWS: tuple[Config, ...] = _PREFILTER + _SELECT
 
 
-def bucket(*, topk: int) -> str:
+def bucket_prefilter(*, topk: int) -> str:
     return "topk<=1024" if topk <= 1024 else "topk<=2048" if topk <= 2048 else "topk<=4096"
 
 
-def select_bucket(*, topk: int, aligned: int = 1, compact: int = 0) -> str:
-    return bucket(topk=topk) + ("" if aligned else ", unaligned") + (", compact" if compact else "")
+def bucket_select(*, topk: int, aligned: int = 1, compact: int = 0) -> str:
+    return (
+        bucket_prefilter(topk=topk)
+        + ("" if aligned else ", unaligned")
+        + (", compact" if compact else "")
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import _checks, arch, configs
-from .._launch import next_power_of_2, num_sms, on_device
+from .._launch import get_num_sms, next_power_of_2, on_device
 from . import reference
 from .reference import DIM, PAGE, ROW_BYTES
 
@@ -32,7 +32,7 @@ def _allocate(rows: int, columns: int, device: torch.device, clean: bool) -> tor
     return storage[:, :columns]
 
 
-def _operand(tensor: torch.Tensor, native: bool) -> torch.Tensor:
+def _view_operand(tensor: torch.Tensor, native: bool) -> torch.Tensor:
     return tensor.view(FP8) if native else tensor.view(torch.uint8)
 
 
@@ -156,8 +156,8 @@ def fp8_paged_mqa_logits(
         block_tables=block_tables,
     )  # fmt: skip
     limit = min(max_context_len, block_tables.shape[1] * PAGE)
-    _checks.debug_range(context_lens, "context_lens", 0, limit)
-    if _checks.debug_enabled():
+    _checks.debug_check_range(context_lens, "context_lens", 0, limit)
+    if _checks.is_debug_enabled():
         _debug_page_ids(block_tables, context_lens, kv_cache.shape[0])
     if not q.is_cuda:
         return reference.fp8_paged_mqa_logits(
@@ -171,7 +171,7 @@ def fp8_paged_mqa_logits(
     config = configs.pick("paged_logits", target, heads=heads, next_n=next_n)
     launch_paged(
         q, kv_cache, weights, context_lens, block_tables, out, limit,
-        target=target, config=config, programs=config.blocks_per_sm * num_sms(device),
+        target=target, config=config, programs=config.blocks_per_sm * get_num_sms(device),
     )  # fmt: skip
     return out
 
@@ -201,7 +201,7 @@ def launch_paged(
     grid = one_list if batch_pad else (batch, max(1, min(programs // batch, pages)))
     with on_device(q.device):
         paged_mqa_logits_kernel[grid](
-            _operand(q, native), _operand(kv_cache, native), kv_cache.view(torch.float32),
+            _view_operand(q, native), _view_operand(kv_cache, native), kv_cache.view(torch.float32),
             weights, context_lens, block_tables, out,
             batch, kv_cache.shape[0], limit,
             q.stride(0), q.stride(1), q.stride(2),
@@ -221,7 +221,7 @@ def _debug_page_ids(block_tables: torch.Tensor, context_lens: torch.Tensor, num_
     longest = context_lens.amax(dim=1) if context_lens.dim() == 2 else context_lens
     used = torch.arange(block_tables.shape[1], device=block_tables.device) * PAGE
     reachable = torch.where(used < longest[:, None], block_tables, 0)
-    _checks.debug_range(reachable, "block_tables", 0, max(0, num_pages - 1))
+    _checks.debug_check_range(reachable, "block_tables", 0, max(0, num_pages - 1))
 
 
 def fp8_mqa_logits(
@@ -274,8 +274,8 @@ def fp8_mqa_logits(
     _checks.require_tensor(ke, "ke", dtype=torch.int32, shape=(num_q,))
     _checks.require_int(max_seqlen_k, "max_seqlen_k", low=0, high=2**31 - 1)
     device = _checks.require_same_device(q=q, k=k, k_scale=k_scale, weights=weights, ks=ks, ke=ke)
-    _checks.debug_range(ks, "ks", 0, num_kv)
-    _checks.debug_range(ke, "ke", 0, num_kv)
+    _checks.debug_check_range(ks, "ks", 0, num_kv)
+    _checks.debug_check_range(ke, "ke", 0, num_kv)
     if not q.is_cuda:
         return reference.fp8_mqa_logits(
             q, (k, k_scale), weights, ks, ke, clean_logits, max_seqlen_k
@@ -287,7 +287,7 @@ def fp8_mqa_logits(
     target = arch.target_arch(device)
     config = configs.pick("ragged_logits", target, heads=heads)
     tiles = -(-num_kv // config.params["BLOCK_KV"])
-    chunk = ragged_chunk(num_q, tiles, config.blocks_per_sm * num_sms(device))
+    chunk = choose_ragged_chunk(num_q, tiles, config.blocks_per_sm * get_num_sms(device))
     launch_ragged(
         q, k, k_scale, weights, ks, ke, out, max_seqlen_k,
         target=target, config=config, chunk=chunk,
@@ -311,17 +311,17 @@ def launch_ragged(
 ) -> None:
     """Launch a ragged kernel on validated arguments; ``chunk`` queries per program."""
     from .kernel import ragged_mqa_logits_kernel
-    from .several import ragged_mqa_logits_several_kernel
+    from .ragged_batched_kernel import ragged_mqa_logits_batched_kernel
 
     num_q, heads, _ = q.shape
     native = arch.has_native_fp8(target)
     block = config.params["BLOCK_KV"]
     kernel, form = ragged_mqa_logits_kernel, {}
     if "QUERIES" in config.params:
-        kernel, form = ragged_mqa_logits_several_kernel, {"QUERIES": config.params["QUERIES"]}
+        kernel, form = ragged_mqa_logits_batched_kernel, {"QUERIES": config.params["QUERIES"]}
     with on_device(q.device):
         kernel[(-(-k.shape[0] // block), -(-num_q // chunk))](
-            _operand(q, native), _operand(k, native), k_scale, weights, ks, ke, out,
+            _view_operand(q, native), _view_operand(k, native), k_scale, weights, ks, ke, out,
             num_q, k.shape[0], max_seqlen_k,
             q.stride(0), q.stride(1), k.stride(0), weights.stride(0), out.stride(0),
             HEADS=heads, HEADS_PAD=max(16, next_power_of_2(heads)), DIM=DIM, BLOCK_KV=block,
@@ -333,7 +333,7 @@ def launch_ragged(
 RAGGED_CHUNKS = (256, 128, 64, 32)
 
 
-def ragged_chunk(num_q: int, tiles: int, resident: int) -> int:
+def choose_ragged_chunk(num_q: int, tiles: int, resident: int) -> int:
     """Queries per program: as many as still leave four waves of blocks, to even out causal windows.
 
     A longer chunk reads a key tile less often and amortises the pipeline's start; a shorter one

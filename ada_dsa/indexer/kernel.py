@@ -55,26 +55,26 @@ def _load_query(
 
 
 @triton.jit
-def _score(k, q, w):
+def _compute_scores(k, q, w):
     """[M, D] keys, [D, N] heads, [N] weights -> [M] weighted sums of the positive dot products."""
     dots = tl.dot(k, q, out_dtype=tl.float32)
     return tl.sum(tl.maximum(dots, 0.0) * w[None, :], axis=1)
 
 
 @triton.jit
-def _page_entry(table_ptr, page, stop):
+def _load_page_entry(table_ptr, page, stop):
     """Block-table entry of logical page ``page``, as it is; that of page ``stop - 1`` past it."""
     return tl.load(table_ptr + tl.maximum(tl.minimum(page, stop - 1), 0))
 
 
 @triton.jit
-def _page_id(entry, num_pages):
+def _clamp_page_id(entry, num_pages):
     """The page that an entry names; clamped, so no table content can fault."""
     return tl.minimum(tl.maximum(entry, 0), num_pages - 1).to(tl.int64)
 
 
 @triton.jit
-def _length(
+def _load_length(
     lens_ptr,
     row,
     stride_len_b,
@@ -93,7 +93,7 @@ def _length(
 
 
 @triton.jit
-def _longest(
+def _load_longest(
     lens_ptr,
     rows,
     mask,
@@ -159,7 +159,7 @@ def paged_mqa_logits_kernel(
     """
     if BATCH_PAD > 0:
         rows = tl.arange(0, BATCH_PAD)
-        longest = _longest(
+        longest = _load_longest(
             lens_ptr, rows, rows < batch, stride_len_b, stride_len_n, NEXT_N, LENS_2D, limit
         )
         pages = (longest + (PAGE - 1)) // PAGE
@@ -175,7 +175,7 @@ def paged_mqa_logits_kernel(
         first_row = tl.program_id(0)
         last_row = first_row
         one = first_row + tl.arange(0, 1)
-        longest = _longest(
+        longest = _load_longest(
             lens_ptr, one, one >= 0, stride_len_b, stride_len_n, NEXT_N, LENS_2D, limit
         )
         row_pages = (tl.sum(longest, 0) + (PAGE - 1)) // PAGE
@@ -191,20 +191,22 @@ def paged_mqa_logits_kernel(
     key_offsets = slots[:, None] * DIM + tl.arange(0, DIM)[None, :]
     for row in range(first_row, last_row + 1):
         row64 = tl.cast(row, tl.int64)
-        length0 = _length(lens_ptr, row64, stride_len_b, stride_len_n, 0, NEXT_N, LENS_2D, limit)
+        length0 = _load_length(
+            lens_ptr, row64, stride_len_b, stride_len_n, 0, NEXT_N, LENS_2D, limit
+        )
         reach = length0
         if NEXT_N > 1:
-            length1 = _length(
+            length1 = _load_length(
                 lens_ptr, row64, stride_len_b, stride_len_n, 1, NEXT_N, LENS_2D, limit
             )
             reach = tl.maximum(reach, length1)
         if NEXT_N > 2:
-            length2 = _length(
+            length2 = _load_length(
                 lens_ptr, row64, stride_len_b, stride_len_n, 2, NEXT_N, LENS_2D, limit
             )
             reach = tl.maximum(reach, length2)
         if NEXT_N > 3:
-            length3 = _length(
+            length3 = _load_length(
                 lens_ptr, row64, stride_len_b, stride_len_n, 3, NEXT_N, LENS_2D, limit
             )
             reach = tl.maximum(reach, length3)
@@ -245,36 +247,46 @@ def paged_mqa_logits_kernel(
         # Table entries are loaded one iteration before their use, and carried as loaded. A load whose
         # result the loop uses before carrying it becomes an asynchronous copy, and waiting for that
         # one waits for all copies before it: with entries clamped here no key load overlapped another.
-        entry0 = _page_entry(table_row, page_lo, page_hi)
+        entry0 = _load_page_entry(table_row, page_lo, page_hi)
         if PAGES == 2:
-            entry1 = _page_entry(table_row, page_lo + 1, page_hi)
+            entry1 = _load_page_entry(table_row, page_lo + 1, page_hi)
         for page in tl.range(page_lo, page_hi, PAGES, num_stages=STAGES):
             if PAGES == 1:
-                page64 = _page_id(entry0, num_pages)
+                page64 = _clamp_page_id(entry0, num_pages)
                 k = tl.load(key_ptr + page64 * stride_page + key_offsets)
                 scale = tl.load(scale_ptr + page64 * stride_scale + PAGE * DIM // 4 + keys)
             else:
                 pages64 = tl.where(
-                    keys < PAGE, _page_id(entry0, num_pages), _page_id(entry1, num_pages)
+                    keys < PAGE,
+                    _clamp_page_id(entry0, num_pages),
+                    _clamp_page_id(entry1, num_pages),
                 )
                 k = tl.load(key_ptr + (pages64 * stride_page)[:, None] + key_offsets)
                 scale = tl.load(scale_ptr + pages64 * stride_scale + PAGE * DIM // 4 + slots)
-                entry1 = _page_entry(table_row, page + 3, page_hi)
-            entry0 = _page_entry(table_row, page + PAGES, page_hi)
+                entry1 = _load_page_entry(table_row, page + 3, page_hi)
+            entry0 = _load_page_entry(table_row, page + PAGES, page_hi)
             if not FP8:
                 k = decode_e4m3(k)
             columns = page * PAGE + keys
-            _store_logits(out_row, columns, _score(k, q0, w0), scale, length0)
+            _store_logits(out_row, columns, _compute_scores(k, q0, w0), scale, length0)
             if NEXT_N > 1:
-                _store_logits(out_row + stride_out, columns, _score(k, q1, w1), scale, length1)
+                _store_logits(
+                    out_row + stride_out, columns, _compute_scores(k, q1, w1), scale, length1
+                )
             if NEXT_N > 2:
-                _store_logits(out_row + 2 * stride_out, columns, _score(k, q2, w2), scale, length2)
+                _store_logits(
+                    out_row + 2 * stride_out, columns, _compute_scores(k, q2, w2), scale, length2
+                )
             if NEXT_N > 3:
-                _store_logits(out_row + 3 * stride_out, columns, _score(k, q3, w3), scale, length3)
+                _store_logits(
+                    out_row + 3 * stride_out, columns, _compute_scores(k, q3, w3), scale, length3
+                )
 
 
 @triton.jit
-def visible_queries(ks_ptr, ke_ptr, num_q, key_start, BLOCK_KV: tl.constexpr, CHUNK: tl.constexpr):
+def find_visible_queries(
+    ks_ptr, ke_ptr, num_q, key_start, BLOCK_KV: tl.constexpr, CHUNK: tl.constexpr
+):
     """First and last query of this program's chunk (axis 1) that see the key tile; first > last: none."""
     queries = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     exists = queries < num_q
@@ -330,7 +342,7 @@ def ragged_mqa_logits_kernel(
     windows: exact for the monotone windows of concatenated requests, merely wider for others.
     """
     key_start = tl.program_id(0) * BLOCK_KV
-    first, last = visible_queries(ks_ptr, ke_ptr, num_q, key_start, BLOCK_KV, CHUNK)
+    first, last = find_visible_queries(ks_ptr, ke_ptr, num_q, key_start, BLOCK_KV, CHUNK)
     if first > last:
         return
 
@@ -353,7 +365,7 @@ def ragged_mqa_logits_kernel(
         following = tl.minimum(query + 1, last)
         next_ks = tl.load(ks_ptr + following)
         next_ke = tl.load(ke_ptr + following)
-        logits = _score(k, q, w) * scale
+        logits = _compute_scores(k, q, w) * scale
         valid = (keys >= ks) & (keys < ke) & in_pool
         columns = keys
         if COMPRESSED:
@@ -365,7 +377,7 @@ def ragged_mqa_logits_kernel(
 
 
 @triton.jit
-def _request_pages(
+def _count_request_pages(
     lens_ptr,
     rows,
     batch,
@@ -375,7 +387,7 @@ def _request_pages(
     PAGE: tl.constexpr,
 ):
     """Pages that the queries of each request see, int64; 0 past the last request."""
-    longest = _longest(
+    longest = _load_longest(
         lens_ptr,
         rows,
         rows < batch,
@@ -405,7 +417,7 @@ def paged_schedule_kernel(
     lanes = tl.arange(0, BLOCK)
     total = tl.zeros((), dtype=tl.int64)
     for base in range(0, batch, BLOCK):
-        pages = _request_pages(
+        pages = _count_request_pages(
             lens_ptr, base + lanes, batch, stride_len_b, stride_len_n, NEXT_N, PAGE
         )
         total += tl.sum(pages, 0)
@@ -415,7 +427,9 @@ def paged_schedule_kernel(
     before = tl.zeros((), dtype=tl.int64)
     for base in range(0, batch, BLOCK):
         rows = base + lanes
-        pages = _request_pages(lens_ptr, rows, batch, stride_len_b, stride_len_n, NEXT_N, PAGE)
+        pages = _count_request_pages(
+            lens_ptr, rows, batch, stride_len_b, stride_len_n, NEXT_N, PAGE
+        )
         ends = before + tl.cumsum(pages, 0)
         done = (ends <= start) & (rows < batch)
         row += tl.sum(done.to(tl.int32), 0)

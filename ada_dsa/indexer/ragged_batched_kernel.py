@@ -9,11 +9,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .kernel import decode_e4m3, load_keys, visible_queries
+from .kernel import decode_e4m3, find_visible_queries, load_keys
 
 
 @triton.jit(do_not_specialize=["num_q", "num_kv", "max_seqlen_k"])
-def ragged_mqa_logits_several_kernel(
+def ragged_mqa_logits_batched_kernel(
     q_ptr,  # [S, HEADS, DIM] e4m3 (FP8) or bytes
     key_ptr,  # [Skv, DIM] e4m3 or bytes
     scale_ptr,  # [Skv] fp32
@@ -41,7 +41,7 @@ def ragged_mqa_logits_several_kernel(
 ):
     """A key tile stays put while the queries that see it stream past, QUERIES at a time."""
     key_start = tl.program_id(0) * BLOCK_KV
-    first, last = visible_queries(ks_ptr, ke_ptr, num_q, key_start, BLOCK_KV, CHUNK)
+    first, last = find_visible_queries(ks_ptr, ke_ptr, num_q, key_start, BLOCK_KV, CHUNK)
     if first > last:
         return
 

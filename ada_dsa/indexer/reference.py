@@ -30,7 +30,7 @@ def unpack_index_pages(kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     return keys.view(-1, PAGE, DIM), scales
 
 
-def query_lengths(context_lens: torch.Tensor, next_n: int) -> torch.Tensor:
+def expand_query_lengths(context_lens: torch.Tensor, next_n: int) -> torch.Tensor:
     """Keys each query sees, int64 [B, next_n], from lengths [B] or [B, next_n].
 
     One length per request means its last query sees all of it and each earlier one a key less
@@ -58,7 +58,7 @@ def get_paged_mqa_logits_metadata(
     return torch.stack([row, starts - begin], dim=1).to(torch.int32)
 
 
-def _scores(
+def _compute_scores(
     q: torch.Tensor, k: torch.Tensor, weights: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
     """q [N, H, D], k [T, D], weights [N, H] -> sum over heads of w * relu(q . k), [N, T]."""
@@ -93,7 +93,7 @@ def fp8_paged_mqa_logits(
     out = torch.full((batch * next_n, max_context_len), fill, dtype=dtype, device=q.device)
     keys, scales = unpack_index_pages(kv_cache)
     limit = min(max_context_len, block_tables.shape[1] * PAGE)
-    lens = query_lengths(context_lens, next_n).clamp(0, limit).tolist()
+    lens = expand_query_lengths(context_lens, next_n).clamp(0, limit).tolist()
     for b in range(batch):
         pages = (max(lens[b]) + PAGE - 1) // PAGE
         if pages == 0:
@@ -103,7 +103,7 @@ def fp8_paged_mqa_logits(
         scale = scales[ids].reshape(-1).to(dtype)
         for j in range(next_n):
             r, n = b * next_n + j, lens[b][j]
-            score = _scores(q[b, j : j + 1], k[:n], weights[r : r + 1], dtype)
+            score = _compute_scores(q[b, j : j + 1], k[:n], weights[r : r + 1], dtype)
             out[r, :n] = score[0] * scale[:n]
     return out
 
@@ -126,7 +126,7 @@ def fp8_mqa_logits(
     k, k_scale = kv
     fill = float("-inf") if clean_logits else 0.0
     positions = torch.arange(k.shape[0], device=q.device)
-    scores = _scores(q, k, weights, dtype) * k_scale.reshape(1, -1).to(dtype)
+    scores = _compute_scores(q, k, weights, dtype) * k_scale.reshape(1, -1).to(dtype)
     visible = (positions >= ks[:, None]) & (positions < ke[:, None])
     full = torch.where(visible, scores, torch.full_like(scores, fill))
     if max_seqlen_k <= 0:

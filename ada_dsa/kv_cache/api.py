@@ -8,7 +8,13 @@ from __future__ import annotations
 
 import torch
 
-from .._checks import debug_range, require_choice, require_int, require_same_device, require_tensor
+from .._checks import (
+    debug_check_range,
+    require_choice,
+    require_int,
+    require_same_device,
+    require_tensor,
+)
 from ..arch import has_native_fp8, target_arch
 from . import reference
 from .layout import (
@@ -36,7 +42,7 @@ def _split_views(rows: torch.Tensor, bytes_only: bool) -> tuple[torch.Tensor, ..
     )
 
 
-def _as_2d(tensor: object, name: str, width: int) -> torch.Tensor:
+def _view_2d(tensor: object, name: str, width: int) -> torch.Tensor:
     """bfloat16 [N, width] or [N, 1, width], any row stride, as [N, width]."""
     filled = isinstance(tensor, torch.Tensor) and tensor.numel() > 0
     checked = require_tensor(
@@ -48,7 +54,7 @@ def _as_2d(tensor: object, name: str, width: int) -> torch.Tensor:
     return require_tensor(checked, name, shape=(None, width), unit_last_stride=filled)
 
 
-def _pool_rows(pool: object, name: str) -> torch.Tensor:
+def _view_rows(pool: object, name: str) -> torch.Tensor:
     """Packed rows of any rank with last dimension 656 as uint8 [N, 656], sharing memory."""
     checked = require_tensor(pool, name, dtype=_CODES, contiguous=True)
     if checked.dim() < 2 or checked.shape[-1] != PACKED_BYTES:
@@ -61,15 +67,15 @@ def _pool_rows(pool: object, name: str) -> torch.Tensor:
     return checked.view(torch.uint8).view(-1, PACKED_BYTES)
 
 
-def _slots(slots: object, name: str, like: torch.Tensor, count: int | None) -> torch.Tensor:
+def _check_slots(slots: object, name: str, like: torch.Tensor, count: int | None) -> torch.Tensor:
     checked = require_tensor(
         slots, name, dtype=(torch.int32, torch.int64), shape=(count,), device=like.device
     )
-    debug_range(checked, name, -(2**31), like.shape[0] - 1)
+    debug_check_range(checked, name, -(2**31), like.shape[0] - 1)
     return checked
 
 
-def _bytes_only(device: torch.device) -> bool:
+def _needs_bytes(device: torch.device) -> bool:
     return not has_native_fp8(target_arch(device))
 
 
@@ -162,7 +168,7 @@ def quantize_k_cache(cache_k: torch.Tensor, dv: int | None = None) -> torch.Tens
     k_nope, k_rope = flat[:, :NOPE_DIM], flat[:, NOPE_DIM:]
     if flat.is_cuda:
         rows = torch.empty(flat.shape[0], PACKED_BYTES, dtype=torch.uint8, device=flat.device)
-        bytes_only = _bytes_only(flat.device)
+        bytes_only = _needs_bytes(flat.device)
         _pack(k_nope, k_rope, _split_views(rows, bytes_only), None, bytes_only)
     else:
         rows = reference.pack_rows(k_nope, k_rope)
@@ -187,7 +193,7 @@ def quantize_k_cache_separate(
         TypeError, ValueError: dtype, shape or ``tile_size`` is not accepted.
     """
     require_choice(tile_size, "tile_size", (TILE,))
-    nope, rope = _as_2d(k_nope, "k_nope", NOPE_DIM), _as_2d(k_rope, "k_rope", ROPE_DIM)
+    nope, rope = _view_2d(k_nope, "k_nope", NOPE_DIM), _view_2d(k_rope, "k_rope", ROPE_DIM)
     count = nope.shape[0]
     require_tensor(rope, "k_rope", shape=(count, ROPE_DIM), unit_last_stride=False)
     device = require_same_device(k_nope=nope, k_rope=rope)
@@ -197,7 +203,7 @@ def quantize_k_cache_separate(
         return nope_part.unsqueeze(1), rope_part.unsqueeze(1)
     nope_part = torch.empty(count, NOPE_BYTES, dtype=torch.uint8, device=device)
     rope_part = torch.empty(count, ROPE_BYTES, dtype=torch.uint8, device=device)
-    bytes_only = _bytes_only(device)
+    bytes_only = _needs_bytes(device)
     codes = nope_part[:, :NOPE_DIM]
     targets = (
         codes if bytes_only else codes.view(_FP8),
@@ -224,16 +230,16 @@ def quantize_and_scatter(
         TypeError, ValueError: dtype, shape, layout or device is not accepted. With
             ``ADA_DSA_DEBUG=1`` also a slot past the end of the pool.
     """
-    nope, rope = _as_2d(k_nope, "k_nope", NOPE_DIM), _as_2d(k_rope, "k_rope", ROPE_DIM)
+    nope, rope = _view_2d(k_nope, "k_nope", NOPE_DIM), _view_2d(k_rope, "k_rope", ROPE_DIM)
     count = nope.shape[0]
     require_tensor(rope, "k_rope", shape=(count, ROPE_DIM), unit_last_stride=False)
-    rows = _pool_rows(kv_buffer, "kv_buffer")
+    rows = _view_rows(kv_buffer, "kv_buffer")
     device = require_same_device(kv_buffer=rows, k_nope=nope, k_rope=rope)
-    slots = _slots(loc, "loc", rows, count)
+    slots = _check_slots(loc, "loc", rows, count)
     if device.type != "cuda":
         reference.scatter_rows(nope, rope, rows, slots)
         return
-    bytes_only = _bytes_only(device)
+    bytes_only = _needs_bytes(device)
     _pack(nope, rope, _split_views(rows, bytes_only), slots, bytes_only)
 
 
@@ -252,11 +258,11 @@ def dequantize_k_cache(quant_k_cache: torch.Tensor, dv: int | None = None) -> to
     """
     if dv is not None:
         require_int(dv, "dv", low=NOPE_DIM, high=NOPE_DIM)
-    rows = _pool_rows(quant_k_cache, "quant_k_cache")
+    rows = _view_rows(quant_k_cache, "quant_k_cache")
     shape = (*quant_k_cache.shape[:-1], ROW_DIM)
     if not rows.is_cuda:
         return reference.unpack_rows(rows).view(shape)
-    return _unpack(rows, None, _bytes_only(rows.device)).view(shape)
+    return _unpack(rows, None, _needs_bytes(rows.device)).view(shape)
 
 
 def dequantize_k_cache_paged(
@@ -279,8 +285,8 @@ def dequantize_k_cache_paged(
     Source: sglang ``dequantize_k_cache_paged`` (0.5.9), ``dequantize_k_cache_paged_dsa`` (0.5.23).
     """
     require_choice(group_size, "group_size", (TILE,))
-    rows = _pool_rows(quant_k_cache, "quant_k_cache")
-    slots = _slots(page_table_1_flattened, "page_table_1_flattened", rows, None)
+    rows = _view_rows(quant_k_cache, "quant_k_cache")
+    slots = _check_slots(page_table_1_flattened, "page_table_1_flattened", rows, None)
     if not rows.is_cuda:
         return reference.unpack_rows_at(rows, slots).unsqueeze(1)
-    return _unpack(rows, slots, _bytes_only(rows.device)).unsqueeze(1)
+    return _unpack(rows, slots, _needs_bytes(rows.device)).unsqueeze(1)

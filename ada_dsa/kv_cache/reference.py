@@ -41,10 +41,10 @@ def pack_rows(k_nope: torch.Tensor, k_rope: torch.Tensor) -> torch.Tensor:
 
 def unpack_rows(rows: torch.Tensor) -> torch.Tensor:
     """Packed rows, uint8 [N, 656], to bfloat16 [N, 576]: code times scale in float32, rounded once."""
-    return dequantise_rows(rows, KvLayout.PACKED_FP8, torch.float32).to(torch.bfloat16)
+    return dequantize_rows(rows, KvLayout.PACKED_FP8, torch.float32).to(torch.bfloat16)
 
 
-def dequantise_rows(rows: torch.Tensor, layout: KvLayout, dtype: torch.dtype) -> torch.Tensor:
+def dequantize_rows(rows: torch.Tensor, layout: KvLayout, dtype: torch.dtype) -> torch.Tensor:
     """Rows of any format, [N, width], to ``dtype`` [N, 576] (float32 or float64), not rounded before."""
     if layout is not KvLayout.PACKED_FP8:
         return (rows if layout is KvLayout.BF16 else rows.view(torch.float8_e4m3fn)).to(dtype)

@@ -7,8 +7,8 @@ import math
 
 import torch
 
-from .._checks import debug_range, require_int, require_same_device, require_tensor
-from .._launch import num_sms
+from .._checks import debug_check_range, require_int, require_same_device, require_tensor
+from .._launch import get_num_sms
 from ..arch import target_arch
 from ..configs import pick
 from ..kv_cache.layout import NOPE_DIM, ROPE_DIM, ROW_DIM, KvLayout, detect_layout
@@ -28,7 +28,7 @@ def _split_query(q: torch.Tensor, q_rope: torch.Tensor | None) -> tuple[torch.Te
     return q, q_rope
 
 
-def _pool_rows(kv: torch.Tensor) -> tuple[torch.Tensor, KvLayout]:
+def _view_rows(kv: torch.Tensor) -> tuple[torch.Tensor, KvLayout]:
     accepted = (torch.float8_e4m3fn, torch.uint8, torch.bfloat16)
     require_tensor(kv, "kv", dtype=accepted, contiguous=True)
     if kv.dim() < 2:
@@ -55,7 +55,7 @@ def _check_backend(backend: str, layout: KvLayout) -> None:
             )
 
 
-def _index_lists(indices: torch.Tensor, tokens: int) -> torch.Tensor:
+def _check_indices(indices: torch.Tensor, tokens: int) -> torch.Tensor:
     require_tensor(indices, "indices", dtype=torch.int32, ndim=(2, 3))
     if indices.dim() == 3:
         require_tensor(indices, "indices", shape=(tokens, 1, None))
@@ -241,13 +241,13 @@ def sparse_mla_fwd(
     Source of the contract: sglang ``nsa/tilelang_kernel.py`` (0.5.9), ``dsa_backend.py`` (0.5.23).
     """
     q_nope, q_rope = _split_query(q, q_rope)
-    rows, layout = _pool_rows(kv)
+    rows, layout = _view_rows(kv)
     tokens, heads, _ = q_nope.shape
-    lists = _index_lists(indices, tokens)
+    lists = _check_indices(indices, tokens)
     require_int(d_v, "d_v", low=NOPE_DIM, high=NOPE_DIM)
     _check_backend(backend, layout)
     device = require_same_device(q=q_nope, q_rope=q_rope, kv=rows, indices=lists)
-    debug_range(lists, "indices", -(2**31), rows.shape[0] - 1)
+    debug_check_range(lists, "indices", -(2**31), rows.shape[0] - 1)
     if device.type != "cuda":
         exact, exact_lse = reference.sparse_mla(
             torch.cat([q_nope, q_rope], dim=2), rows, layout, lists, sm_scale
@@ -261,7 +261,7 @@ def sparse_mla_fwd(
         tilelang = backend == "tilelang"
         plan = plan_launch(
             arch=arch,
-            num_sms=num_sms(device),
+            num_sms=get_num_sms(device),
             layout=layout,
             num_tokens=tokens,
             num_heads=heads,

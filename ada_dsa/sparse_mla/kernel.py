@@ -25,16 +25,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .rows import (
+from .row_loads import (
     BF16,
     PACKED_FP8,
     RAW_FP8,
-    halved,
+    convert_chunk,
+    convert_rope,
+    deinterleave_chunk,
+    interleave_chunk,
     load_rows,
-    restored,
-    shares,
-    widen,
-    widen_rotary,
+    normalize_scales,
 )
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -47,8 +47,8 @@ MOST_SCALE = tl.constexpr(2.0**100)
 
 
 @triton.jit
-def _float16_query(q0, q1, q2, q3, qr, LAYOUT: tl.constexpr):
-    """Q of fp8 rows: halved, float16, times a power of two a head that keeps it in range; its inverse.
+def _convert_query(q0, q1, q2, q3, qr, LAYOUT: tl.constexpr):
+    """Q of fp8 rows: deinterleave_chunk, float16, times a power of two a head that keeps it in range; its inverse.
 
     The rotary part goes along where it meets fp8 codes too.
     """
@@ -60,33 +60,33 @@ def _float16_query(q0, q1, q2, q3, qr, LAYOUT: tl.constexpr):
     bits = peak.to(tl.int32, bitcast=True) & 0x7F800000
     bits = tl.minimum(tl.maximum(bits, 27 << 23), 253 << 23)
     factor = ((254 << 23) - bits).to(tl.float32, bitcast=True)[:, None]
-    q0 = halved((q0.to(tl.float32) * factor).to(tl.float16))
-    q1 = halved((q1.to(tl.float32) * factor).to(tl.float16))
-    q2 = halved((q2.to(tl.float32) * factor).to(tl.float16))
-    q3 = halved((q3.to(tl.float32) * factor).to(tl.float16))
+    q0 = deinterleave_chunk((q0.to(tl.float32) * factor).to(tl.float16))
+    q1 = deinterleave_chunk((q1.to(tl.float32) * factor).to(tl.float16))
+    q2 = deinterleave_chunk((q2.to(tl.float32) * factor).to(tl.float16))
+    q3 = deinterleave_chunk((q3.to(tl.float32) * factor).to(tl.float16))
     if LAYOUT == RAW_FP8:
         qr = (qr.to(tl.float32) * factor).to(tl.float16)
     return q0, q1, q2, q3, qr, bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _scores(q, k, acc, SWAP: tl.constexpr):
+def _compute_scores(q, k, acc, SWAP: tl.constexpr):
     return tl.dot(k, tl.trans(q), acc) if SWAP else tl.dot(q, tl.trans(k), acc)
 
 
 @triton.jit
-def _weigh(p, k, acc, SWAP: tl.constexpr):
+def _accumulate_values(p, k, acc, SWAP: tl.constexpr):
     return tl.dot(tl.trans(k), p, acc) if SWAP else tl.dot(p, k, acc)
 
 
 @triton.jit
-def _store(ptrs, values, mask, LAYOUT: tl.constexpr, SWAP: tl.constexpr):
+def _store_chunk(ptrs, values, mask, LAYOUT: tl.constexpr, SWAP: tl.constexpr):
     values = values.to(ptrs.dtype.element_ty)
-    tl.store(ptrs, values if LAYOUT == BF16 else restored(values, SWAP), mask=mask)
+    tl.store(ptrs, values if LAYOUT == BF16 else interleave_chunk(values, SWAP), mask=mask)
 
 
 @triton.jit
-def finish(top, total):
+def finish_softmax(top, total):
     """What the sums are multiplied by, and the base-2 log-sum-exp; NaN goes through both.
 
     A total of 0 (nothing selected) gives 0 and -inf.
@@ -162,7 +162,7 @@ def sparse_mla_kernel(
     CODE_UNIT: tl.constexpr = 256.0 if BYTES else 1.0
     head_scale = tl.full([BLOCK_H], scale_log2, tl.float32)
     if LAYOUT != BF16:
-        q0, q1, q2, q3, qr, unit = _float16_query(q0, q1, q2, q3, qr, LAYOUT)
+        q0, q1, q2, q3, qr, unit = _convert_query(q0, q1, q2, q3, qr, LAYOUT)
         head_scale = head_scale * unit * CODE_UNIT
     head_scale = head_scale[None, :] if SWAP else head_scale[:, None]
 
@@ -194,12 +194,12 @@ def sparse_mla_kernel(
     for first in range(start, last, BLOCK_N):
         if not PREFETCH:
             valid, r0, r1, r2, r3, rr, s0, s1, s2, s3 = load_rows(kv, index, LAYOUT)
-        row_scale, s0, s1, s2, s3 = shares(valid, s0, s1, s2, s3, LAYOUT)
-        k0 = widen(r0, s0, LAYOUT, BYTES)
-        k1 = widen(r1, s1, LAYOUT, BYTES)
-        k2 = widen(r2, s2, LAYOUT, BYTES)
-        k3 = widen(r3, s3, LAYOUT, BYTES)
-        kr = widen_rotary(rr, LAYOUT, BYTES)
+        row_scale, s0, s1, s2, s3 = normalize_scales(valid, s0, s1, s2, s3, LAYOUT)
+        k0 = convert_chunk(r0, s0, LAYOUT, BYTES)
+        k1 = convert_chunk(r1, s1, LAYOUT, BYTES)
+        k2 = convert_chunk(r2, s2, LAYOUT, BYTES)
+        k3 = convert_chunk(r3, s3, LAYOUT, BYTES)
+        kr = convert_rope(rr, LAYOUT, BYTES)
         row_scale = row_scale[:, None] if SWAP else row_scale[None, :]
         ahead = first + BLOCK_N + lane
         if PREFETCH:
@@ -210,12 +210,12 @@ def sparse_mla_kernel(
         # Independent accumulators: one would chain 36 dependent MMAs. The scale is applied before
         # they are added because Triton folds the sum of two dots back into such a chain.
         zero = tl.zeros([BLOCK_N, BLOCK_H] if SWAP else [BLOCK_H, BLOCK_N], tl.float32)
-        low = _scores(q1, k1, _scores(q0, k0, zero, SWAP), SWAP) * head_scale
-        high = _scores(q3, k3, _scores(q2, k2, zero, SWAP), SWAP) * head_scale
+        low = _compute_scores(q1, k1, _compute_scores(q0, k0, zero, SWAP), SWAP) * head_scale
+        high = _compute_scores(q3, k3, _compute_scores(q2, k2, zero, SWAP), SWAP) * head_scale
         if LAYOUT == PACKED_FP8:
-            s = (low + high) * row_scale + _scores(qr, kr, zero, SWAP) * scale_log2
+            s = (low + high) * row_scale + _compute_scores(qr, kr, zero, SWAP) * scale_log2
         else:
-            s = low + high + _scores(qr, kr, zero, SWAP) * head_scale
+            s = low + high + _compute_scores(qr, kr, zero, SWAP) * head_scale
         s = tl.where(row_scale == float("-inf"), float("-inf"), s)
         # A weight enters the second dot times its row's scale, so that is what must not exceed 1.
         reach = s
@@ -239,14 +239,14 @@ def sparse_mla_kernel(
         if LAYOUT == PACKED_FP8:
             p = p * tl.maximum(row_scale, 0.0)  # an absent row's is -inf, and its weight 0
         p = p.to(k0.dtype)
-        acc0 = _weigh(p, k0, acc0 * spread, SWAP)
-        acc1 = _weigh(p, k1, acc1 * spread, SWAP)
-        acc2 = _weigh(p, k2, acc2 * spread, SWAP)
-        acc3 = _weigh(p, k3, acc3 * spread, SWAP)
+        acc0 = _accumulate_values(p, k0, acc0 * spread, SWAP)
+        acc1 = _accumulate_values(p, k1, acc1 * spread, SWAP)
+        acc2 = _accumulate_values(p, k2, acc2 * spread, SWAP)
+        acc3 = _accumulate_values(p, k3, acc3 * spread, SWAP)
 
     if DEFER_SUM:
         total = tl.sum(weights, axis=KEYS)
-    inverse, log2_sum = finish(top, total)
+    inverse, log2_sum = finish_softmax(top, total)
     inverse *= CODE_UNIT
     slot = token * num_heads + heads
     if SPLIT:
@@ -262,10 +262,10 @@ def sparse_mla_kernel(
         ptrs = out + slot[:, None] * 512 + d[None, :]
         ok = head_ok[:, None]
         inv = inverse[:, None]
-    _store(ptrs, acc0 * inv, ok, LAYOUT, SWAP)
-    _store(ptrs + 128, acc1 * inv, ok, LAYOUT, SWAP)
-    _store(ptrs + 256, acc2 * inv, ok, LAYOUT, SWAP)
-    _store(ptrs + 384, acc3 * inv, ok, LAYOUT, SWAP)
+    _store_chunk(ptrs, acc0 * inv, ok, LAYOUT, SWAP)
+    _store_chunk(ptrs + 128, acc1 * inv, ok, LAYOUT, SWAP)
+    _store_chunk(ptrs + 256, acc2 * inv, ok, LAYOUT, SWAP)
+    _store_chunk(ptrs + 384, acc3 * inv, ok, LAYOUT, SWAP)
 
 
 @triton.jit(do_not_specialize=["num_splits"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .._launch import next_power_of_2
 from ..arch import has_native_fp8
 from ..configs import Config, pick
 from ..kv_cache.layout import KvLayout
@@ -40,10 +41,6 @@ class LaunchPlan:
     split_len: int
     span: int
     bytes_only: bool
-
-
-def _next_power_of_two(value: int) -> int:
-    return 1 << max(0, value - 1).bit_length()
 
 
 def choose_splits(blocks: int, tiles: int, slots: int) -> int:
@@ -98,6 +95,6 @@ def plan_launch(
             num_splits = 1
     split_len = -(-tiles // num_splits) * block_n
     num_splits = -(-tiles * block_n // split_len)
-    span = _SHORT_SPAN if split_len <= _SHORT_SPAN else _next_power_of_two(topk)
+    span = _SHORT_SPAN if split_len <= _SHORT_SPAN else next_power_of_2(topk)
     bytes_only = layout is not KvLayout.BF16 and not has_native_fp8(arch)
     return LaunchPlan(config, head_blocks, num_splits, split_len, max(span, block_n), bytes_only)

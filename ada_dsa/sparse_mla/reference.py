@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..kv_cache.layout import NOPE_DIM, KvLayout
-from ..kv_cache.reference import dequantise_rows
+from ..kv_cache.reference import dequantize_rows
 
 _ROWS_AT_ONCE = 1 << 16  # gathered rows held at a time: 150 MB in float32
 
@@ -48,7 +48,7 @@ def sparse_mla(
         named, where = index.clamp(min=-1).unique(return_inverse=True)
         keys = torch.zeros(len(named), q.shape[2], dtype=dtype, device=q.device)
         present = named >= 0
-        keys[present] = dequantise_rows(rows[named[present]], layout, dtype)
+        keys[present] = dequantize_rows(rows[named[present]], layout, dtype)
         gathered = keys[where]
         scores = torch.einsum("thd,tkd->thk", q[part].to(dtype), gathered) * sm_scale
         scores = scores.masked_fill(absent[:, None, :], float("-inf"))

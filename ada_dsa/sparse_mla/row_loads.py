@@ -16,7 +16,7 @@ BF16 = tl.constexpr(2)  # 576 bfloat16
 
 
 @triton.jit
-def _half_bits(codes):
+def _decode_e4m3_pair(codes):
     """Two e4m3 codes in the low bytes of an int32's halves -> the float16 of 2^-8 times each; NaN stays."""
     magnitude = codes & 0x7F007F
     bits = ((codes & 0x800080) << 8) | (magnitude << 7)
@@ -25,11 +25,11 @@ def _half_bits(codes):
 
 
 @triton.jit
-def _pairs(words, BYTES: tl.constexpr):
+def _decode_e4m3_words(words, BYTES: tl.constexpr):
     """int32 of four e4m3 codes -> two int32 of two float16 each, exact; BYTES: of 2^-8 times the codes."""
     if BYTES:
-        first = _half_bits((words & 0xFF) | ((words & 0xFF00) << 8))
-        second = _half_bits(((words >> 16) & 0xFF) | ((words >> 8) & 0xFF0000))
+        first = _decode_e4m3_pair((words & 0xFF) | ((words & 0xFF00) << 8))
+        second = _decode_e4m3_pair(((words >> 16) & 0xFF) | ((words >> 8) & 0xFF0000))
     else:
         first, second = tl.inline_asm_elementwise(
             """{
@@ -48,7 +48,7 @@ def _pairs(words, BYTES: tl.constexpr):
 
 
 @triton.jit
-def _twice(share):
+def _pack_float16_twice(share):
     """float32 -> int32 of it as float16, twice."""
     return tl.inline_asm_elementwise(
         "cvt.rn.f16x2.f32 $0, $1, $1;", "=r,f", [share], dtype=tl.int32, is_pure=True, pack=1
@@ -56,7 +56,7 @@ def _twice(share):
 
 
 @triton.jit
-def _multiply(pair, factors):
+def _multiply_float16_pairs(pair, factors):
     """Products of two float16 each, held in int32."""
     return tl.inline_asm_elementwise(
         "mul.rn.f16x2 $0, $1, $2;", "=r,r,r", [pair, factors], dtype=tl.int32, is_pure=True, pack=1
@@ -64,7 +64,7 @@ def _multiply(pair, factors):
 
 
 @triton.jit
-def halved(values):
+def deinterleave_chunk(values):
     """[H, 128] -> the same in the order of a widened chunk, which is that of Q and of the sums.
 
     A thread loads 16 codes. The first eight of them go to the first half of the tile's row and the others
@@ -76,8 +76,8 @@ def halved(values):
 
 
 @triton.jit
-def restored(sums, SWAP: tl.constexpr):
-    """[H, 128], or [128, H] if SWAP, from the order of :func:`halved` to that of the latent values."""
+def interleave_chunk(sums, SWAP: tl.constexpr):
+    """[H, 128], or [128, H] if SWAP, from the order of :func:`deinterleave_chunk` to that of the latent values."""
     if SWAP:
         heads: tl.constexpr = sums.shape[1]
         together = tl.permute(tl.reshape(sums, [2, 8, 8, heads]), 1, 0, 2, 3)
@@ -90,8 +90,8 @@ def restored(sums, SWAP: tl.constexpr):
 
 
 @triton.jit
-def _spread(first, second, HALVES: tl.constexpr):
-    """Two int32 [N, M] of two float16 each -> float16 [N, 4 M]; HALVES: in the order of :func:`halved`.
+def _unpack_float16(first, second, HALVES: tl.constexpr):
+    """Two int32 [N, M] of two float16 each -> float16 [N, 4 M]; HALVES: in the order of :func:`deinterleave_chunk`.
 
     Built by selection: after ``tl.join`` Triton gives a dot an operand layout that ldmatrix cannot load.
     """
@@ -106,22 +106,22 @@ def _spread(first, second, HALVES: tl.constexpr):
 
 
 @triton.jit
-def widen(raw, share, LAYOUT: tl.constexpr, BYTES: tl.constexpr):
+def convert_chunk(raw, share, LAYOUT: tl.constexpr, BYTES: tl.constexpr):
     """A chunk of the latent values as stored -> [BLOCK_N, 128]; ``share`` is of the row's scale."""
     if LAYOUT == BF16:
         result = raw
     else:
-        first, second = _pairs(raw, BYTES)
+        first, second = _decode_e4m3_words(raw, BYTES)
         if LAYOUT == PACKED_FP8:
-            factors = _twice(share)[:, None]
-            first = _multiply(first, factors)
-            second = _multiply(second, factors)
-        result = _spread(first, second, True)
+            factors = _pack_float16_twice(share)[:, None]
+            first = _multiply_float16_pairs(first, factors)
+            second = _multiply_float16_pairs(second, factors)
+        result = _unpack_float16(first, second, True)
     return result
 
 
 @triton.jit
-def widen_rotary(raw, LAYOUT: tl.constexpr, BYTES: tl.constexpr):
+def convert_rope(raw, LAYOUT: tl.constexpr, BYTES: tl.constexpr):
     """The rotary part as stored -> [BLOCK_N, 64]."""
     if LAYOUT == PACKED_FP8:
         shape: tl.constexpr = [raw.shape[0], raw.shape[1], 1]
@@ -129,15 +129,15 @@ def widen_rotary(raw, LAYOUT: tl.constexpr, BYTES: tl.constexpr):
         each = each.to(tl.uint16).to(tl.bfloat16, bitcast=True)
         result = tl.reshape(each, [raw.shape[0], 2 * raw.shape[1]])
     elif LAYOUT == RAW_FP8:
-        first, second = _pairs(raw, BYTES)
-        result = _spread(first, second, False)
+        first, second = _decode_e4m3_words(raw, BYTES)
+        result = _unpack_float16(first, second, False)
     else:
         result = raw
     return result
 
 
 @triton.jit
-def shares(valid, s0, s1, s2, s3, LAYOUT: tl.constexpr):
+def normalize_scales(valid, s0, s1, s2, s3, LAYOUT: tl.constexpr):
     """A row's largest scale, -inf where it is absent, and each chunk's scale as a share of it."""
     if LAYOUT == PACKED_FP8:
         largest = tl.maximum(tl.maximum(s0, s1), tl.maximum(s2, s3))
@@ -164,7 +164,7 @@ def _load_nope(kv, rows, valid, chunk: tl.constexpr, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def _load_rotary(kv, rows, valid, LAYOUT: tl.constexpr):
+def _load_rope(kv, rows, valid, LAYOUT: tl.constexpr):
     if LAYOUT == PACKED_FP8:
         ptrs = kv + rows[:, None] * 164 + (132 + tl.arange(0, 32))[None, :]
     elif LAYOUT == RAW_FP8:
@@ -186,5 +186,5 @@ def load_rows(kv, index, LAYOUT: tl.constexpr):
     r1, s1 = _load_nope(kv, rows, valid, 1, LAYOUT)
     r2, s2 = _load_nope(kv, rows, valid, 2, LAYOUT)
     r3, s3 = _load_nope(kv, rows, valid, 3, LAYOUT)
-    rr = _load_rotary(kv, rows, valid, LAYOUT)
+    rr = _load_rope(kv, rows, valid, LAYOUT)
     return valid, r0, r1, r2, r3, rr, s0, s1, s2, s3

@@ -12,7 +12,7 @@ RAGGED = tl.constexpr(2)  # index + offset[row]
 
 
 @triton.jit
-def row_transform(
+def load_row_transform(
     row,
     table_ptr,
     stride_table,

@@ -1,4 +1,4 @@
-"""Scores as ordered integers: a row's keys, and the search for its k-th highest."""
+"""Scores as ordered integers: a row's keys, and the find_threshold for its k-th highest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAN_KEY = tl.constexpr(-2147483647)
 
 
 @triton.jit
-def ordered_key(bits):
+def encode_key(bits):
     """Bits of a float32 (int32) -> int32 with the order of the scores; -0 as +0, NaN as NAN_KEY."""
     magnitude = bits & 0x7FFFFFFF
     key = tl.where(bits < 0, -magnitude - 1, bits)
@@ -21,18 +21,18 @@ def ordered_key(bits):
 
 
 @triton.jit
-def _value(key):
+def _decode_key(key):
     """The float32 whose ordered key is ``key`` (some NaN for the two codes below -inf)."""
     return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _key_of(value):
-    return ordered_key(value.to(tl.int32, bitcast=True))
+def _encode_value(value):
+    return encode_key(value.to(tl.int32, bitcast=True))
 
 
 @triton.jit
-def row_window(lengths_ptr, starts_ptr, row, width, topk, HAS_STARTS: tl.constexpr):
+def load_row_window(lengths_ptr, starts_ptr, row, width, topk, HAS_STARTS: tl.constexpr):
     """First column and number of scores of a row; no length or start can reach past the row.
 
     A row of at most ``topk`` scores keeps its length as given: its scores are never read.
@@ -58,7 +58,7 @@ def load_keys(row_ptr, base, begin, end, PADDED: tl.constexpr, TILE: tl.constexp
         bits = tl.load(row_ptr + column, mask=column < (end + 15) // 16 * 16, other=0)
     else:
         bits = tl.load(row_ptr + column, mask=inside, other=0)
-    return tl.where(inside, ordered_key(bits), ABSENT), column - begin
+    return tl.where(inside, encode_key(bits), ABSENT), column - begin
 
 
 @triton.jit
@@ -67,7 +67,7 @@ def _add_pairs(a0, a1, b0, b1):
 
 
 @triton.jit
-def _count4(keys, t0, t1, t2, t3):
+def _count_four(keys, t0, t1, t2, t3):
     """How many keys reach each threshold, two to a number: t1 and t3 in the upper 16 bits.
 
     At most 16,384 keys. One reduction of both numbers, because its barriers are what it costs; of
@@ -84,28 +84,28 @@ def _count4(keys, t0, t1, t2, t3):
 
 
 @triton.jit
-def thresholds(lo, hi, count_lo, count_hi, need):
-    """Four thresholds in (lo, hi] for a bracket with ``count_lo`` keys >= lo, ``count_hi`` > hi."""
+def choose_thresholds(lo, hi, count_lo, count_hi, need):
+    """Four choose_thresholds in (lo, hi] for a bracket with ``count_lo`` keys >= lo, ``count_hi`` > hi."""
     inside = (count_lo - count_hi).to(tl.float32)
     share = ((count_lo - need).to(tl.float32) + 0.5) / inside
-    low = _value(lo)
-    width = _value(hi) - low
+    low = _decode_key(lo)
+    width = _decode_key(hi) - low
     margin = width / tl.sqrt(inside)
     guess = low + width * share
     span = hi.to(tl.int64) - lo
     third = (span + 2) // 3
-    t0 = tl.minimum(tl.maximum(_key_of(guess - margin), lo + 1), hi)
-    t1 = tl.minimum(tl.maximum(_key_of(guess + margin), lo + 1), hi)
+    t0 = tl.minimum(tl.maximum(_encode_value(guess - margin), lo + 1), hi)
+    t1 = tl.minimum(tl.maximum(_encode_value(guess + margin), lo + 1), hi)
     t2 = (lo + third).to(tl.int32)
     t3 = tl.minimum(lo + 2 * third, hi).to(tl.int32)
     return t0, t1, t2, t3
 
 
 @triton.jit
-def narrow(lo, hi, count_lo, count_hi, need, slack, threshold, count):
+def narrow_bracket(lo, hi, count_lo, count_hi, need, slack, threshold, count):
     """The bracket after learning that ``count`` keys reach ``threshold``.
 
-    A count in [need, need + slack] ends the search: the bracket collapses onto the threshold.
+    A count in [need, need + slack] ends the find_threshold: the bracket collapses onto the threshold.
     """
     enough = count >= need
     good = enough & (count <= need + slack)
@@ -120,15 +120,21 @@ def narrow(lo, hi, count_lo, count_hi, need, slack, threshold, count):
 
 
 @triton.jit
-def _narrow4(lo, hi, count_lo, count_hi, need, slack, t0, t1, t2, t3, c01, c23):
-    lo, hi, count_lo, count_hi = narrow(lo, hi, count_lo, count_hi, need, slack, t2, c23 & 0xFFFF)
-    lo, hi, count_lo, count_hi = narrow(lo, hi, count_lo, count_hi, need, slack, t3, c23 >> 16)
-    lo, hi, count_lo, count_hi = narrow(lo, hi, count_lo, count_hi, need, slack, t0, c01 & 0xFFFF)
-    return narrow(lo, hi, count_lo, count_hi, need, slack, t1, c01 >> 16)
+def _narrow_by_four(lo, hi, count_lo, count_hi, need, slack, t0, t1, t2, t3, c01, c23):
+    lo, hi, count_lo, count_hi = narrow_bracket(
+        lo, hi, count_lo, count_hi, need, slack, t2, c23 & 0xFFFF
+    )
+    lo, hi, count_lo, count_hi = narrow_bracket(
+        lo, hi, count_lo, count_hi, need, slack, t3, c23 >> 16
+    )
+    lo, hi, count_lo, count_hi = narrow_bracket(
+        lo, hi, count_lo, count_hi, need, slack, t0, c01 & 0xFFFF
+    )
+    return narrow_bracket(lo, hi, count_lo, count_hi, need, slack, t1, c01 >> 16)
 
 
 @triton.jit
-def search(keys, total, need, slack):
+def find_threshold(keys, total, need, slack):
     """A threshold that between need and need + slack of ``keys`` reach, or the need-th highest key.
 
     ``total`` of the keys are present, at least ``need``. Returns the threshold T and how many keys
@@ -139,9 +145,9 @@ def search(keys, total, need, slack):
     count_lo = total
     count_hi = total * 0
     while lo < hi:
-        t0, t1, t2, t3 = thresholds(lo, hi, count_lo, count_hi, need)
-        c01, c23 = _count4(keys, t0, t1, t2, t3)
-        lo, hi, count_lo, count_hi = _narrow4(
+        t0, t1, t2, t3 = choose_thresholds(lo, hi, count_lo, count_hi, need)
+        c01, c23 = _count_four(keys, t0, t1, t2, t3)
+        lo, hi, count_lo, count_hi = _narrow_by_four(
             lo, hi, count_lo, count_hi, need, slack, t0, t1, t2, t3, c01, c23
         )
     return lo, tl.where(count_lo == need, total, need - count_hi)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .keys import ABSENT, NAN_KEY, ordered_key, row_window, search
+from .keys import ABSENT, NAN_KEY, encode_key, find_threshold, load_row_window
 
 
 @triton.jit
-def _pivot(row_ptr, begin, length, topk, SAMPLES: tl.constexpr):
+def _choose_pivot(row_ptr, begin, length, topk, SAMPLES: tl.constexpr):
     """A key that at least ``topk`` scores of the row reach, except with a chance of ~4.5 sigma.
 
     The sample takes one score from each of SAMPLES equal strata, at a position scattered by a
@@ -19,11 +19,11 @@ def _pivot(row_ptr, begin, length, topk, SAMPLES: tl.constexpr):
     scatter = ((stratum.to(tl.uint32) * 2654435769) >> 16).to(tl.int64)
     within = scatter * (length // SAMPLES) >> 16
     column = begin + (stratum.to(tl.int64) * length // SAMPLES + within).to(tl.int32)
-    keys = ordered_key(tl.load(row_ptr + column))
+    keys = encode_key(tl.load(row_ptr + column))
     mean = topk.to(tl.float32) * SAMPLES / length.to(tl.float32)
     rank = (mean + 4.5 * tl.sqrt(mean) + 2.0).to(tl.int32)
     # A rank past the sample means that most of the row is wanted: then everything passes.
-    threshold, _ = search(keys, rank * 0 + SAMPLES, tl.minimum(rank, SAMPLES), rank >> 4)
+    threshold, _ = find_threshold(keys, rank * 0 + SAMPLES, tl.minimum(rank, SAMPLES), rank >> 4)
     return tl.where(rank >= SAMPLES, NAN_KEY, threshold)
 
 
@@ -55,7 +55,7 @@ def _compact(
             bits = tl.load(row_ptr + column, mask=column < (stop + 15) // 16 * 16, other=0)
         else:
             bits = tl.load(row_ptr + column, mask=inside, other=0)
-        keys = tl.where(inside, ordered_key(bits), ABSENT)
+        keys = tl.where(inside, encode_key(bits), ABSENT)
         reach = (keys >= pivot).to(tl.int32)
         counts = tl.sum(reach, axis=1)
         before = found + tl.cumsum(counts, 0) - counts
@@ -68,7 +68,7 @@ def _compact(
 
 
 @triton.jit(do_not_specialize=["row_base", "width", "topk"])
-def thin_rows_kernel(
+def prefilter_rows_kernel(
     bits_ptr,  # [R, >= width] fp32 scores, as int32
     lengths_ptr,  # [R] int32
     starts_ptr,  # [R] int32; not read unless HAS_STARTS
@@ -90,7 +90,7 @@ def thin_rows_kernel(
     """Program (row, split) compacts its share of a long row's scores that reach the pivot."""
     row = tl.program_id(0).to(tl.int64) + row_base
     split = tl.program_id(1)
-    begin, length = row_window(lengths_ptr, starts_ptr, row, width, topk, HAS_STARTS)
+    begin, length = load_row_window(lengths_ptr, starts_ptr, row, width, topk, HAS_STARTS)
     end = begin + length
     first = begin // 16 * 16
     if (end - first <= DIRECT) | (length <= topk):
@@ -99,7 +99,7 @@ def thin_rows_kernel(
     # Shares begin on multiples of 16 columns, which keeps vector loads whole.
     share = (end - first + SPLITS * 16 - 1) // (SPLITS * 16) * 16
     start = first + split * share
-    pivot = _pivot(row_ptr, begin, length, topk, SAMPLES)
+    pivot = _choose_pivot(row_ptr, begin, length, topk, SAMPLES)
     segment = tl.program_id(0).to(tl.int64) * SPLITS + split
     found = _compact(
         row_ptr,
@@ -130,7 +130,7 @@ def load_candidates(
     """Candidates of all segments as one tile in index order. ``ends``: inclusive sums of counts."""
     slot = tl.arange(0, TILE)
     present = slot < total
-    # Binary search for the segment of each slot: the number of segments that end at or before it.
+    # Binary find_threshold for the segment of each slot: the number of segments that end at or before it.
     segment = slot * 0
     begin = slot * 0
     for level in tl.static_range(LOG2_SPLITS):

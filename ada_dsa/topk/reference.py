@@ -7,7 +7,7 @@ import torch
 NAN_KEY = -(2**31) + 1
 
 
-def ordered_keys(score: torch.Tensor) -> torch.Tensor:
+def encode_keys(score: torch.Tensor) -> torch.Tensor:
     """float32 -> int32 with the order of the scores; -0 equals +0, every NaN is below -inf."""
     bits = score.contiguous().view(torch.int32)
     magnitude = bits & 0x7FFFFFFF
@@ -33,7 +33,7 @@ def fast_topk_v2(
         if n <= topk:
             out[row, :n] = torch.arange(n, device=score.device)
             continue
-        keys = ordered_keys(score[row, start : start + n])
+        keys = encode_keys(score[row, start : start + n])
         best = torch.sort(keys, descending=True, stable=True).indices[:topk]
         out[row] = best.sort().values.to(torch.int32)
     return out

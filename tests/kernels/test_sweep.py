@@ -21,7 +21,7 @@ from candidates import BOTH, GROUPS, LOWERED, NATIVE, Candidate, Group
 from sweep import PEERS, TABLE, Timed, Trial
 from trials import OPS
 
-from ada_dsa.topk import api as topk_api
+from ada_dsa.topk.plan import plan_launch
 
 
 @pytest.mark.parametrize("arch", BOTH)
@@ -142,11 +142,11 @@ def test_topk_launches_the_configurations_it_is_given() -> None:
     trial = Trial(next(n for n, g in enumerate(GROUPS) if shape in g.shapes), shape, "thin 255")
     with trials.recording() as launches:
         op.call(op.meta(shape), trial.candidate(), NATIVE, 132)()
-    thin = next(one for one in launches if one.kernel.__name__ == "thin_rows_kernel")
+    thin = next(one for one in launches if one.kernel.__name__ == "prefilter_rows_kernel")
     assert thin.options["maxnreg"] == 255
     with trials.recording() as launches:
         op.call(op.meta(shape), None, NATIVE, 132)()
-    thin = next(one for one in launches if one.kernel.__name__ == "thin_rows_kernel")
+    thin = next(one for one in launches if one.kernel.__name__ == "prefilter_rows_kernel")
     assert thin.options["maxnreg"] == 168
 
 
@@ -206,4 +206,9 @@ def test_a_plan_without_splits_selects_directly() -> None:
         op = OPS["topk"]
         op.call(op.meta("1x8192"), candidates._DIRECT[0], NATIVE, 132)()
     assert [one.kernel.__name__ for one in launches] == ["select_rows_kernel"]
-    assert topk_api.plan(1, 8192, topk.TOPK, 132, NATIVE, True).splits > 0
+    assert (
+        plan_launch(
+            arch=NATIVE, num_sms=132, num_rows=1, width=8192, topk=topk.TOPK, padded=True
+        ).splits
+        > 0
+    )

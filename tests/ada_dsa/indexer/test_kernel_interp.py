@@ -33,7 +33,7 @@ def check_paged(case: Paged, arch: int, programs: int) -> None:
         case.q, case.kv_cache, case.weights, case.context_lens, case.block_tables,
         case.max_context_len, dtype=torch.float64,
     )  # fmt: skip
-    lens = reference.query_lengths(case.context_lens, next_n).flatten().tolist()
+    lens = reference.expand_query_lengths(case.context_lens, next_n).flatten().tolist()
     for row, length in enumerate(lens):
         length = max(0, length)
         assert_close(got[row, :length], want[row, :length], TOLERANCE, f"row {row}")
