@@ -1,7 +1,7 @@
-"""DeepSeek sparse attention (DSA) kernels in portable Triton: indexer logits, top-k, sparse MLA, KV cache.
+"""DeepSeek Sparse Attention (DSA) kernels in portable Triton: indexer logits, top-k, sparse MLA, KV cache.
 
-Importing this package loads neither triton nor CUDA; a function's module is imported on first use.
-CPU tensors run the torch oracles of :mod:`.reference`, CUDA tensors the Triton kernels.
+Importing this package loads neither triton nor CUDA: a function's module is imported on first use.
+The Triton kernels serve CUDA tensors, and the torch oracles of :mod:`.reference` serve CPU tensors.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Torch oracles of all kernels, in one place.
+"""Torch oracles of all kernels.
 
-They define the results: CPU tensors run them, tests compare the kernels with them. Those of the
-indexer and top-k take the arguments of the public function of the same name.
+The oracles define the results. They serve CPU tensors, and tests compare the kernels with them. An oracle of
+the indexer or of top-k has the arguments of the public function of the same name.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Every kernel against its oracle on one small case, on the GPU at hand.
+"""Self-test: compare every kernel with its oracle on one small case, on this machine's GPU.
 
-``python -m ada_dsa.selftest`` prints a line a kernel and exits 1 when one is wrong, 6 when there is no
-CUDA GPU. About a second, after Triton has compiled what it had not yet. It answers "do these kernels
-work on this card, with this driver and this Triton"; the test suite is what covers shapes and corner
-cases. Bytes that no kernel may read are NaN, so that a wrong address shows as well as a wrong sum.
+``python -m ada_dsa.selftest`` prints one line per kernel. Its exit status is 0 if all results are right, 1 if
+one is wrong, and 6 if there is no CUDA GPU. It takes about a second once Triton has compiled the kernels. It
+tests whether the kernels work on this GPU with this driver and this Triton. The test suite covers shapes and
+corner cases. Bytes that no kernel may read are NaN, so that a wrong address is found as well as a wrong sum.
 
 Inside a fork of sglang the module is ``sglang.srt.layers.attention.ada_dsa.selftest``.
 """
@@ -38,22 +38,24 @@ PAGE, INDEX_DIM, INDEX_ROW = 64, 128, 132
 SM_SCALE = 1 / math.sqrt(192 + 64)
 _FP8 = torch.float8_e4m3fn
 
-# bfloat16 results and probabilities: 2^-9 relative rounding each.
+# Results and softmax weights are rounded to bfloat16, each with a relative error of up to 2^-9.
 MLA_BOUND = 4e-3
-# fp16 operands are exact; e4m3 tensor cores before Blackwell sum with about 13 bits of mantissa.
+# fp16 operands are exact. The e4m3 tensor cores before Blackwell sum with about 13 bits of mantissa.
 LOGITS_BOUND, LOGITS_BOUND_FP8 = 1e-5, 5e-4
 EXACT = 0.0
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much the checks compute.
+    """Sizes of the checks.
 
     Attributes:
-        context: keys of the longest request; the indexer's page layout shows beyond 2048 alone.
+        context: keys of the longest request. A wrong page layout of the indexer is visible only beyond
+            2048 keys.
         topk: selected keys.
-        short, long: scores of a row that top-k selects from directly, and of one it thins first.
-        prefill: query tokens of a prefill; so many are not divided into splits on any GPU.
+        short: scores of a row that top-k selects from directly.
+        long: scores of a row that top-k prefilters.
+        prefill: query tokens of a prefill, so many that no GPU divides their index lists into splits.
     """
 
     context: int = 5000
@@ -68,17 +70,21 @@ Pairs = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Check:
-    """``run(functions, device, sizes)`` yields pairs of a kernel's and the oracle's result."""
+    """One check: ``run(functions, device, sizes)`` yields pairs of a kernel's and its oracle's result."""
 
     name: str
     run: Callable[[Any, torch.device, Sizes], Pairs]
     bound: float | None = EXACT
-    """Largest error; None for that of the indexer's logits, which depends on the architecture."""
+    """Largest accepted error; None for indexer logits, whose bound depends on the architecture."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """``error``: see :func:`measure_error`; None where there is none to tell, and ``problem`` says why."""
+    """Result of one check.
+
+    ``error`` is that of :func:`measure_error`. It is None if there is no error to report, and then
+    ``problem`` says why.
+    """
 
     name: str
     error: float | None
@@ -96,9 +102,9 @@ class Outcome:
 
 
 def measure_error(got: torch.Tensor, want: torch.Tensor) -> float:
-    """How far ``got`` is from ``want``: relative norm, or for integers the share that differs.
+    """Measure the relative norm of ``got - want``, or for integers the share of values that differ.
 
-    Infinite when the shapes differ, NaN when a value is not finite that should be.
+    The error is infinite if the shapes differ, and NaN if a value is not finite.
     """
     if got.shape != want.shape:
         return math.inf
@@ -111,12 +117,13 @@ def measure_error(got: torch.Tensor, want: torch.Tensor) -> float:
 def run_checks(
     functions: Any, device: torch.device, sizes: Sizes, logits_bound: float
 ) -> Iterator[Outcome]:
-    """Run every check, one after another; a kernel that raises fails its check and no other.
+    """Run all checks in order; a kernel that raises an exception fails its own check only.
 
     Args:
-        functions: what has the names of the package ``ada_dsa``.
-        device: where the tensors are made.
-        logits_bound: bound of the checks that have none of their own.
+        functions: an object with the public functions of the package ``ada_dsa``.
+        device: device of the tensors.
+        sizes: sizes of the checks.
+        logits_bound: bound of the checks without a bound of their own.
     """
     for check in CHECKS:
         bound = logits_bound if check.bound is None else check.bound
@@ -126,7 +133,7 @@ def run_checks(
             error = _find_worst(
                 measure_error(got, want) for got, want in check.run(functions, device, sizes)
             )
-        except Exception as err:  # whatever Triton, its compiler or the driver raise
+        except Exception as err:  # Triton, its compiler and the driver raise many types
             problem = " ".join(f"{type(err).__name__}: {err}".split())[:300]
         if error is not None and not math.isfinite(error):
             error, problem = None, "a result is not finite, or not of the oracle's shape"
@@ -137,7 +144,7 @@ def run_checks(
 
 
 def _find_worst(errors: Iterator[float]) -> float:
-    """The largest; NaN if any is, which ``max`` would pass over."""
+    """Return the largest error, or NaN if one error is NaN, which ``max`` would ignore."""
     found = list(errors)
     return math.nan if any(map(math.isnan, found)) else max(found)
 
@@ -160,10 +167,10 @@ def _draw_normal(g: torch.Generator, *shape: int) -> torch.Tensor:
 
 
 def make_index_pool(lens: Sequence[int], g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Index keys of requests on scattered pages, all other bytes 0xFF (NaN as e4m3 and as float32).
+    """Make index keys of requests on scattered pages; all other bytes are 0xFF (NaN as e4m3 and float32).
 
     Returns:
-        uint8 [pages, 64, 1, 132] and the block table, int32 [len(lens), most pages of one].
+        uint8 [pages, 64, 1, 132] and the block table, int32 [len(lens), pages of the longest request].
     """
     device = g.device
     pages = [-(-n // PAGE) for n in lens]
@@ -183,10 +190,10 @@ def make_index_pool(lens: Sequence[int], g: torch.Generator) -> tuple[torch.Tens
 
 
 def make_latent_rows(count: int, g: torch.Generator) -> torch.Tensor:
-    """bfloat16 [count, 576] whose packed codes no rounding error of a scale can change.
+    """Make rows bfloat16 [count, 576] whose packed codes do not change by a rounding error of a scale.
 
-    Values lie a quarter of a step above an e4m3 number, times a power of two for each tile, which its
-    largest value makes the scale. Every third row has a tile of zeros.
+    A value is a quarter of a step above an e4m3 number, times a power of two per tile. The largest value of
+    a tile makes this power its scale. Every third row has a tile of zeros.
     """
     device = g.device
     code = torch.randint(0x08, 0x7E, (count, NUM_TILES, TILE), generator=g, device=device)
@@ -206,7 +213,7 @@ def make_latent_rows(count: int, g: torch.Generator) -> torch.Tensor:
 def make_latent_pool(
     layout: KvLayout, indices: torch.Tensor, slots: int, g: torch.Generator
 ) -> torch.Tensor:
-    """A latent pool [slots, 1, width] of random rows; those that no index names are 0xFF throughout."""
+    """Make a latent pool [slots, 1, width] of random rows; bytes of rows that no index names are 0xFF."""
     rows = _draw_normal(g, slots, ROW_DIM).to(torch.bfloat16)
     if layout is KvLayout.PACKED_FP8:
         rows = reference.pack_rows(rows[:, :NOPE_DIM], rows[:, NOPE_DIM:]).view(_FP8)
@@ -245,7 +252,7 @@ def _check_paged(next_n: int, functions: Any, device: torch.device, sizes: Sizes
 
 
 def _check_ragged(functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
-    """Two requests whose keys are concatenated; the second continues a long one."""
+    """Check two requests whose keys are concatenated; the second has a long prefix."""
     g = _make_generator(device)
     first, new = 40, 24
     keys = first + sizes.context + new
@@ -266,7 +273,7 @@ def _check_ragged(functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
 def _make_scores(
     width: int, sizes: Sizes, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """float32 [5, width] with ties, NaN past each row's length, and the lengths int32 [5]."""
+    """Make scores float32 [5, width] with ties, NaN beyond each row's length, and the lengths int32 [5]."""
     lens = [width, width - 1, sizes.topk + 1, sizes.topk, 3]
     score = (_draw_normal(_make_generator(device), len(lens), width) * 512).round() / 512
     lengths = _make_ints(lens, device)
@@ -284,7 +291,7 @@ def _check_topk(rows: str, functions: Any, device: torch.device, sizes: Sizes) -
 
 
 def _check_topk_paged(functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
-    """As in decode, a table each row; then as in prefill, rows of two requests."""
+    """Check one table per row, as in decode, and then rows of two requests, as in prefill."""
     score, lengths = _make_scores(sizes.long, sizes, device)
     g = _make_generator(device)
     table = torch.randint(0, 1 << 30, score.shape, generator=g, device=device, dtype=torch.int32)
@@ -306,10 +313,10 @@ def _check_mla(
 ) -> Pairs:
     g = _make_generator(device)
     tokens, slots = sizes.prefill if prefill else 2, 2 * sizes.topk
-    every = max(1, tokens // 64)  # the oracle takes some of many: it gathers each token's rows
+    every = max(1, tokens // 64)  # the oracle gathers the rows of each token, so it takes a sample
     shape = (tokens, sizes.topk)
     indices = torch.randint(1, slots, shape, generator=g, device=device, dtype=torch.int32)
-    indices[0, sizes.topk // 3 :] = -1  # the tail that top-k leaves for a short request
+    indices[0, sizes.topk // 3 :] = -1  # as top-k fills the list of a short request
     indices[every, ::5] = -1
     q = _draw_normal(g, tokens, HEADS, ROW_DIM).to(torch.bfloat16)
     pool = make_latent_pool(layout, indices, slots, g)
@@ -323,7 +330,7 @@ def _check_mla(
 
 
 def _read_packed(packed: torch.Tensor) -> torch.Tensor:
-    """Rows as the oracle reads them: a scale may be a unit off in the last place, a code may not."""
+    """Unpack rows with the oracle, so that the last bit of a scale may differ and a code may not."""
     return reference.unpack_rows(packed.view(torch.uint8).reshape(-1, packed.shape[-1]))
 
 
@@ -356,7 +363,7 @@ def _check_scatter(functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
 
 
 def _make_packed_rows(device: torch.device) -> torch.Tensor:
-    """uint8 [40, 1, 656]: every finite code, under scales that are no powers of two."""
+    """Make rows uint8 [40, 1, 656] with every finite code and scales that are not powers of two."""
     rows = torch.arange(40 * NOPE_DIM, device=device).view(40, NOPE_DIM) % 0x7F
     rows[::2] |= 0x80
     packed = torch.zeros(40, 656, dtype=torch.uint8, device=device)
@@ -408,7 +415,7 @@ CHECKS: tuple[Check, ...] = (
 
 
 def _find_obstacle() -> str | None:
-    """Why nothing can be checked here; None when it can."""
+    """Return why the kernels cannot be checked on this machine, or None if they can."""
     if not torch.cuda.is_available():
         built = torch.version.cuda
         why = (
@@ -424,13 +431,13 @@ def _find_obstacle() -> str | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. With ``--json``, a JSON object a line, as soon as it is known.
+    """Run the command. With ``--json`` it prints one JSON object per line, each as soon as it is known.
 
-    The first line says what is tested (``device``, ``sm``, ``torch``, ``triton``) or, as ``unfit``, why
-    nothing is; then an :class:`Outcome` a line; the last has the ``seconds`` of all.
+    The first line says what is tested (``device``, ``sm``, ``torch``, ``triton``), or in ``unfit`` why
+    nothing is tested. One :class:`Outcome` per line follows. The last line has the ``seconds`` of all checks.
     """
     parser = argparse.ArgumentParser(prog="selftest", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--json", action="store_true", help="print a JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     as_json = parser.parse_args(arguments).json
 
     def print_record(text: str, record: dict[str, Any]) -> None:

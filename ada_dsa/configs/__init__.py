@@ -1,8 +1,8 @@
-"""Kernel configurations: one table, one function that picks from it.
+"""Kernel configurations: one table, and one function that picks a row of it.
 
-Nothing is tuned while serving. A row is keyed by (operation, architecture, shape bucket) and carries
-the compile record or measurement that justifies it; shared memory and registers quoted in the tables are
-those of Triton 3.7.1 and are asserted per architecture by the compile-gate tests.
+Nothing is tuned while the server runs. The key of a row is (operation, architecture, shape bucket). Each
+row states the compile record or the measurement that justifies it. The shared memory and registers in
+these statements are those of Triton 3.7.1; the compile-gate tests assert the limits per architecture.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ ROWS: tuple[Config, ...] = indexer.ROWS + topk.ROWS + sparse_mla.ROWS + sparse_m
 
 
 def pick(op: str, arch: int, **shape: int) -> Config:
-    """The configuration of ``op`` on ``arch`` for a shape.
+    """Return the configuration of ``op`` on ``arch`` for a shape.
+
+    It is the row of the operation and bucket with the highest architecture that is not above ``arch``.
 
     Args:
-        op: operation name, a key of the table.
+        op: operation name.
         arch: from :func:`.arch.target_arch`.
-        shape: what the operation's bucket function takes.
+        shape: arguments of the operation's bucket function.
 
     Raises:
         ValueError: no row serves that operation, architecture and bucket.

@@ -1,4 +1,8 @@
-"""Rows of sparse MLA."""
+"""Configuration rows of sparse MLA.
+
+In ``evidence``, bytes are shared memory per block. Times were measured on an H200 under the lowering of
+the architecture named, or natively; the time in brackets is that of the alternative.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,11 @@ from types import MappingProxyType
 
 from .table import Config
 
-# fp8 rows are prefetched into registers and converted once (Triton pipelines no tile that it
-# converts); bf16 rows feed the dots as they are and go through Triton's own cp.async pipeline.
+# fp8 rows are prefetched into registers and converted once, because Triton does not pipeline a tile that it
+# converts. bf16 rows enter the dots unchanged and use Triton's own cp.async pipeline.
 # SWAP: keys are M and heads are N of both dots, so that eight heads need no padding.
-# What binds fp8 rows is shared memory (82 % of its rate on an H200 under sm_89 with 8 heads): each
-# warp reads Q anew for every tile, so large tiles win while two blocks or eight warps fit.
+# The bandwidth of shared memory limits fp8 rows (82 % of its peak on an H200 under sm_89 with 8 heads): each
+# warp reads Q again for every tile. Large tiles are faster as long as two blocks or eight warps fit.
 
 
 def _mla(**params: int) -> Mapping[str, int]:
@@ -36,9 +40,10 @@ ROWS: tuple[Config, ...] = (
         num_warps=4,
         num_stages=1,
         blocks_per_sm=2,
-        evidence="sm_89 to 120: 46,080 B, 215-225 registers x 128 threads: two blocks in 100 KB; left alone, ptxas "
-        "takes 168 and spills on sm_120. On an H200 at 64 tokens 55.0 us under sm_89 and 55.3 natively, "
-        "against 66.2 for eight warps and 64 rows and, natively, 71.7 for three blocks of 16 rows",
+        evidence="sm_89 to 120: 46,080 B, 215-225 registers x 128 threads: two blocks in 100 KB; without "
+        "maxnreg ptxas uses 168 registers and spills on sm_120. On an H200 at 64 tokens: 55.0 us under "
+        "sm_89 and 55.3 natively; 66.2 for eight warps and tiles of 64 rows; natively 71.7 for three "
+        "blocks and tiles of 16 rows",
         params=_mla(BLOCK_H=8, BLOCK_N=32, SWAP=1, MAXNREG=255),
     ),
     Config(
@@ -58,8 +63,8 @@ ROWS: tuple[Config, ...] = (
         num_warps=8,
         num_stages=1,
         blocks_per_sm=1,
-        evidence="sm_89/120: 92,160 B, 227 registers x 256 threads; on an H200 at 64 tokens under sm_89 65.1 us, "
-        "against 89 for tiles of 32",
+        evidence="sm_89/120: 92,160 B, 227 registers x 256 threads; on an H200 at 64 tokens under sm_89 "
+        "65.1 us, 89 for tiles of 32 rows",
         params=_mla(BLOCK_H=16, BLOCK_N=64, SWAP=0),
     ),
     Config(
@@ -69,8 +74,8 @@ ROWS: tuple[Config, ...] = (
         num_warps=4,
         num_stages=1,
         blocks_per_sm=2,
-        evidence="sm_90: 55,296 B, 255 registers x 128 threads: two blocks in 227 KB; on an H200, against the row of "
-        "sm_89: one token 10.6 us (12.6), 64 tokens 64.9 (65.0), 128 tokens 102.2 (124.4)",
+        evidence="sm_90: 55,296 B, 255 registers x 128 threads: two blocks in 227 KB; on an H200, against "
+        "the row of sm_89: one token 10.6 us (12.6), 64 tokens 64.9 (65.0), 128 tokens 102.2 (124.4)",
         params=_mla(BLOCK_H=16, BLOCK_N=32, SWAP=0),
     ),
     Config(
@@ -80,7 +85,7 @@ ROWS: tuple[Config, ...] = (
         num_warps=8,
         num_stages=1,
         blocks_per_sm=1,
-        evidence="as sm_89: same lowering, same limit",
+        evidence="as sm_89: the same lowering and the same limits",
         params=_mla(BLOCK_H=16, BLOCK_N=64, SWAP=0),
     ),
     Config(
@@ -90,8 +95,9 @@ ROWS: tuple[Config, ...] = (
         num_warps=8,
         num_stages=1,
         blocks_per_sm=1,
-        evidence="sm_80 to 89: 73,728 B, 243-255 registers x 256 threads; 64 heads a block would need 72 KB for Q "
-        "alone. On an H200 under sm_89 at 64 tokens and 64 heads 241 us, 243 for blocks of 16 heads",
+        evidence="sm_80 to 89: 73,728 B, 243-255 registers x 256 threads; with 64 heads per block Q alone "
+        "would need 72 KB. On an H200 under sm_89 at 64 tokens and 64 heads 241 us, 243 for blocks of 16 "
+        "heads",
         params=_mla(BLOCK_H=32, BLOCK_N=32, SWAP=0),
     ),
     Config(
@@ -101,8 +107,8 @@ ROWS: tuple[Config, ...] = (
         num_warps=8,
         num_stages=1,
         blocks_per_sm=1,
-        evidence="sm_90: 110,592 B, 253 registers x 256 threads; on an H200 with 64 heads, against the row of sm_89: "
-        "64 tokens 148.7 us (222), 2048 tokens 4379 (6861)",
+        evidence="sm_90: 110,592 B, 253 registers x 256 threads; on an H200 with 64 heads, against the row "
+        "of sm_89: 64 tokens 148.7 us (222), 2048 tokens 4379 (6861)",
         params=_mla(BLOCK_H=32, BLOCK_N=64, SWAP=0),
     ),
     Config(
@@ -112,7 +118,7 @@ ROWS: tuple[Config, ...] = (
         num_warps=8,
         num_stages=1,
         blocks_per_sm=1,
-        evidence="as sm_89: same lowering, same limit",
+        evidence="as sm_89: the same lowering and the same limits",
         params=_mla(BLOCK_H=32, BLOCK_N=32, SWAP=0),
     ),
     Config(
@@ -137,7 +143,7 @@ ROWS: tuple[Config, ...] = (
     ),
 )
 
-# The TileLang kernel, packed rows only: one block a multiprocessor.
+# The TileLang kernel reads packed rows only and runs one block per multiprocessor.
 TILELANG_ROWS: tuple[Config, ...] = (
     Config(
         op="sparse_mla_tilelang",
@@ -146,8 +152,9 @@ TILELANG_ROWS: tuple[Config, ...] = (
         num_warps=4,
         num_stages=1,
         blocks_per_sm=1,
-        evidence="sm_80 to 120: 57,472 B, 143-160 registers x 128 threads, no spill; on an H200 natively, 8 heads: "
-        "one token 31.7 us, 64 tokens 373 (Triton 9.3 and 54.4): rows are not prefetched",
+        evidence="sm_80 to 120: 57,472 B, 143-160 registers x 128 threads, no spill; on an H200 natively "
+        "with 8 heads: one token 31.7 us, 64 tokens 373 (Triton 9.3 and 54.4), because rows are not "
+        "prefetched",
         params=_mla(BLOCK_H=16, BLOCK_N=32),
     ),
     Config(
@@ -167,8 +174,9 @@ TILELANG_ROWS: tuple[Config, ...] = (
         num_warps=8,
         num_stages=1,
         blocks_per_sm=1,
-        evidence="sm_80 to 120: 96,320 B, 186-197 registers x 256 threads, no spill: rows are read and converted "
-        "once for 64 heads; on an H200 natively one token 30.7 us, 64 tokens 369 (Triton 17.1 and 150)",
+        evidence="sm_80 to 120: 96,320 B, 186-197 registers x 256 threads, no spill; rows are read and "
+        "converted once for 64 heads; on an H200 natively one token 30.7 us, 64 tokens 369 (Triton 17.1 "
+        "and 150)",
         params=_mla(BLOCK_H=64, BLOCK_N=16),
     ),
 )

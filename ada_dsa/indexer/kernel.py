@@ -1,15 +1,15 @@
 """Triton kernels of the DSA indexer: paged (decode) and ragged (prefill) MQA logits.
 
-Both compute, for query i and key j,
+Both kernels compute, for query i and key j,
 
     logit[i, j] = k_scale[j] * sum_h weights[i, h] * relu(q[i, h] . k[j])
 
-(DeepSeek-V3.2 technical report, equation 1, with the query scale folded into the weights) with the
-keys as the M operand of the dot: heads reduce along N inside a warp, and a page of keys is one
-contiguous 8 KB block.
+This is equation 1 of the DeepSeek-V3.2 technical report with the query scale folded into the weights. The
+keys are the M operand of the dot. Heads then reduce along N inside a warp, and the keys of a page are one
+contiguous block of 8 KB.
 
-Where Triton has no e4m3 type (sm_80, sm_86) the operands come as bytes and are decoded to fp16
-scaled by 2^-8, which is exact for every finite e4m3 value; the factor 2^16 goes into the weights.
+Triton has no e4m3 type on sm_80 and sm_86. There the operands are bytes, which the kernels decode to fp16
+times 2^-8. This is exact for every finite e4m3 value. The weights take the factor 2^16.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import triton.language as tl
 
 @triton.jit
 def decode_e4m3(bits):
-    """Bytes holding finite e4m3 values -> fp16 holding value * 2^-8, exactly (subnormals too)."""
+    """Decode bytes of finite e4m3 values to fp16 values times 2^-8, exactly, subnormals included."""
     wide = bits.to(tl.uint16)
     return (((wide & 0x80) << 8) | ((wide & 0x7F) << 7)).to(tl.float16, bitcast=True)
 
@@ -35,7 +35,7 @@ def _load_query(
     DIM: tl.constexpr,
     FP8: tl.constexpr,
 ):
-    """One query's heads as a [DIM, HEADS_PAD] operand and its head weights; padding is zero."""
+    """Load one query's heads as an operand [DIM, HEADS_PAD] and its head weights; padding is zero."""
     heads = tl.arange(0, HEADS_PAD)
     dims = tl.arange(0, DIM)
     offsets = heads[:, None] * stride_q_h + dims[None, :]
@@ -56,20 +56,20 @@ def _load_query(
 
 @triton.jit
 def _compute_scores(k, q, w):
-    """[M, D] keys, [D, N] heads, [N] weights -> [M] weighted sums of the positive dot products."""
+    """Sum the positive dot products of keys [M, D] and heads [D, N], weighted by [N]; returns [M]."""
     dots = tl.dot(k, q, out_dtype=tl.float32)
     return tl.sum(tl.maximum(dots, 0.0) * w[None, :], axis=1)
 
 
 @triton.jit
 def _load_page_entry(table_ptr, page, stop):
-    """Block-table entry of logical page ``page``, as it is; that of page ``stop - 1`` past it."""
+    """Load the block-table entry of logical page ``page``, or of page ``stop - 1`` from ``stop`` on."""
     return tl.load(table_ptr + tl.maximum(tl.minimum(page, stop - 1), 0))
 
 
 @triton.jit
 def _clamp_page_id(entry, num_pages):
-    """The page that an entry names; clamped, so no table content can fault."""
+    """Return the page id of an entry, clamped to the pool, so that no table content reads outside it."""
     return tl.minimum(tl.maximum(entry, 0), num_pages - 1).to(tl.int64)
 
 
@@ -84,7 +84,7 @@ def _load_length(
     LENS_2D: tl.constexpr,
     limit,
 ):
-    """Number of keys that query J of request ``row`` sees, at most ``limit``."""
+    """Load the number of keys that query J of request ``row`` sees, at most ``limit``."""
     if LENS_2D:
         length = tl.load(lens_ptr + row * stride_len_b + J * stride_len_n)
     else:
@@ -103,7 +103,10 @@ def _load_longest(
     LENS_2D: tl.constexpr,
     limit,
 ):
-    """Most keys any query of each request sees, in [0, limit]. ``rows`` and ``mask``: vectors."""
+    """Load the largest number of keys that a query of each request sees, limited to [0, limit].
+
+    ``rows`` and ``mask`` are vectors of requests.
+    """
     longest = tl.load(
         lens_ptr + rows * stride_len_b + (NEXT_N - 1) * stride_len_n, mask=mask, other=0
     )
@@ -130,7 +133,7 @@ def paged_mqa_logits_kernel(
     out_ptr,  # [B * NEXT_N, >= limit] fp32
     batch,
     num_pages,
-    limit,  # columns of the output that may be written
+    limit,  # number of output columns that may be written
     stride_q_b,
     stride_q_n,
     stride_q_h,
@@ -147,15 +150,16 @@ def paged_mqa_logits_kernel(
     HEADS_PAD: tl.constexpr,
     DIM: tl.constexpr,
     PAGE: tl.constexpr,
-    BATCH_PAD: tl.constexpr,  # 0: one row per program_id(0), split along program_id(1)
+    BATCH_PAD: tl.constexpr,  # 0: one request per program_id(0), divided along program_id(1)
     FP8: tl.constexpr,
     PAGES: tl.constexpr,  # pages per iteration, 1 or 2
     STAGES: tl.constexpr,
 ):
-    """Split-KV paged logits. Work is divided by the lengths on the device, never by the host.
+    """Compute paged logits with the keys divided among programs.
 
-    With BATCH_PAD > 0 the pages of all requests form one list, of which each program takes an equal
-    share; a share may span requests. With BATCH_PAD == 0 each request is cut into equal shares.
+    The division follows the lengths on the device, and the host does not take part. With BATCH_PAD > 0
+    the pages of all requests form one list, and each program takes an equal share of it. A share may
+    span requests. With BATCH_PAD == 0 each request is divided into equal shares.
     """
     if BATCH_PAD > 0:
         rows = tl.arange(0, BATCH_PAD)
@@ -215,7 +219,7 @@ def paged_mqa_logits_kernel(
         page_hi = tl.minimum(stop - before, row_pages)
         before += row_pages
 
-        # Everything below is invariant in the page loop; an empty request runs it zero times.
+        # These values do not change in the page loop, which runs zero times for an empty request.
         q_row = q_ptr + row64 * stride_q_b
         w_row = w_ptr + row64 * NEXT_N * stride_w
         out_row = out_ptr + row64 * NEXT_N * stride_out
@@ -234,7 +238,8 @@ def paged_mqa_logits_kernel(
                 q_row + 3 * stride_q_n, w_row + 3 * stride_w, stride_q_h, HEADS, HEADS_PAD, DIM, FP8
             )
 
-        # Keys past this program's share belong to another one: an odd share ends in half a pair.
+        # Keys beyond this program's share belong to another program. A share with an odd number of
+        # pages ends in the middle of a pair.
         share_end = page_hi * PAGE
         length0 = tl.minimum(length0, share_end)
         if NEXT_N > 1:
@@ -244,9 +249,10 @@ def paged_mqa_logits_kernel(
         if NEXT_N > 3:
             length3 = tl.minimum(length3, share_end)
 
-        # Table entries are loaded one iteration before their use, and carried as loaded. A load whose
-        # result the loop uses before carrying it becomes an asynchronous copy, and waiting for that
-        # one waits for all copies before it: with entries clamped here no key load overlapped another.
+        # Table entries are loaded one iteration before their use and are carried unchanged. If the loop
+        # used an entry before carrying it, Triton would make its load an asynchronous copy, and waiting
+        # for this copy waits for all earlier ones. With entries clamped here, no key load overlapped
+        # another.
         entry0 = _load_page_entry(table_row, page_lo, page_hi)
         if PAGES == 2:
             entry1 = _load_page_entry(table_row, page_lo + 1, page_hi)
@@ -287,7 +293,10 @@ def paged_mqa_logits_kernel(
 def find_visible_queries(
     ks_ptr, ke_ptr, num_q, key_start, BLOCK_KV: tl.constexpr, CHUNK: tl.constexpr
 ):
-    """First and last query of this program's chunk (axis 1) that see the key tile; first > last: none."""
+    """Find the first and the last query of this program's chunk (axis 1) that see the key tile.
+
+    If no query sees it, the first is greater than the last.
+    """
     queries = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     exists = queries < num_q
     all_ks = tl.load(ks_ptr + queries, mask=exists, other=0)
@@ -300,7 +309,7 @@ def find_visible_queries(
 
 @triton.jit
 def load_keys(key_ptr, scale_ptr, keys, in_pool, stride_k, DIM: tl.constexpr, FP8: tl.constexpr):
-    """Key tile of the ragged kernels, an operand [BLOCK_KV, DIM], and its scales."""
+    """Load the key tile of the ragged kernels as an operand [BLOCK_KV, DIM], and its scales."""
     key_offsets = keys.to(tl.int64)[:, None] * stride_k + tl.arange(0, DIM)[None, :]
     if FP8:
         k = tl.load(key_ptr + key_offsets, mask=in_pool[:, None], other=0.0)
@@ -335,11 +344,12 @@ def ragged_mqa_logits_kernel(
     FP8: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Ragged logits: a key tile stays put while the queries whose windows touch it stream past.
+    """Compute ragged logits: a program keeps its key tile and loops over the queries that see the tile.
 
-    Programs along axis 0 take key tiles, along axis 1 chunks of queries. The queries visited are
-    the hull of those in the chunk that see the tile, found by looking at all of the chunk's
-    windows: exact for the monotone windows of concatenated requests, merely wider for others.
+    Axis 0 of the grid is key tiles, and axis 1 is chunks of queries. A program reads all windows of its
+    chunk and visits the queries from the first to the last that sees the tile. For the monotone windows
+    of concatenated requests these are exactly the queries that see it. For other windows there may be
+    queries between them that do not see it; nothing is stored for these.
     """
     key_start = tl.program_id(0) * BLOCK_KV
     first, last = find_visible_queries(ks_ptr, ke_ptr, num_q, key_start, BLOCK_KV, CHUNK)
@@ -386,7 +396,7 @@ def _count_request_pages(
     NEXT_N: tl.constexpr,
     PAGE: tl.constexpr,
 ):
-    """Pages that the queries of each request see, int64; 0 past the last request."""
+    """Count the pages that the queries of each request see, int64; 0 beyond the last request."""
     longest = _load_longest(
         lens_ptr,
         rows,
@@ -411,7 +421,10 @@ def paged_schedule_kernel(
     PAGE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Program s writes (request, page) where share s of programs - 1 equal shares begins."""
+    """Write the schedule: program s stores (request, page) where share s begins.
+
+    There are as many equal shares as programs, less one. The last program stores the end.
+    """
     share = tl.program_id(0)
     shares = tl.num_programs(0) - 1
     lanes = tl.arange(0, BLOCK)

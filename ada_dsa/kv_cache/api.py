@@ -1,7 +1,7 @@
-"""Public functions of the KV cache: contracts of sglang's ``quant_k_cache`` and ``dequant_k_cache``.
+"""Public functions of the KV cache, with the contracts of sglang's ``quant_k_cache`` and ``dequant_k_cache``.
 
-Bytes equal those of sglang's Triton kernels (0.5.9 to 0.5.23) with one exception: a 128-value tile
-that is all zero gets codes 0, where sglang stores NaN (0 * inf).
+The bytes equal those of sglang's Triton kernels (0.5.9 to 0.5.23) with one exception: the codes of a tile of
+128 zeros are 0, while sglang stores NaN (0 * inf).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from .layout import (
 
 _FP8 = torch.float8_e4m3fn
 _CODES = (_FP8, torch.uint8)
-_TOKENS = 4  # rows per program, one per warp
+_TOKENS = 4  # rows per program, one row per warp
 
 
 def _split_views(rows: torch.Tensor, bytes_only: bool) -> tuple[torch.Tensor, ...]:
-    """Codes, scales and rotary part of uint8 rows [N, 656] as typed views of the same memory."""
+    """Return codes, scales and rotary part of uint8 rows [N, 656] as typed views of the same memory."""
     codes = rows[:, :NOPE_DIM]
     return (
         codes if bytes_only else codes.view(_FP8),
@@ -43,7 +43,7 @@ def _split_views(rows: torch.Tensor, bytes_only: bool) -> tuple[torch.Tensor, ..
 
 
 def _view_2d(tensor: object, name: str, width: int) -> torch.Tensor:
-    """bfloat16 [N, width] or [N, 1, width], any row stride, as [N, width]."""
+    """Check bfloat16 [N, width] or [N, 1, width], any row stride, and return it as [N, width]."""
     filled = isinstance(tensor, torch.Tensor) and tensor.numel() > 0
     checked = require_tensor(
         tensor, name, dtype=torch.bfloat16, ndim=(2, 3), unit_last_stride=filled
@@ -55,7 +55,7 @@ def _view_2d(tensor: object, name: str, width: int) -> torch.Tensor:
 
 
 def _view_rows(pool: object, name: str) -> torch.Tensor:
-    """Packed rows of any rank with last dimension 656 as uint8 [N, 656], sharing memory."""
+    """Check packed rows of any rank with last dimension 656 and view them as uint8 [N, 656]."""
     checked = require_tensor(pool, name, dtype=_CODES, contiguous=True)
     if checked.dim() < 2 or checked.shape[-1] != PACKED_BYTES:
         raise ValueError(
@@ -148,8 +148,8 @@ def quantize_k_cache(cache_k: torch.Tensor, dv: int | None = None) -> torch.Tens
         dv: width of the latent part; 512 or None.
 
     Returns:
-        float8_e4m3fn [..., 656], newly allocated: 512 codes, 4 float32 scales (amax / 448 of 128
-        values each), 64 bfloat16.
+        float8_e4m3fn [..., 656], newly allocated: 512 codes, 4 float32 scales (each amax / 448 of 128
+        values), 64 bfloat16.
 
     Raises:
         TypeError, ValueError: dtype, width or ``dv`` is not accepted.
@@ -178,7 +178,7 @@ def quantize_k_cache(cache_k: torch.Tensor, dv: int | None = None) -> torch.Tens
 def quantize_k_cache_separate(
     k_nope: torch.Tensor, k_rope: torch.Tensor, tile_size: int = TILE
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pack latent and rotary parts into two byte tensors (for sglang's two-part pool writer).
+    """Pack the latent and the rotary part into two byte tensors, for sglang's two-part pool writer.
 
     Args:
         k_nope: bfloat16 [N, 512] or [N, 1, 512].
@@ -186,7 +186,7 @@ def quantize_k_cache_separate(
         tile_size: values per scale; 128.
 
     Returns:
-        uint8 [N, 1, 528] (codes, then scales) and uint8 [N, 1, 128] (bfloat16 bytes); side by side
+        uint8 [N, 1, 528] (codes, then scales) and uint8 [N, 1, 128] (bytes of bfloat16). Concatenated,
         they are the packed rows of :func:`quantize_k_cache`.
 
     Raises:
@@ -217,18 +217,18 @@ def quantize_k_cache_separate(
 def quantize_and_scatter(
     k_nope: torch.Tensor, k_rope: torch.Tensor, kv_buffer: torch.Tensor, loc: torch.Tensor
 ) -> None:
-    """Pack rows straight into their pool slots: one launch in place of quantise, then scatter.
+    """Pack rows directly into their pool slots, in one launch instead of one to quantise and one to scatter.
 
     Args:
         k_nope: bfloat16 [N, 512] or [N, 1, 512].
         k_rope: bfloat16 [N, 64] or [N, 1, 64].
-        kv_buffer: float8_e4m3fn or uint8, contiguous, [..., 656]; slot = flat row number.
-        loc: int32 or int64 [N] slots. A negative slot is skipped. Where two rows name one slot
-            (padding rows name slot 0) either may end up there.
+        kv_buffer: float8_e4m3fn or uint8, contiguous, [..., 656]. A slot is a flat row number.
+        loc: int32 or int64 [N] slots. A row with a negative slot is skipped. If two rows have the same
+            slot (padding rows have slot 0), the slot receives one of them; which one is undefined.
 
     Raises:
         TypeError, ValueError: dtype, shape, layout or device is not accepted. With
-            ``ADA_DSA_DEBUG=1`` also a slot past the end of the pool.
+            ``ADA_DSA_DEBUG=1`` also if a slot is beyond the end of the pool.
     """
     nope, rope = _view_2d(k_nope, "k_nope", NOPE_DIM), _view_2d(k_rope, "k_rope", ROPE_DIM)
     count = nope.shape[0]
@@ -251,7 +251,7 @@ def dequantize_k_cache(quant_k_cache: torch.Tensor, dv: int | None = None) -> to
         dv: width of the latent part; 512 or None.
 
     Returns:
-        bfloat16 [..., 576]: code times scale in float32, rounded once; rotary part copied.
+        bfloat16 [..., 576]: code times scale in float32, rounded once. The rotary part is copied.
 
     Raises:
         TypeError, ValueError: dtype, width, layout or ``dv`` is not accepted.
@@ -268,7 +268,7 @@ def dequantize_k_cache(quant_k_cache: torch.Tensor, dv: int | None = None) -> to
 def dequantize_k_cache_paged(
     quant_k_cache: torch.Tensor, page_table_1_flattened: torch.Tensor, group_size: int = TILE
 ) -> torch.Tensor:
-    """Unpack the rows a flat page table (page size 1) names.
+    """Unpack the rows that a flat page table (page size 1) names.
 
     Args:
         quant_k_cache: float8_e4m3fn or uint8, contiguous, [..., 656].
@@ -280,7 +280,7 @@ def dequantize_k_cache_paged(
 
     Raises:
         TypeError, ValueError: dtype, shape, layout or device is not accepted. With
-            ``ADA_DSA_DEBUG=1`` also a row number past the end.
+            ``ADA_DSA_DEBUG=1`` also if a row number is beyond the end.
 
     Source: sglang ``dequantize_k_cache_paged`` (0.5.9), ``dequantize_k_cache_paged_dsa`` (0.5.23).
     """

@@ -1,19 +1,22 @@
-"""Scores as ordered integers: a row's keys, and the find_threshold for its k-th highest."""
+"""Keys of a row: its scores as ordered integers, and the search for the k-th highest key."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-# Codes below every score: an absent element, and NaN. Every other key is the float's bits, or for a
-# negative float -magnitude - 1, so that -inf is -2139095041.
+# Keys below that of every other score: an absent element, and NaN. The key of a float is its bits, and that
+# of a negative float is -magnitude - 1. The key of -inf is therefore -2139095041.
 ABSENT = tl.constexpr(-2147483648)
 NAN_KEY = tl.constexpr(-2147483647)
 
 
 @triton.jit
 def encode_key(bits):
-    """Bits of a float32 (int32) -> int32 with the order of the scores; -0 as +0, NaN as NAN_KEY."""
+    """Convert the bits of float32 scores (int32) to int32 keys in the order of the scores.
+
+    -0 has the key of +0, and NaN has NAN_KEY.
+    """
     magnitude = bits & 0x7FFFFFFF
     key = tl.where(bits < 0, -magnitude - 1, bits)
     key = tl.where(magnitude == 0, 0, key)
@@ -22,7 +25,7 @@ def encode_key(bits):
 
 @triton.jit
 def _decode_key(key):
-    """The float32 whose ordered key is ``key`` (some NaN for the two codes below -inf)."""
+    """Return the float32 whose key is ``key``; the two keys below that of -inf give NaN."""
     return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
@@ -33,9 +36,9 @@ def _encode_value(value):
 
 @triton.jit
 def load_row_window(lengths_ptr, starts_ptr, row, width, topk, HAS_STARTS: tl.constexpr):
-    """First column and number of scores of a row; no length or start can reach past the row.
+    """Return the first column and the number of scores of a row, limited to the row's columns.
 
-    A row of at most ``topk`` scores keeps its length as given: its scores are never read.
+    The length of a row of at most ``topk`` scores is not limited, because its scores are never read.
     """
     length = tl.maximum(tl.load(lengths_ptr + row), 0)
     begin = length * 0
@@ -47,10 +50,11 @@ def load_row_window(lengths_ptr, starts_ptr, row, width, topk, HAS_STARTS: tl.co
 
 @triton.jit
 def load_keys(row_ptr, base, begin, end, PADDED: tl.constexpr, TILE: tl.constexpr):
-    """Keys of columns [base, base + TILE) of a row, ABSENT outside [begin, end); local indices.
+    """Load the keys of columns [base, base + TILE) of a row, and their indices from ``begin``.
 
-    ``base`` is a multiple of 16. PADDED: columns up to the next multiple of 16 are readable, so the
-    load may be masked in whole vectors; an exact mask would split it into single elements.
+    A key outside [begin, end) is ABSENT. ``base`` is a multiple of 16. PADDED says that columns up to
+    the next multiple of 16 may be read. The load then needs a mask for whole vectors only; an exact
+    mask would split the load into single elements.
     """
     column = base + tl.arange(0, TILE)
     inside = (column >= begin) & (column < end)
@@ -68,10 +72,11 @@ def _add_pairs(a0, a1, b0, b1):
 
 @triton.jit
 def _count_four(keys, t0, t1, t2, t3):
-    """How many keys reach each threshold, two to a number: t1 and t3 in the upper 16 bits.
+    """Count the keys at or above each threshold, two counts per int32: t1 and t3 in the upper 16 bits.
 
-    At most 16,384 keys. One reduction of both numbers, because its barriers are what it costs; of
-    many keys two, which hold fewer registers (with one, Triton 3.6.0 spills on sm_120).
+    There are at most 16,384 keys. One reduction computes both numbers, because barriers dominate its
+    cost. Many keys use two reductions, which need fewer registers: with one, Triton 3.6.0 spills on
+    sm_120.
     """
     c01 = (keys >= t0).to(tl.int32) + ((keys >= t1).to(tl.int32) << 16)
     c23 = (keys >= t2).to(tl.int32) + ((keys >= t3).to(tl.int32) << 16)
@@ -85,7 +90,7 @@ def _count_four(keys, t0, t1, t2, t3):
 
 @triton.jit
 def choose_thresholds(lo, hi, count_lo, count_hi, need):
-    """Four choose_thresholds in (lo, hi] for a bracket with ``count_lo`` keys >= lo, ``count_hi`` > hi."""
+    """Choose four thresholds in (lo, hi] for a bracket with ``count_lo`` keys >= lo, ``count_hi`` > hi."""
     inside = (count_lo - count_hi).to(tl.float32)
     share = ((count_lo - need).to(tl.float32) + 0.5) / inside
     low = _decode_key(lo)
@@ -103,9 +108,9 @@ def choose_thresholds(lo, hi, count_lo, count_hi, need):
 
 @triton.jit
 def narrow_bracket(lo, hi, count_lo, count_hi, need, slack, threshold, count):
-    """The bracket after learning that ``count`` keys reach ``threshold``.
+    """Narrow the bracket by the knowledge that ``count`` keys are at or above ``threshold``.
 
-    A count in [need, need + slack] ends the find_threshold: the bracket collapses onto the threshold.
+    A count in [need, need + slack] ends the search: both ends of the bracket become the threshold.
     """
     enough = count >= need
     good = enough & (count <= need + slack)
@@ -135,10 +140,10 @@ def _narrow_by_four(lo, hi, count_lo, count_hi, need, slack, t0, t1, t2, t3, c01
 
 @triton.jit
 def find_threshold(keys, total, need, slack):
-    """A threshold that between need and need + slack of ``keys`` reach, or the need-th highest key.
+    """Find a threshold that need to need + slack ``keys`` are at or above, or the need-th highest key.
 
-    ``total`` of the keys are present, at least ``need``. Returns the threshold T and how many keys
-    equal to T belong to the first ``need`` (all of them, if the count came out exact).
+    ``total`` keys are present, and ``total >= need``. Returns the threshold T and how many keys equal
+    to T belong to the first ``need``: all of them if exactly ``need`` keys are at or above T.
     """
     lo = tl.min(tl.where(keys == ABSENT, 2147483647, keys), axis=0)
     hi = tl.where(total <= need + slack, lo, tl.max(keys, axis=0))
