@@ -56,7 +56,7 @@ def full_layers(config: Any) -> list[int]:
 
 def has_shared_layers(config: Any) -> bool:
     """Whether a layer reuses the top-k of another layer, as in GLM-5.2 and not in DeepSeek-V3.2."""
-    return len(full_layers(config)) < config.num_hidden_layers
+    return bool(len(full_layers(config)) < config.num_hidden_layers)
 
 
 def index_k_slots(config: Any, start_layer: int, num_layers: int) -> list[int]:

@@ -15,6 +15,7 @@ from .._checks import (
     require_same_device,
     require_tensor,
 )
+from .._launch import on_device
 from ..arch import has_native_fp8, target_arch
 from . import reference
 from .layout import (
@@ -92,7 +93,7 @@ def _pack(
     if count == 0:
         return
     codes, scales, rope = targets
-    with torch.cuda.device_of(k_nope):
+    with on_device(k_nope.device):
         pack_rows_kernel[(-(-count // _TOKENS),)](
             k_nope,
             k_rope,
@@ -121,7 +122,7 @@ def _unpack(rows: torch.Tensor, slots: torch.Tensor | None, bytes_only: bool) ->
     if count == 0:
         return out
     codes, scales, rope = _split_views(rows, bytes_only)
-    with torch.cuda.device_of(rows):
+    with on_device(rows.device):
         unpack_rows_kernel[(-(-count // _TOKENS),)](
             codes,
             scales,

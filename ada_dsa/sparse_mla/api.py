@@ -8,7 +8,7 @@ import math
 import torch
 
 from .._checks import debug_check_range, require_int, require_same_device, require_tensor
-from .._launch import get_num_sms
+from .._launch import get_num_sms, on_device
 from ..arch import target_arch
 from ..configs import pick
 from ..kv_cache.layout import NOPE_DIM, ROPE_DIM, ROW_DIM, KvLayout, detect_layout
@@ -111,17 +111,17 @@ def launch(
         target = torch.empty(*shape, NOPE_DIM, dtype=torch.float32, device=device)
         target_lse = torch.empty(shape, dtype=torch.float32, device=device)
     else:
-        target, target_lse = out, lse
+        target, target_lse = out, out if lse is None else lse
     config, params = plan.config, plan.config.params
     options = {"maxnreg": params["MAXNREG"]} if params.get("MAXNREG") else {}
-    with torch.cuda.device_of(rows):
+    with on_device(rows.device):
         sparse_mla_kernel[(tokens * plan.head_blocks, plan.num_splits)](
             q_nope,
             q_rope,
             rows if layout is KvLayout.BF16 else rows.view(torch.int32),
             indices,
             target,
-            target_lse if target_lse is not None else target,
+            target_lse,
             q_nope.stride(0),
             q_nope.stride(1),
             q_rope.stride(0),
@@ -176,7 +176,7 @@ def launch_tilelang(
         warps=plan.config.num_warps,
         split=split,
     )
-    with torch.cuda.device_of(rows):
+    with on_device(rows.device):
         kernel(
             q_nope.contiguous(),
             q_rope.contiguous(),
@@ -248,6 +248,7 @@ def sparse_mla_fwd(
     _check_backend(backend, layout)
     device = require_same_device(q=q_nope, q_rope=q_rope, kv=rows, indices=lists)
     debug_check_range(lists, "indices", -(2**31), rows.shape[0] - 1)
+    lse: torch.Tensor | None
     if device.type != "cuda":
         exact, exact_lse = reference.sparse_mla(
             torch.cat([q_nope, q_rope], dim=2), rows, layout, lists, sm_scale
@@ -272,4 +273,4 @@ def sparse_mla_fwd(
             out, lse = launch_tilelang(q_nope, q_rope, rows, lists, sm_scale, plan, return_lse)
         else:
             out, lse = launch(q_nope, q_rope, rows, layout, lists, sm_scale, plan, return_lse)
-    return (out, lse) if return_lse else out
+    return (out, lse) if return_lse and lse is not None else out

@@ -192,7 +192,7 @@ def test_exit_status_and_report(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """``main`` from end to end, the CPU in the GPU's place."""
-    monkeypatch.setattr(selftest, "_unfit", lambda: None)
+    monkeypatch.setattr(selftest, "_find_obstacle", lambda: None)
     monkeypatch.setattr(selftest, "target_arch", lambda device: 80)
     monkeypatch.setattr(selftest, "LOGITS_BOUND", bound)
     monkeypatch.setattr(selftest, "Sizes", lambda: SIZES)
