@@ -76,7 +76,7 @@ def test_ragged_logits(queries: int) -> None:
 
 
 def test_topk_of_long_and_short_rows() -> None:
-    """Rows that are thinned, that are selected from directly, and that are taken whole."""
+    """Rows that are prefiltered, that are selected from directly, and that are taken whole."""
     generator = torch.Generator().manual_seed(0)
     score = torch.randn(3, 9008, generator=generator)
     lengths = torch.tensor([9000, 3000, 70], dtype=I32)
