@@ -94,11 +94,11 @@ class Outcome:
     problem: str | None = None
 
     def __str__(self) -> str:
-        verdict = "ok" if self.ok else "FAIL"
+        status = "ok" if self.ok else "FAIL"
         if self.problem is not None:
-            return f"{self.name:38} {verdict}  {self.problem}"
+            return f"{self.name:38} {status}  {self.problem}"
         wanted = f"<= {self.bound:.0e}" if self.bound else "exact"
-        return f"{self.name:38} {verdict:4}  error {self.error:.2e}  {wanted}"
+        return f"{self.name:38} {status:4}  error {self.error:.2e}  {wanted}"
 
 
 def measure_error(got: torch.Tensor, want: torch.Tensor) -> float:

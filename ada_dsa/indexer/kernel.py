@@ -325,7 +325,7 @@ def ragged_mqa_logits_kernel(
     scale_ptr,  # [Skv] fp32
     w_ptr,  # [S, HEADS] fp32
     ks_ptr,  # [S] int32, first key of each query's window
-    ke_ptr,  # [S] int32, one past its last key
+    ke_ptr,  # [S] int32, one beyond its last key
     out_ptr,  # [S, >= Skv] fp32; COMPRESSED: [S, >= max_seqlen_k], column 0 is key ks
     num_q,
     num_kv,

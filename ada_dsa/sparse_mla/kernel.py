@@ -38,13 +38,12 @@ from .row_loads import (
     normalize_scales,
 )
 
-LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
 # A row's scale is limited to this range where it enters the running maximum. Softmax weights without the
 # scale then stay finite and above zero for every content of the pool.
-LEAST_SCALE = tl.constexpr(2.0**-64)
-MOST_SCALE = tl.constexpr(2.0**100)
+MIN_SCALE = tl.constexpr(2.0**-64)
+MAX_SCALE = tl.constexpr(2.0**100)
 
 
 @triton.jit
@@ -230,7 +229,7 @@ def sparse_mla_kernel(
         # The second dot uses the weight times the row's scale, and this product must not exceed 1.
         weighted = s
         if LAYOUT == PACKED_FP8:
-            weighted = s + tl.log2(tl.minimum(tl.maximum(row_scale, LEAST_SCALE), MOST_SCALE))
+            weighted = s + tl.log2(tl.minimum(tl.maximum(row_scale, MIN_SCALE), MAX_SCALE))
         new_max = tl.maximum(running_max, tl.max(weighted, axis=KEYS))
         # The maximum is -inf while no row was selected. Then 0 avoids -inf minus -inf.
         base = tl.where(new_max == float("-inf"), 0.0, new_max)

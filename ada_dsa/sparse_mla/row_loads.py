@@ -79,8 +79,8 @@ def deinterleave_chunk(values):
     neighbouring addresses of shared memory, without bank conflicts.
     """
     rows: tl.constexpr = values.shape[0]
-    apart = tl.permute(tl.reshape(values, [rows, 8, 2, 8]), 0, 2, 1, 3)
-    return tl.reshape(apart, [rows, 128])
+    reordered = tl.permute(tl.reshape(values, [rows, 8, 2, 8]), 0, 2, 1, 3)
+    return tl.reshape(reordered, [rows, 128])
 
 
 @triton.jit
@@ -91,12 +91,12 @@ def interleave_chunk(sums, SWAP: tl.constexpr):
     """
     if SWAP:
         heads: tl.constexpr = sums.shape[1]
-        together = tl.permute(tl.reshape(sums, [2, 8, 8, heads]), 1, 0, 2, 3)
-        result = tl.reshape(together, [128, heads])
+        reordered = tl.permute(tl.reshape(sums, [2, 8, 8, heads]), 1, 0, 2, 3)
+        result = tl.reshape(reordered, [128, heads])
     else:
         rows: tl.constexpr = sums.shape[0]
-        together = tl.permute(tl.reshape(sums, [rows, 2, 8, 8]), 0, 2, 1, 3)
-        result = tl.reshape(together, [rows, 128])
+        reordered = tl.permute(tl.reshape(sums, [rows, 2, 8, 8]), 0, 2, 1, 3)
+        result = tl.reshape(reordered, [rows, 128])
     return result
 
 

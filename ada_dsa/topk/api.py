@@ -47,7 +47,7 @@ class Transform:
 def has_padded_rows(score: torch.Tensor) -> bool:
     """Whether every row may be read in aligned vectors, up to the next multiple of 16 columns.
 
-    Rows must start at multiples of 64 bytes, and the columns past the last row's end must lie inside
+    Rows must start at multiples of 64 bytes, and the columns beyond the last row's end must lie inside
     the tensor's storage.
     """
     rows, width = score.shape

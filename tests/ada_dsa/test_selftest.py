@@ -137,7 +137,7 @@ def test_rows_that_no_index_names_are_nan(layout: KvLayout) -> None:
     ("target", "sms"), [(80, 108), (86, 84), (89, 128), (90, 132), (120, 170), (120, 188)]
 )
 def test_the_sizes_take_every_path(target: int, sms: int) -> None:
-    """On cards of each architecture: attention with splits and without, top-k with a prefilter and without."""
+    """On cards of each architecture: attention with splits and without, top-k with and without prefilter."""
     sizes = selftest.Sizes()
     for layout in KvLayout:
         splits = {
