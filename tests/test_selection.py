@@ -7,8 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import selection
 from packaging.version import Version
+
+from tests import selection
 
 CARRIED = ("0.5.9", "0.5.10", "0.5.10.post1", "0.5.23")
 

@@ -33,17 +33,17 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import pytest
 
 if TYPE_CHECKING:
-    from tests.kernels.aot import Compiled
+    from tests.support.aot import Compiled
 
 ROOT = Path(__file__).resolve().parents[2]
-GATES = sorted((ROOT / "tests" / "kernels").glob("test_compile_gate_*.py"))
+GATES = sorted((ROOT / "tests" / "ada_dsa" / "compile_gate").glob("test_*.py"))
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ada_dsa"
 
 HEAD = """# Compile gate over Triton versions
 
 What every kernel uses when it is compiled for each architecture, without a GPU: registers of a thread x
 threads of a block, shared memory in bytes, and spills, which are local loads and stores. **FAILED**: an
-assertion of `tests/kernels/test_compile_gate_*.py` does not hold; the reasons are in the last table.
+assertion of `tests/ada_dsa/compile_gate/` does not hold; the reasons are in the last table.
 The assertions limit shared memory and spills, and ask for resident blocks, tensor-core instructions,
 and asynchronous copies or prefetch. The kernels were compiled, not run.
 """
@@ -121,7 +121,7 @@ class Recorder:
         self._item: pytest.Item | None = None
 
     def pytest_collection_finish(self) -> None:
-        import aot  # the module that the tests have imported, under their name for it
+        from tests.support import aot
 
         aot.listeners.append(self._compiled)
 

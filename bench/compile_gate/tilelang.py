@@ -12,8 +12,8 @@ import argparse
 import sys
 
 from ada_dsa import configs
-from tests.kernels import aot
-from tests.kernels.aot_tilelang import lower
+from tests.support import aot
+from tests.support.aot_tilelang import lower
 
 HEADS = (8, 32, 64)  # one number of heads for each row of the table of configurations
 

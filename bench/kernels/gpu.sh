@@ -17,8 +17,8 @@ cd "$(dirname "$0")/../.."
 
 LOWERINGS=${LOWERINGS:-"sm89 sm86 sm80 sm120"}
 JOBS=${JOBS:-8}
-SELECT=${SELECT:-tests/kernels}
-SANITIZED=${SANITIZED:-tests/kernels/test_sanitized.py}
+SELECT=${SELECT:-tests/ada_dsa}
+SANITIZED=${SANITIZED:-tests/ada_dsa/test_sanitized.py}
 GROUP=${GROUP:-}
 SWEEP_SECONDS=${SWEEP_SECONDS:-90}
 STEP_SECONDS=${STEP_SECONDS:-580}

@@ -19,8 +19,8 @@ import torch
 from ada_dsa import configs
 from ada_dsa.indexer import api as indexer_api
 from ada_dsa.indexer import kernel as indexer_kernel
+from ada_dsa.indexer import ragged_batched_kernel
 from ada_dsa.indexer import reference as indexer_reference
-from ada_dsa.indexer import several
 from ada_dsa.kv_cache.layout import ROW_DIM, KvLayout
 from ada_dsa.sparse_mla import api as mla_api
 from ada_dsa.sparse_mla import kernel as mla_kernel
@@ -28,10 +28,11 @@ from ada_dsa.sparse_mla import reference as mla_reference
 from ada_dsa.sparse_mla.plan import plan_launch
 from ada_dsa.topk import api as topk_api
 from ada_dsa.topk import kernel as topk_kernel
+from ada_dsa.topk import plan as topk_plan
 from ada_dsa.topk import reference as topk_reference
 from bench.kernels import indexer, sparse_mla, topk
 from bench.kernels.candidates import Candidate
-from tests.kernels.aot import Launch, recorded
+from tests.support.aot import Launch, recorded
 
 Call = Callable[[], torch.Tensor]
 W = TypeVar("W")
@@ -230,7 +231,7 @@ class Ragged(Operation[indexer.RaggedWork]):
         config = _config(configs.pick("ragged_logits", arch, heads=heads), candidate)
         knobs = candidate.knobs if candidate else {}
         tiles = -(-work.kv[0].shape[0] // config.params["BLOCK_KV"])
-        chunk = knobs.get("chunk") or indexer_api.ragged_chunk(
+        chunk = knobs.get("chunk") or indexer_api.choose_ragged_chunk(
             rows, tiles, config.blocks_per_sm * sms
         )
         out = torch.empty(rows, work.kv[0].shape[0], dtype=F32, device=work.q.device)
@@ -277,27 +278,29 @@ class TopK(Operation[topk.Work]):
 
     def call(self, work: topk.Work, candidate: Candidate | None, arch: int, sms: int) -> Call:
         rows, width = work.score.shape
-        how = topk_api.plan(rows, width, topk.TOPK, sms, arch, True)
-        select = thin = None
+        plan = topk_plan.plan_launch(
+            arch=arch, num_sms=sms, num_rows=rows, width=width, topk=topk.TOPK, padded=True
+        )
+        select = prefilter = None
         if candidate is not None:
             knobs = candidate.knobs
-            how = topk_api.Plan(
-                knobs.get("splits", how.splits), knobs.get("samples", how.samples),
-                bool(knobs.get("compact", how.compact)),
+            plan = topk_plan.LaunchPlan(
+                knobs.get("splits", plan.splits), knobs.get("samples", plan.samples),
+                bool(knobs.get("compact", plan.compact)),
             )  # fmt: skip
-            base = configs.pick("topk_select", arch, topk=topk.TOPK, compact=int(how.compact))
+            base = configs.pick("topk_select", arch, topk=topk.TOPK, compact=int(plan.compact))
             select = _config(base, candidate)
             if "thin" in knobs:
-                base = configs.pick("topk_thin", arch, topk=topk.TOPK)
+                base = configs.pick("topk_prefilter", arch, topk=topk.TOPK)
                 params = MappingProxyType({**base.params, "maxnreg": knobs["thin"]})
-                thin = configs.Config(
+                prefilter = configs.Config(
                     base.op, base.arch, base.bucket, base.num_warps, base.num_stages,
                     base.blocks_per_sm, candidate.name, params,
                 )  # fmt: skip
         transform = topk_api.Transform(topk_api.PAGED, table=work.table, cu_seqlens=work.cu_seqlens)
         return lambda: topk_api.launch(
-            work.score, work.lengths, None, transform, topk.TOPK, target=arch, how=how,
-            select=select, thin=thin,
+            work.score, work.lengths, None, transform, topk.TOPK, target=arch, plan=plan,
+            select=select, prefilter=prefilter,
         )  # fmt: skip
 
     def error(self, work: topk.Work, out: torch.Tensor) -> float:
@@ -337,7 +340,7 @@ def recording() -> Iterator[list[Launch]]:
 
     The list is filled at the end of the context.
     """
-    modules = (indexer_kernel, several, mla_kernel, topk_kernel)
+    modules = (indexer_kernel, ragged_batched_kernel, mla_kernel, topk_kernel)
     with ExitStack() as stack:
         found = [stack.enter_context(recorded(module)) for module in modules]
         launches: list[Launch] = []

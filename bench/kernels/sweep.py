@@ -38,7 +38,7 @@ from ada_dsa.arch import target_arch
 from bench.kernels import timing
 from bench.kernels.candidates import GROUPS, LOWERED, NATIVE, Candidate, Group
 from bench.kernels.operations import OPS, recording, wrong
-from tests.kernels import aot
+from tests.support import aot
 
 TABLE = "table"
 """The name of the table's configuration among those that are tried."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
-from ada_dsa import arch, support
+from ada_dsa import arch, requirements_check
 from tool.doctor import diagnose as doctor_judge
 from tool.doctor.environment import Check, Driver, Environment, Gpu, Owner, SelfTest, Torch
 from tool.series import model as series
@@ -150,7 +150,10 @@ def test_the_override_puts_any_gpu_on_the_sm_89_path() -> None:
 
 def test_the_rules_are_those_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(arch.OVERRIDE_VARIABLE, raising=False)
-    assert (doctor_judge.GATED, doctor_judge.OLDEST_SM) == (arch.GATED_ARCHS, support.OLDEST_SM)
+    assert (doctor_judge.GATED, doctor_judge.OLDEST_SM) == (
+        arch.GATED_ARCHS,
+        requirements_check.OLDEST_SM,
+    )
     assert doctor_judge.OVERRIDE == arch.OVERRIDE_VARIABLE
     for sm in (80, 86, 87, 89, 90, 100, 103, 121):
         kind = doctor_judge.route(sm, Version("0.5.23"), fork=True).kind

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from packaging.version import Version
-from trees import CACHE
 
+from tests.trees import CACHE
 from tool.cli.app import main
 from tool.series import lockfile
 from tool.series import model as series

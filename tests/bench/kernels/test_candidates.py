@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ada_dsa.topk import api as topk_api
+from ada_dsa.topk.plan import plan_launch
 from bench.kernels import candidates, topk
 from bench.kernels.candidates import BOTH, GROUPS, NATIVE
 from bench.kernels.operations import OPS, recording
@@ -27,4 +27,7 @@ def test_a_plan_without_splits_selects_directly() -> None:
         op = OPS["topk"]
         op.call(op.meta("1x8192"), candidates._DIRECT[0], NATIVE, 132)()
     assert [one.kernel.__name__ for one in launches] == ["select_rows_kernel"]
-    assert topk_api.plan(1, 8192, topk.TOPK, 132, NATIVE, True).splits > 0
+    plan = plan_launch(
+        arch=NATIVE, num_sms=132, num_rows=1, width=8192, topk=topk.TOPK, padded=True
+    )
+    assert plan.splits > 0

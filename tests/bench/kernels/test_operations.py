@@ -53,9 +53,9 @@ def test_topk_launches_the_configurations_it_is_given() -> None:
     trial = Trial(next(n for n, g in enumerate(GROUPS) if shape in g.shapes), shape, "thin 255")
     with recording() as launches:
         op.call(op.meta(shape), trial.candidate(), NATIVE, 132)()
-    thin = next(one for one in launches if one.kernel.__name__ == "thin_rows_kernel")
+    thin = next(one for one in launches if one.kernel.__name__ == "prefilter_rows_kernel")
     assert thin.options["maxnreg"] == 255
     with recording() as launches:
         op.call(op.meta(shape), None, NATIVE, 132)()
-    thin = next(one for one in launches if one.kernel.__name__ == "thin_rows_kernel")
+    thin = next(one for one in launches if one.kernel.__name__ == "prefilter_rows_kernel")
     assert thin.options["maxnreg"] == 168

@@ -1,7 +1,8 @@
-"""Ragged logits with several queries in each dot: an alternative to the kernel of one query a dot.
+"""Ragged logits with several queries per dot, the alternative to the kernel with one query per dot.
 
-On sm_90 the product of one query's heads, N = 32, reads three times more shared memory than wgmma can
-take at its rate: the key tile, M, is read anew for each query. Four queries (N = 128) read it once.
+On sm_90, wgmma reads the key tile (M) from shared memory again for each dot. With one query of 32 heads per
+dot (N = 32) this needs three times the bandwidth of shared memory at wgmma's full rate. With four queries
+per dot (N = 128) the key tile is read once for all four.
 """
 
 from __future__ import annotations
@@ -9,17 +10,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .kernel import decode_e4m3, load_keys, visible_queries
+from .kernel import decode_e4m3, find_visible_queries, load_keys
 
 
 @triton.jit(do_not_specialize=["num_q", "num_kv", "max_seqlen_k"])
-def ragged_mqa_logits_several_kernel(
+def ragged_mqa_logits_batched_kernel(
     q_ptr,  # [S, HEADS, DIM] e4m3 (FP8) or bytes
     key_ptr,  # [Skv, DIM] e4m3 or bytes
     scale_ptr,  # [Skv] fp32
     w_ptr,  # [S, HEADS] fp32
     ks_ptr,  # [S] int32, first key of each query's window
-    ke_ptr,  # [S] int32, one past its last key
+    ke_ptr,  # [S] int32, one beyond its last key
     out_ptr,  # [S, >= Skv] fp32; COMPRESSED: [S, >= max_seqlen_k], column 0 is key ks
     num_q,
     num_kv,
@@ -37,11 +38,11 @@ def ragged_mqa_logits_several_kernel(
     COMPRESSED: tl.constexpr,
     FP8: tl.constexpr,
     STAGES: tl.constexpr,
-    QUERIES: tl.constexpr,  # in one dot, a power of two
+    QUERIES: tl.constexpr,  # queries per dot, a power of two
 ):
-    """A key tile stays put while the queries that see it stream past, QUERIES at a time."""
+    """Compute ragged logits: a program keeps its key tile and loops over queries, QUERIES at a time."""
     key_start = tl.program_id(0) * BLOCK_KV
-    first, last = visible_queries(ks_ptr, ke_ptr, num_q, key_start, BLOCK_KV, CHUNK)
+    first, last = find_visible_queries(ks_ptr, ke_ptr, num_q, key_start, BLOCK_KV, CHUNK)
     if first > last:
         return
 
@@ -51,7 +52,7 @@ def ragged_mqa_logits_several_kernel(
     column = tl.arange(0, QUERIES * HEADS_PAD)
     head = column % HEADS_PAD
     for base in tl.range(first, last + 1, QUERIES, num_stages=STAGES):
-        # Past the last query its rows are read again and nothing is stored.
+        # Beyond the last query, the last query is read again and nothing is stored.
         row = tl.minimum(base + column // HEADS_PAD, last).to(tl.int64)
         offsets = (row * stride_q_s + head * stride_q_h)[:, None] + tl.arange(0, DIM)[None, :]
         if HEADS == HEADS_PAD:

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from topk_cases import hostile_rows, normal
-
 from ada_dsa import configs
 from ada_dsa.topk import api, reference
-from ada_dsa.topk.api import Plan, Transform
+from ada_dsa.topk.api import Transform
+from ada_dsa.topk.plan import LaunchPlan
+from tests.support.topk_cases import hostile_rows, normal
 
 # numpy reports the overflows that the interpolation makes on purpose and then clamps away.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 
 
-def split(n: int) -> Plan:
-    return Plan(splits=n, samples=64)
+def split(n: int) -> LaunchPlan:
+    return LaunchPlan(splits=n, samples=64)
 
 
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The kernels' own logic at sizes the interpreter can run: 64 and 128 scores a tile."""
     shrunk = {
-        "topk_thin": {"TILE": 64, "maxnreg": 128},
+        "topk_prefilter": {"TILE": 64, "maxnreg": 128},
         "topk_select": {"SMALL": 64, "LARGE": 128, "maxnreg": 128},
     }
 
@@ -44,14 +40,14 @@ def run(
     score: torch.Tensor,
     lengths: list[int],
     topk: int,
-    how: Plan,
+    plan: LaunchPlan,
     starts: list[int] | None = None,
     transform: Transform | None = None,
 ) -> torch.Tensor:
     row_starts = None if starts is None else torch.tensor(starts, dtype=torch.int32)
     return api.launch(
         score, torch.tensor(lengths, dtype=torch.int32), row_starts,
-        transform or Transform(), topk, target=89, how=how,
+        transform or Transform(), topk, target=89, plan=plan,
     )  # fmt: skip
 
 
@@ -67,31 +63,31 @@ PLANS = [split(0), split(1), split(3), split(7)]
 IDS = ["direct", "1 split", "3 splits", "7 splits"]
 
 
-@pytest.mark.parametrize("how", PLANS, ids=IDS)
-def test_every_path_selects_the_same(how: Plan) -> None:
+@pytest.mark.parametrize("plan", PLANS, ids=IDS)
+def test_every_path_selects_the_same(plan: LaunchPlan) -> None:
     lengths = [0, 31, 32, 33, 64, 65, 128, 129, 333]
-    if how.splits == 0:
+    if plan.splits == 0:
         lengths = [n for n in lengths if n <= 128]
     score = normal(len(lengths), max(lengths) + 3)
-    assert torch.equal(run(score, lengths, 32, how), expected(score, lengths, 32))
+    assert torch.equal(run(score, lengths, 32, plan), expected(score, lengths, 32))
 
 
-@pytest.mark.parametrize("how", PLANS[1:3], ids=IDS[1:3])
-def test_row_starts_and_padded_stride(how: Plan) -> None:
+@pytest.mark.parametrize("plan", PLANS[1:3], ids=IDS[1:3])
+def test_row_starts_and_padded_stride(plan: LaunchPlan) -> None:
     storage = torch.full((5, 352), float("nan"))
     score = storage[:, :340]
     score.copy_(normal(5, 340, 1))
     starts, lengths = [0, 7, 100, 330, 17], [340, 200, 150, 10, 128]
     want = expected(score, lengths, 32, starts)
-    assert torch.equal(run(score, lengths, 32, how, starts), want)
+    assert torch.equal(run(score, lengths, 32, plan, starts), want)
 
 
-@pytest.mark.parametrize(("how", "topk"), [(split(3), 32), (split(1), 90), (split(2), 1)])
-def test_hostile_rows(how: Plan, topk: int) -> None:
+@pytest.mark.parametrize(("plan", "topk"), [(split(3), 32), (split(1), 90), (split(2), 1)])
+def test_hostile_rows(plan: LaunchPlan, topk: int) -> None:
     rows = hostile_rows(200)
     score = torch.stack(list(rows.values()))
     lengths = [200] * len(rows)
-    got, want = run(score, lengths, topk, how), expected(score, lengths, topk)
+    got, want = run(score, lengths, topk, plan), expected(score, lengths, topk)
     wrong = [name for name, g, w in zip(rows, got, want, strict=True) if not torch.equal(g, w)]
     assert not wrong
 

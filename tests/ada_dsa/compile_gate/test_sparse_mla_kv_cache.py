@@ -11,11 +11,11 @@ import re
 
 import pytest
 import torch
-from aot import ARCHS, Compiled, check_limits, compile_kernel
 
 from ada_dsa.arch import has_native_fp8
 from ada_dsa.configs import ROWS, Config, pick
 from ada_dsa.kv_cache.layout import KvLayout
+from tests.support.aot import ARCHS, Compiled, check_limits, compile_kernel
 
 # Bytes per multiprocessor (CUDA C++ programming guide, technical specifications).
 SHARED_PER_SM = {80: 167_936, 86: 102_400, 89: 102_400, 90: 233_472, 120: 102_400}

@@ -6,7 +6,15 @@ import re
 
 import pytest
 import torch
-from aot import (
+
+from ada_dsa import configs
+from ada_dsa.indexer import api as indexer
+from ada_dsa.indexer import kernel as indexer_kernel
+from ada_dsa.indexer import ragged_batched_kernel
+from ada_dsa.topk import api as topk
+from ada_dsa.topk import kernel as topk_kernel
+from ada_dsa.topk.plan import LaunchPlan, plan_launch
+from tests.support.aot import (
     ARCHS,
     SHARED_LIMIT,
     SHARED_OPT_IN,
@@ -16,13 +24,6 @@ from aot import (
     compile_kernel,
     recorded,
 )
-
-from ada_dsa import configs
-from ada_dsa.indexer import api as indexer
-from ada_dsa.indexer import kernel as indexer_kernel
-from ada_dsa.indexer import several
-from ada_dsa.topk import api as topk
-from ada_dsa.topk import kernel as topk_kernel
 
 FP8, I32, F32 = torch.float8_e4m3fn, torch.int32, torch.float32
 
@@ -48,7 +49,7 @@ def ragged_launch(
     arch: int, heads: int, chunk: int, max_seqlen_k: int = 0, config: configs.Config | None = None
 ) -> Launch:
     config = config or configs.pick("ragged_logits", arch, heads=heads)
-    module = several if "QUERIES" in config.params else indexer_kernel
+    module = ragged_batched_kernel if "QUERIES" in config.params else indexer_kernel
     with recorded(module) as launches:
         indexer.launch_ragged(
             meta(2000, heads, 128, dtype=FP8), meta(30_000, 128, dtype=FP8),
@@ -133,8 +134,10 @@ def test_schedule(next_n: int, arch: int) -> None:
     check_limits(compiled, blocks_per_sm=2)
 
 
-def topk_plan(arch: int, rows: int, width: int, k: int) -> topk.Plan:
-    return topk.plan(rows, width, k, 128, arch, width % 16 == 0)
+def topk_plan(arch: int, rows: int, width: int, k: int) -> LaunchPlan:
+    return plan_launch(
+        arch=arch, num_sms=128, num_rows=rows, width=width, topk=k, padded=width % 16 == 0
+    )
 
 
 def topk_launches(
@@ -151,7 +154,7 @@ def topk_launches(
     with recorded(topk_kernel) as launches:
         topk.launch(
             meta(rows, width, dtype=F32), meta(rows), meta(rows) if starts else None, transform, k,
-            target=arch, how=topk_plan(arch, rows, width, k),
+            target=arch, plan=topk_plan(arch, rows, width, k),
         )  # fmt: skip
     return launches
 
@@ -179,8 +182,8 @@ def test_topk(shape: str, arch: int) -> None:
     launches = topk_launches(arch, rows, width, k, mode=mode, starts=starts)
     assert launches
     for launch in {str((x.kernel.__name__, x.args)): x for x in launches}.values():
-        if launch.kernel is topk_kernel.thin_rows_kernel:
-            config = configs.pick("topk_thin", arch, topk=k)
+        if launch.kernel is topk_kernel.prefilter_rows_kernel:
+            config = configs.pick("topk_prefilter", arch, topk=k)
         else:
             compact = topk_plan(arch, rows, width, k).compact
             config = configs.pick("topk_select", arch, topk=k, compact=int(compact))

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from indexer_cases import assert_close as assert_logits_close
-from indexer_cases import make_paged, make_ragged
-from mla_data import SM_SCALE, assert_close, make_problem, make_rows
 
 from ada_dsa import (
     configs,
@@ -30,6 +27,9 @@ from ada_dsa.sparse_mla import reference as mla_reference
 from ada_dsa.sparse_mla.api import launch
 from ada_dsa.sparse_mla.plan import plan_launch
 from ada_dsa.topk import reference as topk_reference
+from tests.support.indexer_cases import assert_close as assert_logits_close
+from tests.support.indexer_cases import make_paged, make_ragged
+from tests.support.mla_data import SM_SCALE, assert_close, make_problem, make_rows
 
 pytestmark = pytest.mark.gpu
 I32 = torch.int32
@@ -76,7 +76,7 @@ def test_ragged_logits(queries: int) -> None:
 
 
 def test_topk_of_long_and_short_rows() -> None:
-    """Rows that are thinned, that are selected from directly, and that are taken whole."""
+    """Rows that are prefiltered, that are selected from directly, and that are taken whole."""
     generator = torch.Generator().manual_seed(0)
     score = torch.randn(3, 9008, generator=generator)
     lengths = torch.tensor([9000, 3000, 70], dtype=I32)

@@ -6,21 +6,18 @@ them all.
 
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-import simt
 import torch
-from aot import SHARED_LIMIT
-from mla_data import SM_SCALE, Problem, assert_close, make_problem
 
 from ada_dsa import sparse_mla_fwd
 from ada_dsa.kv_cache.layout import KvLayout
 from ada_dsa.sparse_mla import reference
+from tests.support.aot import SHARED_LIMIT
+from tests.support.mla_data import SM_SCALE, Problem, assert_close, make_problem
 
 LIMIT = 4e-3  # bfloat16 results and probabilities: 2^-9 relative rounding each
 
@@ -35,7 +32,7 @@ def run(problem: Problem, backend: str = "tilelang") -> tuple[torch.Tensor, torc
 def lowered() -> Any:
     """The kernel for eight heads and several splits, as it would be compiled for an RTX 4090."""
     pytest.importorskip("tilelang")
-    from aot_tilelang import lower
+    from tests.support.aot_tilelang import lower
 
     return lower(89, 8, split=True)
 
@@ -47,45 +44,6 @@ def test_the_kernel_fits_sm_89(lowered: Any) -> None:
     if lowered.registers is not None:
         assert lowered.spills == 0
         assert lowered.registers * 128 <= 65_536
-
-
-def test_the_generated_source_computes_attention(lowered: Any, tmp_path: Path) -> None:
-    """The CUDA source itself, on CPU threads: two splits, absent entries, NaN in every unused row."""
-    if lack := simt.missing():
-        pytest.skip(lack)
-    from ada_dsa.sparse_mla.tilelang_kernel import LOG2_E
-
-    tokens, heads, topk, slots = 3, 8, 100, 300
-    generator = torch.Generator().manual_seed(3)
-    indices = torch.randint(1, slots, (tokens, topk), generator=generator, dtype=torch.int32)
-    indices[0, ::3] = -1
-    indices[1] = -1
-    indices[2, 5:] = -(2**31)
-    problem = make_problem(tokens, heads, topk, KvLayout.PACKED_FP8, slots=slots, indices=indices)
-    partial = torch.full((tokens, heads, 2, 512), math.nan)
-    partial_lse = torch.full((tokens, heads, 2), math.nan)
-    simt.run(
-        lowered.source,
-        {
-            "q_nope": problem.q[..., :512].contiguous(), "q_rope": problem.q[..., 512:].contiguous(),
-            "codes": problem.kv, "scales": problem.kv, "rope": problem.kv, "indices": indices,
-            "out": partial, "lse": partial_lse, "split_len": 64, "scale_log2": SM_SCALE * LOG2_E,
-            "tokens": tokens, "slots": slots, "topk": topk, "splits": 2,
-        },
-        grid=(tokens, 2), threads=128, folder=tmp_path,
-    )  # fmt: skip
-    want, want_lse = reference.sparse_mla(
-        problem.q, problem.kv[:, 0], problem.layout, indices, SM_SCALE, torch.float64
-    )
-    assert bool((partial[1] == 0).all()) and bool((partial_lse[1] == -math.inf).all())
-    assert bool((partial[2, :, 1] == 0).all())  # its five entries are all in the first share
-    total = torch.logsumexp(partial_lse.double() / LOG2_E, dim=2)
-    share = torch.exp(partial_lse.double() / LOG2_E - total[..., None]).nan_to_num(0)
-    out = (partial.double() * share[..., None]).sum(dim=2)
-    for token in (0, 2):
-        assert_close(out[token], want[token], LIMIT, f"token {token}")
-        # It rounds rows to bfloat16, which moves a score by 2^-9 of its terms.
-        assert torch.allclose(total[token], want_lse[token], atol=4e-3, rtol=0)
 
 
 def test_tilelang_is_imported_only_when_asked_for() -> None:

@@ -11,7 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from indexer_cases import (
+
+import ada_dsa
+from ada_dsa import arch, configs
+from ada_dsa.indexer import api, reference
+from tests.support.indexer_cases import (
     FP8,
     PAGE,
     ROW,
@@ -22,10 +26,6 @@ from indexer_cases import (
     make_paged,
     make_ragged,
 )
-
-import ada_dsa
-from ada_dsa import arch, configs
-from ada_dsa.indexer import api, reference
 
 # -- oracles --------------------------------------------------------------------------------------
 
@@ -226,7 +226,7 @@ def test_debug_variable_checks_device_values(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(("num_q", "tiles"), [(1, 1), (2048, 16), (4096, 256), (100_000, 1024)])
 def test_ragged_chunk_covers_the_machine(num_q: int, tiles: int) -> None:
-    chunk = api.ragged_chunk(num_q, tiles, 400)
+    chunk = api.choose_ragged_chunk(num_q, tiles, 400)
     assert chunk in api.RAGGED_CHUNKS
     assert chunk == 32 or tiles * -(-num_q // chunk) >= 1600
 
@@ -248,7 +248,7 @@ def check_paged_gpu(case: Paged, out: torch.Tensor) -> None:
     assert tuple(out.shape) == (case.q.shape[0] * next_n, case.max_context_len)
     assert out.stride(0) % 4 == 0
     assert out.stride(1) == 1
-    lens = reference.query_lengths(case.context_lens, next_n).flatten().tolist()
+    lens = reference.expand_query_lengths(case.context_lens, next_n).flatten().tolist()
     # A row of a few keys has no norm of its own to speak of: its heads may cancel.
     rms = torch.cat([want[row, :n] for row, n in enumerate(lens)]).double().square().mean().sqrt()
     for row, n in enumerate(lens):

@@ -14,6 +14,7 @@ from ada_dsa.kv_cache.layout import PACKED_BYTES, detect_layout
 from ada_dsa.sparse_mla import api as sparse_mla
 from ada_dsa.sparse_mla.plan import plan_launch
 from ada_dsa.topk import api as topk
+from ada_dsa.topk.plan import LaunchPlan
 
 # numpy reports the infinities that the kernels make on purpose and then select away.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
@@ -27,7 +28,7 @@ class Launched:
     def __init__(self, arch: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.arch, self.bytes_only = arch, arch < 89
         tiles = {
-            "topk_thin": {"TILE": 64, "maxnreg": 128},
+            "topk_prefilter": {"TILE": 64, "maxnreg": 128},
             "topk_select": {"SMALL": 64, "LARGE": 128, "maxnreg": 128},
         }
 
@@ -82,8 +83,8 @@ class Launched:
     def _topk(
         self, score: torch.Tensor, lengths: torch.Tensor, count: int, transform: topk.Transform
     ) -> torch.Tensor:
-        how = topk.Plan(splits=2 if score.shape[1] > 128 else 0, samples=64)
-        return topk.launch(score, lengths, None, transform, count, target=self.arch, how=how)
+        plan = LaunchPlan(splits=2 if score.shape[1] > 128 else 0, samples=64)
+        return topk.launch(score, lengths, None, transform, count, target=self.arch, plan=plan)
 
     def fast_topk_v2(self, score: torch.Tensor, lengths: torch.Tensor, count: int) -> torch.Tensor:
         return self._topk(score, lengths, count, topk.Transform())
@@ -154,7 +155,9 @@ class Launched:
 @pytest.mark.parametrize("arch", [86, 89])
 def test_every_kernel_passes(arch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     launched = Launched(arch, monkeypatch)
-    outcomes = list(selftest.perform(launched, torch.device("cpu"), SIZES, selftest.LOGITS_BOUND))
+    outcomes = list(
+        selftest.run_checks(launched, torch.device("cpu"), SIZES, selftest.LOGITS_BOUND)
+    )
     assert len(outcomes) == len(selftest.CHECKS)
     assert not [str(one) for one in outcomes if not one.ok]
 
@@ -162,7 +165,7 @@ def test_every_kernel_passes(arch: int, monkeypatch: pytest.MonkeyPatch) -> None
 def test_what_a_kernel_raises_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     launched = Launched(80, monkeypatch)
     monkeypatch.setattr(configs, "ROWS", ())
-    outcomes = selftest.perform(launched, torch.device("cpu"), SIZES, selftest.LOGITS_BOUND)
+    outcomes = selftest.run_checks(launched, torch.device("cpu"), SIZES, selftest.LOGITS_BOUND)
     wrong = {one.name: one.problem for one in outcomes if not one.ok}
     assert "ValueError: paged_logits: no configuration for sm_80" in wrong["indexer logits, paged"]
     assert "KV pack" not in wrong

@@ -1,7 +1,7 @@
-"""Rows of the pool as the kernel holds them: loaded ahead as stored, widened to an operand of a dot.
+"""Loads of pool rows for sparse MLA, and their conversion to operands of a dot.
 
-fp8 rows are loaded as 32-bit words, whatever is in them. As bytes, Triton would carry each code from one
-tile to the next in a register of its own, and take words apart and put them together again.
+fp8 rows are loaded as 32-bit words. Loaded as bytes, each code would occupy a register of its own from one
+tile to the next, and Triton would take words apart and put them together again.
 """
 
 from __future__ import annotations
@@ -16,20 +16,27 @@ BF16 = tl.constexpr(2)  # 576 bfloat16
 
 
 @triton.jit
-def _half_bits(codes):
-    """Two e4m3 codes in the low bytes of an int32's halves -> the float16 of 2^-8 times each; NaN stays."""
+def _decode_e4m3_pair(codes):
+    """Decode two e4m3 codes, one in the low byte of each half of an int32, to float16 times 2^-8.
+
+    NaN stays NaN.
+    """
     magnitude = codes & 0x7F007F
     bits = ((codes & 0x800080) << 8) | (magnitude << 7)
-    # Adding one to NaN's seven bits carries; bit 14 makes the exponent all ones, and NaN of it again.
+    # Adding one to the seven bits of NaN gives a carry. Moved to bit 14, it makes the exponent all ones,
+    # and the value NaN again.
     return bits | (((magnitude + 0x10001) & 0x800080) << 7)
 
 
 @triton.jit
-def _pairs(words, BYTES: tl.constexpr):
-    """int32 of four e4m3 codes -> two int32 of two float16 each, exact; BYTES: of 2^-8 times the codes."""
+def _decode_e4m3_words(words, BYTES: tl.constexpr):
+    """Decode int32 words of four e4m3 codes to two int32 of two float16 each, exactly.
+
+    With BYTES the float16 are 2^-8 times the values, and no fp8 instruction is used.
+    """
     if BYTES:
-        first = _half_bits((words & 0xFF) | ((words & 0xFF00) << 8))
-        second = _half_bits(((words >> 16) & 0xFF) | ((words >> 8) & 0xFF0000))
+        first = _decode_e4m3_pair((words & 0xFF) | ((words & 0xFF00) << 8))
+        second = _decode_e4m3_pair(((words >> 16) & 0xFF) | ((words >> 8) & 0xFF0000))
     else:
         first, second = tl.inline_asm_elementwise(
             """{
@@ -48,52 +55,57 @@ def _pairs(words, BYTES: tl.constexpr):
 
 
 @triton.jit
-def _twice(share):
-    """float32 -> int32 of it as float16, twice."""
+def _pack_float16_twice(value):
+    """Convert float32 to float16 and store it in both halves of an int32."""
     return tl.inline_asm_elementwise(
-        "cvt.rn.f16x2.f32 $0, $1, $1;", "=r,f", [share], dtype=tl.int32, is_pure=True, pack=1
+        "cvt.rn.f16x2.f32 $0, $1, $1;", "=r,f", [value], dtype=tl.int32, is_pure=True, pack=1
     )
 
 
 @triton.jit
-def _multiply(pair, factors):
-    """Products of two float16 each, held in int32."""
+def _multiply_float16_pairs(pair, factors):
+    """Multiply pairs of float16, each pair held in an int32."""
     return tl.inline_asm_elementwise(
         "mul.rn.f16x2 $0, $1, $2;", "=r,r,r", [pair, factors], dtype=tl.int32, is_pure=True, pack=1
     )
 
 
 @triton.jit
-def halved(values):
-    """[H, 128] -> the same in the order of a widened chunk, which is that of Q and of the sums.
+def deinterleave_chunk(values):
+    """Reorder [H, 128] from the order of latent values to that of a converted chunk.
 
-    A thread loads 16 codes. The first eight of them go to the first half of the tile's row and the others
-    to the second: threads side by side then store side by side, without bank conflicts.
+    Q and the accumulators use this order too. A thread loads 16 codes. The first eight go to the first
+    half of the tile's row, and the others to the second half. Neighbouring threads then store to
+    neighbouring addresses of shared memory, without bank conflicts.
     """
     rows: tl.constexpr = values.shape[0]
-    apart = tl.permute(tl.reshape(values, [rows, 8, 2, 8]), 0, 2, 1, 3)
-    return tl.reshape(apart, [rows, 128])
+    reordered = tl.permute(tl.reshape(values, [rows, 8, 2, 8]), 0, 2, 1, 3)
+    return tl.reshape(reordered, [rows, 128])
 
 
 @triton.jit
-def restored(sums, SWAP: tl.constexpr):
-    """[H, 128], or [128, H] if SWAP, from the order of :func:`halved` to that of the latent values."""
+def interleave_chunk(sums, SWAP: tl.constexpr):
+    """Reorder [H, 128], or [128, H] if SWAP, back to the order of latent values.
+
+    This is the inverse of :func:`deinterleave_chunk`.
+    """
     if SWAP:
         heads: tl.constexpr = sums.shape[1]
-        together = tl.permute(tl.reshape(sums, [2, 8, 8, heads]), 1, 0, 2, 3)
-        result = tl.reshape(together, [128, heads])
+        reordered = tl.permute(tl.reshape(sums, [2, 8, 8, heads]), 1, 0, 2, 3)
+        result = tl.reshape(reordered, [128, heads])
     else:
         rows: tl.constexpr = sums.shape[0]
-        together = tl.permute(tl.reshape(sums, [rows, 2, 8, 8]), 0, 2, 1, 3)
-        result = tl.reshape(together, [rows, 128])
+        reordered = tl.permute(tl.reshape(sums, [rows, 2, 8, 8]), 0, 2, 1, 3)
+        result = tl.reshape(reordered, [rows, 128])
     return result
 
 
 @triton.jit
-def _spread(first, second, HALVES: tl.constexpr):
-    """Two int32 [N, M] of two float16 each -> float16 [N, 4 M]; HALVES: in the order of :func:`halved`.
+def _unpack_float16(first, second, HALVES: tl.constexpr):
+    """Unpack two int32 [N, M] of two float16 each to float16 [N, 4 M].
 
-    Built by selection: after ``tl.join`` Triton gives a dot an operand layout that ldmatrix cannot load.
+    With HALVES the result has the order of :func:`deinterleave_chunk`. The result is built with
+    ``tl.where``: after ``tl.join`` Triton gives the operand of a dot a layout that ldmatrix cannot load.
     """
     rows: tl.constexpr = first.shape[0]
     words: tl.constexpr = first.shape[1]
@@ -106,39 +118,42 @@ def _spread(first, second, HALVES: tl.constexpr):
 
 
 @triton.jit
-def widen(raw, share, LAYOUT: tl.constexpr, BYTES: tl.constexpr):
-    """A chunk of the latent values as stored -> [BLOCK_N, 128]; ``share`` is of the row's scale."""
+def convert_chunk(raw, ratio, LAYOUT: tl.constexpr, BYTES: tl.constexpr):
+    """Convert a chunk of latent values from its stored form to an operand [BLOCK_N, 128].
+
+    ``ratio`` is the chunk's scale divided by the row's largest scale.
+    """
     if LAYOUT == BF16:
         result = raw
     else:
-        first, second = _pairs(raw, BYTES)
+        first, second = _decode_e4m3_words(raw, BYTES)
         if LAYOUT == PACKED_FP8:
-            factors = _twice(share)[:, None]
-            first = _multiply(first, factors)
-            second = _multiply(second, factors)
-        result = _spread(first, second, True)
+            factors = _pack_float16_twice(ratio)[:, None]
+            first = _multiply_float16_pairs(first, factors)
+            second = _multiply_float16_pairs(second, factors)
+        result = _unpack_float16(first, second, True)
     return result
 
 
 @triton.jit
-def widen_rotary(raw, LAYOUT: tl.constexpr, BYTES: tl.constexpr):
-    """The rotary part as stored -> [BLOCK_N, 64]."""
+def convert_rope(raw, LAYOUT: tl.constexpr, BYTES: tl.constexpr):
+    """Convert the rotary part from its stored form to an operand [BLOCK_N, 64]."""
     if LAYOUT == PACKED_FP8:
         shape: tl.constexpr = [raw.shape[0], raw.shape[1], 1]
         each = tl.reshape(raw, shape) >> (tl.arange(0, 2) * 16)[None, None, :]
         each = each.to(tl.uint16).to(tl.bfloat16, bitcast=True)
         result = tl.reshape(each, [raw.shape[0], 2 * raw.shape[1]])
     elif LAYOUT == RAW_FP8:
-        first, second = _pairs(raw, BYTES)
-        result = _spread(first, second, False)
+        first, second = _decode_e4m3_words(raw, BYTES)
+        result = _unpack_float16(first, second, False)
     else:
         result = raw
     return result
 
 
 @triton.jit
-def shares(valid, s0, s1, s2, s3, LAYOUT: tl.constexpr):
-    """A row's largest scale, -inf where it is absent, and each chunk's scale as a share of it."""
+def normalize_scales(valid, s0, s1, s2, s3, LAYOUT: tl.constexpr):
+    """Return a row's largest scale, -inf if the row is absent, and each chunk's ratio to it."""
     if LAYOUT == PACKED_FP8:
         largest = tl.maximum(tl.maximum(s0, s1), tl.maximum(s2, s3))
         inverse = tl.where(largest == 0.0, 0.0, 1.0 / largest)
@@ -150,7 +165,7 @@ def shares(valid, s0, s1, s2, s3, LAYOUT: tl.constexpr):
 
 @triton.jit
 def _load_nope(kv, rows, valid, chunk: tl.constexpr, LAYOUT: tl.constexpr):
-    """Chunk ``chunk`` (128 values) of the selected rows as stored, and its scale."""
+    """Load chunk ``chunk`` (128 values) of the selected rows in its stored form, and its scale."""
     scale = tl.full(rows.shape, 1.0, tl.float32)
     if LAYOUT == PACKED_FP8:
         ptrs = kv + rows[:, None] * 164 + (chunk * 32 + tl.arange(0, 32))[None, :]
@@ -164,7 +179,8 @@ def _load_nope(kv, rows, valid, chunk: tl.constexpr, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def _load_rotary(kv, rows, valid, LAYOUT: tl.constexpr):
+def _load_rope(kv, rows, valid, LAYOUT: tl.constexpr):
+    """Load the rotary part of the selected rows in its stored form."""
     if LAYOUT == PACKED_FP8:
         ptrs = kv + rows[:, None] * 164 + (132 + tl.arange(0, 32))[None, :]
     elif LAYOUT == RAW_FP8:
@@ -176,9 +192,10 @@ def _load_rotary(kv, rows, valid, LAYOUT: tl.constexpr):
 
 @triton.jit
 def load_rows(kv, index, LAYOUT: tl.constexpr):
-    """The selected rows as stored; a negative index reads nothing and gives a row of zeros.
+    """Load the selected rows in their stored form; a negative index reads nothing and gives zeros.
 
-    ``kv`` points to int32 words of fp8 rows, 164 or 144 of them, or to the 576 values of bfloat16 rows.
+    ``kv`` points to int32 words if rows are fp8 (164 words per packed row, 144 per raw row), and to
+    bfloat16 values otherwise (576 per row).
     """
     valid = index >= 0
     rows = index.to(tl.int64)
@@ -186,5 +203,5 @@ def load_rows(kv, index, LAYOUT: tl.constexpr):
     r1, s1 = _load_nope(kv, rows, valid, 1, LAYOUT)
     r2, s2 = _load_nope(kv, rows, valid, 2, LAYOUT)
     r3, s3 = _load_nope(kv, rows, valid, 3, LAYOUT)
-    rr = _load_rotary(kv, rows, valid, LAYOUT)
+    rr = _load_rope(kv, rows, valid, LAYOUT)
     return valid, r0, r1, r2, r3, rr, s0, s1, s2, s3

@@ -1,29 +1,29 @@
-"""Thinning of a long row: a pivot from a sample, and the compaction of what reaches it."""
+"""Prefilter of long rows: choose a pivot from a sample, and compact the scores at or above it."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from .keys import ABSENT, NAN_KEY, ordered_key, row_window, search
+from .keys import ABSENT, NAN_KEY, encode_key, find_threshold, load_row_window
 
 
 @triton.jit
-def _pivot(row_ptr, begin, length, topk, SAMPLES: tl.constexpr):
-    """A key that at least ``topk`` scores of the row reach, except with a chance of ~4.5 sigma.
+def _choose_pivot(row_ptr, begin, length, topk, SAMPLES: tl.constexpr):
+    """Choose a key that at least ``topk`` scores of the row reach, except in rare cases (4.5 sigma).
 
-    The sample takes one score from each of SAMPLES equal strata, at a position scattered by a
-    multiplicative hash (Knuth, TAOCP vol. 3, 6.4) so that periodic rows do not resonate with it.
+    The sample takes one score from each of SAMPLES equal strata. A multiplicative hash (Knuth, TAOCP
+    vol. 3, 6.4) scatters the position in the stratum, so that a periodic row gives no biased sample.
     """
     stratum = tl.arange(0, SAMPLES)
     scatter = ((stratum.to(tl.uint32) * 2654435769) >> 16).to(tl.int64)
     within = scatter * (length // SAMPLES) >> 16
     column = begin + (stratum.to(tl.int64) * length // SAMPLES + within).to(tl.int32)
-    keys = ordered_key(tl.load(row_ptr + column))
+    keys = encode_key(tl.load(row_ptr + column))
     mean = topk.to(tl.float32) * SAMPLES / length.to(tl.float32)
     rank = (mean + 4.5 * tl.sqrt(mean) + 2.0).to(tl.int32)
-    # A rank past the sample means that most of the row is wanted: then everything passes.
-    threshold, _ = search(keys, rank * 0 + SAMPLES, tl.minimum(rank, SAMPLES), rank >> 4)
+    # A rank beyond the sample means that topk is most of the row. Then every score passes.
+    threshold, _ = find_threshold(keys, rank * 0 + SAMPLES, tl.minimum(rank, SAMPLES), rank >> 4)
     return tl.where(rank >= SAMPLES, NAN_KEY, threshold)
 
 
@@ -40,12 +40,13 @@ def _compact(
     PADDED: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Write (key, local index) of the scores in columns [start, stop) that reach the pivot.
+    """Write key and local index of the scores in columns [start, stop) at or above the pivot.
 
-    In index order, at most CAPACITY of them. Returns how many there are, written or not.
+    They are written in index order, at most CAPACITY of them. Returns the number of such scores,
+    including those that were not written.
     """
     found = tl.full((), 0, tl.int32)
-    # Four columns a lane: counts are scanned once per lane, not once per column.
+    # A lane holds four columns, so that the scan of counts runs over lanes and not over columns.
     lanes = tl.arange(0, TILE // 4) * 4
     quad = tl.arange(0, 4)
     for base in range(start, stop, TILE):
@@ -55,7 +56,7 @@ def _compact(
             bits = tl.load(row_ptr + column, mask=column < (stop + 15) // 16 * 16, other=0)
         else:
             bits = tl.load(row_ptr + column, mask=inside, other=0)
-        keys = tl.where(inside, ordered_key(bits), ABSENT)
+        keys = tl.where(inside, encode_key(bits), ABSENT)
         reach = (keys >= pivot).to(tl.int32)
         counts = tl.sum(reach, axis=1)
         before = found + tl.cumsum(counts, 0) - counts
@@ -68,14 +69,14 @@ def _compact(
 
 
 @triton.jit(do_not_specialize=["row_base", "width", "topk"])
-def thin_rows_kernel(
+def prefilter_rows_kernel(
     bits_ptr,  # [R, >= width] fp32 scores, as int32
     lengths_ptr,  # [R] int32
-    starts_ptr,  # [R] int32; not read unless HAS_STARTS
+    starts_ptr,  # [R] int32, read only if HAS_STARTS
     count_ptr,  # [rows, SPLITS] int32, out
     key_ptr,  # [rows, SPLITS, SEGMENT] int32, out
     index_ptr,  # the same shape, out
-    row_base,  # first row of this launch; scratch counts from it
+    row_base,  # first row of this launch; scratch rows count from it
     width,
     topk,
     stride_score,
@@ -83,23 +84,23 @@ def thin_rows_kernel(
     PADDED: tl.constexpr,
     SPLITS: tl.constexpr,
     SEGMENT: tl.constexpr,
-    DIRECT: tl.constexpr,  # rows of at most this many scores are left to the selection
+    DIRECT: tl.constexpr,  # rows of at most this many scores need no prefilter
     SAMPLES: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Program (row, split) compacts its share of a long row's scores that reach the pivot."""
+    """Compact a share of one long row: program (row, split) keeps the scores at or above the pivot."""
     row = tl.program_id(0).to(tl.int64) + row_base
     split = tl.program_id(1)
-    begin, length = row_window(lengths_ptr, starts_ptr, row, width, topk, HAS_STARTS)
+    begin, length = load_row_window(lengths_ptr, starts_ptr, row, width, topk, HAS_STARTS)
     end = begin + length
     first = begin // 16 * 16
     if (end - first <= DIRECT) | (length <= topk):
         return
     row_ptr = bits_ptr + row * stride_score
-    # Shares begin on multiples of 16 columns, which keeps vector loads whole.
+    # Shares begin at multiples of 16 columns, so that vector loads stay whole.
     share = (end - first + SPLITS * 16 - 1) // (SPLITS * 16) * 16
     start = first + split * share
-    pivot = _pivot(row_ptr, begin, length, topk, SAMPLES)
+    pivot = _choose_pivot(row_ptr, begin, length, topk, SAMPLES)
     segment = tl.program_id(0).to(tl.int64) * SPLITS + split
     found = _compact(
         row_ptr,
@@ -127,7 +128,10 @@ def load_candidates(
     SEGMENT: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Candidates of all segments as one tile in index order. ``ends``: inclusive sums of counts."""
+    """Load the candidates of all segments as one tile in index order.
+
+    ``ends`` are the inclusive sums of the segments' counts.
+    """
     slot = tl.arange(0, TILE)
     present = slot < total
     # Binary search for the segment of each slot: the number of segments that end at or before it.
@@ -139,7 +143,7 @@ def load_candidates(
         past = probe <= slot
         begin = tl.where(past, probe, begin)
         segment = tl.where(past, segment + step, segment)
-    source = segment * SEGMENT + (slot - begin)  # below SPLITS * SEGMENT: 32 bits do
+    source = segment * SEGMENT + (slot - begin)  # below SPLITS * SEGMENT, which fits into 32 bits
     keys = tl.load(key_ptr + source, mask=present, other=-2147483648)
     index = tl.load(index_ptr + source, mask=present, other=0)
     return keys, index

@@ -8,7 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mla_data import (
+
+from ada_dsa import sparse_mla_fwd
+from ada_dsa.kv_cache.layout import NOPE_DIM, ROW_DIM, KvLayout
+from ada_dsa.kv_cache.reference import dequantize_rows
+from ada_dsa.sparse_mla import reference
+from ada_dsa.sparse_mla.plan import choose_splits, plan_launch
+from tests.support.mla_data import (
     SM_SCALE,
     Problem,
     assert_close,
@@ -17,12 +23,6 @@ from mla_data import (
     poison,
     uneven_problem,
 )
-
-from ada_dsa import sparse_mla_fwd
-from ada_dsa.kv_cache.layout import NOPE_DIM, ROW_DIM, KvLayout
-from ada_dsa.kv_cache.reference import dequantise_rows
-from ada_dsa.sparse_mla import reference
-from ada_dsa.sparse_mla.plan import choose_splits, plan_launch
 
 LAYOUTS = list(KvLayout)
 # bfloat16 results and probabilities: 2^-9 relative rounding each.
@@ -40,7 +40,7 @@ def naive(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
         if not named:
             continue
         named_rows = [rows[i : i + 1] for i in named]
-        keys = [dequantise_rows(row, problem.layout, torch.float64)[0] for row in named_rows]
+        keys = [dequantize_rows(row, problem.layout, torch.float64)[0] for row in named_rows]
         for h in range(heads):
             scores = [float(problem.q[t, h].double() @ key) * SM_SCALE for key in keys]
             top = max(scores)

@@ -16,7 +16,7 @@ import ada_dsa
 from ada_dsa import selftest
 from ada_dsa.kv_cache.layout import KvLayout
 from ada_dsa.sparse_mla.plan import plan_launch
-from ada_dsa.topk import api as topk
+from ada_dsa.topk.plan import plan_launch as plan_topk
 
 CPU = torch.device("cpu")
 SIZES = selftest.Sizes(context=300, topk=64, short=201, long=500, prefill=20)
@@ -29,12 +29,12 @@ def functions(**changed: Any) -> SimpleNamespace:
 
 
 def failed(**changed: Any) -> dict[str, selftest.Outcome]:
-    outcomes = selftest.perform(functions(**changed), CPU, SIZES, selftest.LOGITS_BOUND)
+    outcomes = selftest.run_checks(functions(**changed), CPU, SIZES, selftest.LOGITS_BOUND)
     return {one.name: one for one in outcomes if not one.ok}
 
 
 def test_the_oracles_pass() -> None:
-    outcomes = list(selftest.perform(functions(), CPU, SIZES, selftest.LOGITS_BOUND))
+    outcomes = list(selftest.run_checks(functions(), CPU, SIZES, selftest.LOGITS_BOUND))
     assert len(outcomes) == len(selftest.CHECKS) == 19
     assert all(one.ok and one.problem is None for one in outcomes), [str(one) for one in outcomes]
 
@@ -113,7 +113,7 @@ def test_a_page_read_as_rows_of_132_bytes_fails() -> None:
 
 def test_packing_is_exact_whatever_the_last_bit_of_a_scale() -> None:
     """A GPU divides approximately; the rows are such that neither code nor value changes by that."""
-    rows = selftest.latent_rows(37, torch.Generator().manual_seed(1))
+    rows = selftest.make_latent_rows(37, torch.Generator().manual_seed(1))
     tiles = rows[:, :512].float().unflatten(1, (4, 128))
     scale = tiles.abs().amax(2, keepdim=True) / 448
     assert (scale == 0).any() and (scale[scale > 0].log2() % 1 == 0).all()
@@ -128,7 +128,7 @@ def test_packing_is_exact_whatever_the_last_bit_of_a_scale() -> None:
 @pytest.mark.parametrize("layout", list(KvLayout))
 def test_rows_that_no_index_names_are_nan(layout: KvLayout) -> None:
     indices = torch.tensor([[3, -1, 5]], dtype=torch.int32)
-    pool = selftest.pool_of(layout, indices, 9, torch.Generator().manual_seed(0))
+    pool = selftest.make_latent_pool(layout, indices, 9, torch.Generator().manual_seed(0))
     whole = [slot for slot in range(9) if (pool[slot].view(torch.uint8) == 0xFF).all()]
     assert whole == [0, 1, 2, 4, 6, 7, 8]
 
@@ -137,7 +137,7 @@ def test_rows_that_no_index_names_are_nan(layout: KvLayout) -> None:
     ("target", "sms"), [(80, 108), (86, 84), (89, 128), (90, 132), (120, 170), (120, 188)]
 )
 def test_the_sizes_take_every_path(target: int, sms: int) -> None:
-    """On cards of each architecture: attention with splits and without, top-k with thinning and without."""
+    """On cards of each architecture: attention with splits and without, top-k with and without prefilter."""
     sizes = selftest.Sizes()
     for layout in KvLayout:
         splits = {
@@ -154,7 +154,14 @@ def test_the_sizes_take_every_path(target: int, sms: int) -> None:
         assert splits[2] > 1 and splits[sizes.prefill] == 1
     for padded in (False, True):
         plans = [
-            topk.plan(5, width, sizes.topk, sms, target, padded)
+            plan_topk(
+                arch=target,
+                num_sms=sms,
+                num_rows=5,
+                width=width,
+                topk=sizes.topk,
+                padded=padded,
+            )
             for width in (sizes.short, sizes.long)
         ]
         assert plans[0].splits == 0 and plans[1].splits > 0
@@ -185,7 +192,7 @@ def test_exit_status_and_report(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """``main`` from end to end, the CPU in the GPU's place."""
-    monkeypatch.setattr(selftest, "_unfit", lambda: None)
+    monkeypatch.setattr(selftest, "_find_obstacle", lambda: None)
     monkeypatch.setattr(selftest, "target_arch", lambda device: 80)
     monkeypatch.setattr(selftest, "LOGITS_BOUND", bound)
     monkeypatch.setattr(selftest, "Sizes", lambda: SIZES)

@@ -8,16 +8,23 @@ import torch
 import triton
 import triton.language as tl
 
-from ada_dsa.sparse_mla.rows import _multiply, _pairs, _spread, _twice
+from ada_dsa.sparse_mla.row_loads import (
+    _decode_e4m3_words,
+    _multiply_float16_pairs,
+    _pack_float16_twice,
+    _unpack_float16,
+)
 
 
 @triton.jit
 def _words_kernel(words, factor, dst, BYTES: tl.constexpr, COUNT: tl.constexpr):
     """[COUNT, 32] words of four codes, as a chunk of a packed row is widened; ``factor`` one a row."""
     row, column = tl.arange(0, COUNT), tl.arange(0, 32)
-    first, second = _pairs(tl.load(words + row[:, None] * 32 + column[None, :]), BYTES)
-    factors = _twice(tl.load(factor + row))[:, None]
-    wide = _spread(_multiply(first, factors), _multiply(second, factors), False)
+    first, second = _decode_e4m3_words(tl.load(words + row[:, None] * 32 + column[None, :]), BYTES)
+    factors = _pack_float16_twice(tl.load(factor + row))[:, None]
+    wide = _unpack_float16(
+        _multiply_float16_pairs(first, factors), _multiply_float16_pairs(second, factors), False
+    )
     tl.store(dst + row[:, None] * 128 + tl.arange(0, 128)[None, :], wide)
 
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from mla_data import SM_SCALE, Problem, assert_close, make_problem, uneven_problem
 
 from ada_dsa.configs import ROWS, Config
 from ada_dsa.kv_cache.layout import KvLayout
 from ada_dsa.sparse_mla import reference
 from ada_dsa.sparse_mla.api import launch
 from ada_dsa.sparse_mla.plan import plan_launch
+from tests.support.mla_data import SM_SCALE, Problem, assert_close, make_problem, uneven_problem
 
 CONFIGS = {f"{row.arch} {row.bucket}": row for row in ROWS if row.op == "sparse_mla"}
 HEADS = {"heads<=8": 6, "heads<=16": 12, "heads>16": 40}

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from ada_dsa import check_config, support
+from ada_dsa import check_config, requirements_check
 
 GOOD = {
     "kv_cache_dtype": "fp8_e4m3",
@@ -58,13 +58,13 @@ def test_refused_with_the_flag_to_change(change: dict[str, object], says: str) -
 
 @pytest.mark.parametrize("version", ["3.5.1", "3.6.0", "3.7.1", "3.8.0", "3.9.0", "3.8.0+git12"])
 def test_triton_versions_accepted(version: str) -> None:
-    support.check_triton(version)
+    requirements_check.check_triton(version)
 
 
 @pytest.mark.parametrize("version", ["2.3.1", "3.4.0", "3.5.0", "3.10.0", "4.0.0"])
 def test_triton_versions_refused(version: str) -> None:
     with pytest.raises(ValueError, match=rf">=3\.5\.1,<3\.10.*got {version}"):
-        support.check_triton(version)
+        requirements_check.check_triton(version)
 
 
 def test_old_gpu_refused(monkeypatch: pytest.MonkeyPatch) -> None:

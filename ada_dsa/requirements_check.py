@@ -1,4 +1,4 @@
-"""Start-up check: can these kernels serve this model on this installation?"""
+"""Start-up check of whether these kernels can serve a model on this installation."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ROPE_DIM = 64
 MAX_HEADS = 128
 MAX_TOPK = 4096
 
-# sglang 0.5.9 pins Triton 3.5.1. Triton 3.10 is where an announced default change (fused
-# multiply-add off) would alter results, so it has to be looked at first.
+# sglang 0.5.9 pins Triton 3.5.1. Triton 3.10 is announced to disable fused multiply-add by default, which
+# would change results, so it is not accepted before it has been examined.
 TRITON_FROM = (3, 5, 1)
 TRITON_BEFORE = (3, 10)
 
-# Oldest GPU generation with bf16 tensor cores and asynchronous copies.
+# Oldest compute capability with bf16 tensor cores and asynchronous copies.
 OLDEST_SM = 80
 
 _KV_DTYPES = {
@@ -34,17 +34,17 @@ _KV_DTYPES = {
 }
 
 
-def _dotted(version: tuple[int, ...]) -> str:
+def _format_version(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))
 
 
 def check_triton(version: str | None = None) -> None:
-    """Check the installed Triton's version, or the one given.
+    """Check ``version``, or the version of the installed Triton if it is None.
 
     Raises:
-        ValueError: Triton is missing, or outside the range these kernels were compiled with.
+        ValueError: Triton is missing, or its version is outside the supported range.
     """
-    wanted = f">={_dotted(TRITON_FROM)},<{_dotted(TRITON_BEFORE)}"
+    wanted = f">={_format_version(TRITON_FROM)},<{_format_version(TRITON_BEFORE)}"
     if version is None:
         try:
             version = importlib.metadata.version("triton")
@@ -63,7 +63,7 @@ def check_triton(version: str | None = None) -> None:
 
 
 def check_gpu() -> None:
-    """Check the current GPU, if there is one (on a CPU the torch oracles run).
+    """Check the current GPU. Without a GPU the torch oracles run, and nothing is checked.
 
     Raises:
         ValueError: the GPU, or the architecture in ``TRITON_OVERRIDE_ARCH``, is older than sm_80.
@@ -91,16 +91,16 @@ def check_config(
     kv_lora_rank: int,
     rope_dim: int,
 ) -> None:
-    """Check a model's and a server's settings against what the kernels take.
+    """Check the settings of a model and a server against what the kernels support.
 
-    Meant for start-up: it raises one error that names the setting, what came, what is accepted and
-    what to change.
+    The server calls this at start-up. The error names the setting, its value, the accepted values and what
+    to change.
 
     Args:
         kv_cache_dtype: ``fp8_e4m3`` or ``bfloat16`` (also ``bf16``, or the torch dtype).
         page_size: tokens per KV page; 64.
         num_heads: attention heads on this rank; 1 to 128.
-        index_heads: heads of the indexer (not divided among ranks); 1 to 128.
+        index_heads: heads of the indexer, which are not divided among ranks; 1 to 128.
         index_head_dim: 128.
         index_topk: keys selected per query; 1 to 4096.
         kv_lora_rank: 512.

@@ -1,18 +1,18 @@
-"""What a selected index becomes, and where it is written."""
+"""Epilogue of top-k: transform the selected indices and store them."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-# What is stored per selected index.
+# What is stored for a selected index.
 LOCAL = tl.constexpr(0)  # the index itself
 PAGED = tl.constexpr(1)  # page_table[row, index]
 RAGGED = tl.constexpr(2)  # index + offset[row]
 
 
 @triton.jit
-def row_transform(
+def load_row_transform(
     row,
     table_ptr,
     stride_table,
@@ -22,7 +22,7 @@ def row_transform(
     MODE: tl.constexpr,
     ROW_IS_TABLE: tl.constexpr,
 ):
-    """The row's page table (PAGED) and offset (RAGGED)."""
+    """Return a pointer to the row's page table (PAGED) and the row's offset (RAGGED)."""
     table = table_ptr
     offset = tl.full((), 0, tl.int32)
     if MODE == RAGGED:
@@ -30,7 +30,8 @@ def row_transform(
     if MODE == PAGED:
         which = tl.cast(row, tl.int32)
         if not ROW_IS_TABLE:
-            # Number of requests that end at or before this row: cu[1 .. num_tables] is ascending.
+            # Binary search for the number of requests that end at or before this row. The values
+            # cu[1 .. num_tables] ascend.
             low = which * 0
             high = low + num_tables - 1
             while low < high:
@@ -45,7 +46,7 @@ def row_transform(
 
 @triton.jit
 def _write(out_row, position, index, take, table_row, table_width, offset, MODE: tl.constexpr):
-    """Store the selected local indices, transformed. An index past the page table becomes -1."""
+    """Transform the selected local indices and store them. An index beyond the page table becomes -1."""
     if MODE == PAGED:
         inside = take & (index < table_width)
         value = tl.load(table_row + index, mask=inside, other=-1)
@@ -60,7 +61,7 @@ def _write(out_row, position, index, take, table_row, table_width, offset, MODE:
 def write_identity(
     out_row, length, topk, table_row, table_width, offset, MODE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Indices 0 .. length - 1, then -1: the answer when a row has at most ``topk`` scores."""
+    """Write indices 0 .. length - 1, then -1: the result of a row with at most ``topk`` scores."""
     for base in range(0, topk, BLOCK):
         index = base + tl.arange(0, BLOCK)
         _write(out_row, index, index, index < length, table_row, table_width, offset, MODE)
@@ -85,10 +86,11 @@ def write_selected(
     offset,
     MODE: tl.constexpr,
 ):
-    """Write the selected of one tile, which holds ascending indices, after those of earlier tiles.
+    """Write the selected indices of one tile behind those of the earlier tiles.
 
-    Keys above the threshold are in, and the first ``quota`` equal to it. ``taken`` and
-    ``equal_taken`` count keys above and equal in earlier tiles; both are returned updated.
+    ``index`` ascends within the tile. Every key above the threshold is selected, and so are the first
+    ``quota`` keys equal to it. ``taken`` and ``equal_taken`` count the keys of earlier tiles above the
+    threshold and equal to it. The updated counts are returned.
     """
     above = (keys > threshold).to(tl.int32)
     equal = (keys == threshold).to(tl.int32)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from topk_cases import hostile_rows, normal
 
 import ada_dsa
-from ada_dsa import arch, configs
+from ada_dsa import arch
 from ada_dsa.topk import api, reference
+from ada_dsa.topk.plan import LaunchPlan
+from tests.support.topk_cases import hostile_rows, normal
 
 I32 = torch.int32
 
@@ -121,20 +122,6 @@ def test_debug_variable_checks_device_values(monkeypatch: pytest.MonkeyPatch) ->
         ada_dsa.fast_topk_v2(SCORE, ints(9, 1), 2)
     with pytest.raises(ValueError, match=r"lengths\[1\].*got -1"):
         ada_dsa.fast_topk_v2(SCORE, ints(9, -1), 9)
-
-
-@pytest.mark.parametrize("topk", [1, 64, 2048, 4096])
-@pytest.mark.parametrize("width", [100, 8192, 8193, 131_072, 1 << 20])
-@pytest.mark.parametrize("rows", [1, 8, 64, 2048])
-def test_plans_depend_on_shapes_and_fit(rows: int, width: int, topk: int) -> None:
-    how = api.plan(rows, width, topk, 128, 89, True)
-    select = configs.pick("topk_select", 89, topk=topk, compact=int(how.compact))
-    direct = select.params["LARGE"]
-    assert (how.splits == 0) == (width <= direct)
-    assert how.splits <= api.MAX_SPLITS
-    assert 512 <= how.samples <= 8192
-    assert how.samples & (how.samples - 1) == 0
-    assert direct >= topk
 
 
 # -- on a GPU -------------------------------------------------------------------------------------
@@ -278,11 +265,11 @@ def test_gpu_same_result_for_every_split_count_and_run() -> None:
     for splits in (1, 2, 3, 17, 64):
         for samples in (512, 2048, 8192):
             for compact in (False, True):
-                how = api.Plan(splits, samples, compact)
+                plan = LaunchPlan(splits, samples, compact)
                 got = api.launch(
-                    score, lengths, None, api.Transform(), 2048, target=target, how=how
+                    score, lengths, None, api.Transform(), 2048, target=target, plan=plan
                 )
-                assert torch.equal(got, want), how
+                assert torch.equal(got, want), plan
     for run in range(100):
         assert torch.equal(ada_dsa.fast_topk_v2(score, lengths, 2048), want), f"run {run}"
 

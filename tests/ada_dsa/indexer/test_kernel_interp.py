@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from indexer_cases import Paged, assert_close, causal_windows, make_paged, make_ragged
-
 from ada_dsa import configs
 from ada_dsa.indexer import api, reference
+from tests.support.indexer_cases import Paged, assert_close, causal_windows, make_paged, make_ragged
 
 ARCHS = (86, 89)  # bytes decoded to fp16, and e4m3 operands
 TOLERANCE = 2e-6
@@ -39,7 +33,7 @@ def check_paged(case: Paged, arch: int, programs: int) -> None:
         case.q, case.kv_cache, case.weights, case.context_lens, case.block_tables,
         case.max_context_len, dtype=torch.float64,
     )  # fmt: skip
-    lens = reference.query_lengths(case.context_lens, next_n).flatten().tolist()
+    lens = reference.expand_query_lengths(case.context_lens, next_n).flatten().tolist()
     for row, length in enumerate(lens):
         length = max(0, length)
         assert_close(got[row, :length], want[row, :length], TOLERANCE, f"row {row}")
