@@ -19,8 +19,8 @@ import pytest
 from hypothesis import settings
 from packaging.version import Version
 
-from tests import selection
-from tests.trees import ROOT, PatchedTrees, Unavailable, releases
+from tests.support import selection
+from tests.support.trees import ROOT, PatchedTrees, Unavailable, releases
 
 TESTS = Path(__file__).parent
 INTERPRETED = "_interp.py"
@@ -96,7 +96,7 @@ def pytest_terminal_summary(
 @pytest.fixture(scope="session")
 def released_wheel() -> Iterator[Callable[[str], Path]]:
     """``released_wheel("0.5.23")`` → the released wheel, from the user's cache or the index."""
-    from tests.trees import released_wheel as fetch_wheel
+    from tests.support.trees import released_wheel as fetch_wheel
 
     def get(version: str) -> Path:
         try:

@@ -107,5 +107,5 @@ def test_a_violation_is_seen(source: str, tmp_path: Path, monkeypatch: pytest.Mo
     path = tmp_path / "tool" / "upstream" / "bad.py"
     path.parent.mkdir(parents=True)
     path.write_text(source)
-    monkeypatch.setattr("test_packages.TOOL", tmp_path / "tool")
+    monkeypatch.setattr(f"{__name__}.TOOL", tmp_path / "tool")
     assert len(list(violations(path))) == 1
