@@ -175,7 +175,7 @@ def test_the_rules_are_those_of_the_series(release: str) -> None:
         for patch in series.load_series(ROOT).for_release(version)
     }
     guards = next(text for name, text in added.items() if "capability-guards" in name)
-    swap = next(text for name, text in added.items() if "ada-dsa-backend" in name)
+    swap = next(text for name, text in added.items() if "kernel-swap" in name)
     by_default = doctor_judge.route(120, version, fork=True).kind == "default"
     assert by_default == ("get_device_sm() == 120" in guards)
     options = doctor_judge.options(version)
