@@ -4,6 +4,7 @@ It may import ``tool.git`` and the leaves.
 """
 
 from tool.analysis.changes import Block, Source, changed_blocks, decode_line, is_significant
+from tool.analysis.modules import PACKAGE, Modules
 from tool.analysis.outline import (
     Outline,
     Outlines,
@@ -11,16 +12,23 @@ from tool.analysis.outline import (
     find_new_duplicates,
     parse_outline,
 )
+from tool.analysis.references import Unresolved, find_attributes, find_missing, find_unresolved
 
 __all__ = [
     "Block",
+    "Modules",
     "Outline",
     "Outlines",
+    "PACKAGE",
     "Source",
+    "Unresolved",
     "changed_blocks",
     "decode_line",
+    "find_attributes",
     "find_duplicates",
+    "find_missing",
     "find_new_duplicates",
+    "find_unresolved",
     "is_significant",
     "parse_outline",
 ]

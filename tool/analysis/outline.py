@@ -15,7 +15,7 @@ import symtable
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import ClassVar, Final
 
 from tool.git import Git
@@ -23,6 +23,9 @@ from tool.git import Git
 MODULE: Final = "<module>"
 _REDEFINES: Final = {"overload", "setter", "getter", "deleter", "register"}
 """Decorators under which a second definition of the same name is ordinary Python."""
+
+_KEPT: Final = 12
+"""Syntax trees at hand: about those of the files that one patch changes."""
 
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -50,11 +53,11 @@ class Outline:
         return min(around, key=lambda s: s.last - s.first).name if around else MODULE
 
 
-def parse_outline(source: bytes) -> Outline:
-    """Parse ``source``. Raises SyntaxError when it is not Python."""
+def parse_outline(source: bytes, syntax: ast.Module | None = None) -> Outline:
+    """Parse ``source``, unless its ``syntax`` is given. Raises SyntaxError when it is not Python."""
     spans: list[Span] = []
     counts: Counter[str] = Counter()
-    _collect(ast.parse(source).body, "", (), spans, counts)
+    _collect((syntax or ast.parse(source)).body, "", (), spans, counts)
     return Outline(tuple(spans), counts, frozenset(_unbound(source)))
 
 
@@ -155,12 +158,20 @@ class Outlines:
 
     def __init__(self, git: Git) -> None:
         self._git = git
+        self._syntax = lru_cache(maxsize=_KEPT)(self._parse)
 
     def of(self, oid: str) -> Outline:
         """Raises SyntaxError when the file is not Python."""
         if oid not in self._known:
-            self._known[oid] = parse_outline(self._git.blobs([oid])[oid])
+            self._known[oid] = parse_outline(self._git.blobs([oid])[oid], self._syntax(oid))
         return self._known[oid]
+
+    def syntax(self, oid: str) -> ast.Module:
+        """The syntax tree; only the last few are kept. Raises SyntaxError when it is not Python."""
+        return self._syntax(oid)
+
+    def _parse(self, oid: str) -> ast.Module:
+        return ast.parse(self._git.blobs([oid])[oid])
 
     def or_empty(self, oid: str) -> Outline:
         """The outline, or one without symbols for a file that is not Python."""

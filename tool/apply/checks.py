@@ -3,6 +3,7 @@
 * every touched Python file parses;
 * no definition is there twice that was there once;
 * no name is used that nothing binds, but for those of the file as it was;
+* what a changed line imports, reads of a module or calls is there in the whole tree (references);
 * every hunk sits in the symbol it was written for (placement).
 
 Placement needs work only when a file was merged: if the file was, byte for byte, the one the patch
@@ -18,8 +19,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from tool.analysis import Outlines, find_duplicates, find_new_duplicates
+from tool.analysis import (
+    Modules,
+    Outlines,
+    find_duplicates,
+    find_new_duplicates,
+    find_unresolved,
+)
 from tool.apply.engine import Applied
+from tool.apply.kernels import DESTINATION
 from tool.errors import ConflictError, UpstreamedError
 from tool.git import NULL_OID, Git, changed_runs, find_blobs, make_tempdir
 from tool.series import FileChange, PatchFile
@@ -51,12 +59,15 @@ def check_applied(git: Git, applied: Sequence[Applied], outlines: Outlines | Non
     outlines = outlines or Outlines(git)
     looked = 0
     for patch in applied:
+        modules = Modules(git, patch.tree, elsewhere=DESTINATION)
         written = {f.path: f for f in patch.patch.files}
         intended = {} if patch.exact else compute_intended(git, patch.patch)
         for change in patch.files:
             looked += 1
             if change.path.endswith(".py") and change.after != NULL_OID:
                 _check_python(patch, change, outlines)
+                if found := find_dangling(git, patch, change, outlines, modules):
+                    raise _failed(patch, found[0].place, found[0].message)
             if change.path in intended:
                 before = written[change.path].before
                 _check_placement(git, patch, change, before, intended[change.path], outlines)
@@ -88,6 +99,46 @@ def find_newly_unbound(change: FileChange, outlines: Outlines) -> list[str]:
     if not after or change.before == NULL_OID:
         return sorted(after)
     return sorted(after - outlines.or_empty(change.before).unbound)
+
+
+@dataclass(frozen=True)
+class Dangling:
+    """A changed line of ``path`` that refers to something the release has not."""
+
+    path: str
+    line: int
+    message: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.path} line {self.line}"
+
+
+def find_dangling(
+    git: Git, patch: Applied, change: FileChange, outlines: Outlines, modules: Modules
+) -> list[Dangling]:
+    """References of the changed lines of a Python file that lead nowhere in the tree of the result."""
+    lines = list_added_lines(git, patch, change)
+    if not lines:
+        return []
+    found = find_unresolved(outlines.syntax(change.after), change.path, lines, modules)
+    return [Dangling(change.path, u.line, u.message) for u in found]
+
+
+def list_added_lines(git: Git, patch: Applied, change: FileChange) -> frozenset[int]:
+    """The 1-based lines of the result that the patch adds."""
+    if not patch.exact and change.before != NULL_OID:
+        runs = changed_runs(git, change.before, change.after)
+        return frozenset(n for r in runs for n in range(r.new_line, r.new_line + len(r.added)))
+    found: set[int] = set()
+    for file in patch.patch.files:
+        for hunk in file.hunks if file.path == change.path else ():
+            line = hunk.new_start
+            for text in hunk.lines:
+                if text.startswith(b"+"):
+                    found.add(line)
+                line += text.startswith((b"+", b" "))
+    return frozenset(found)
 
 
 def _check_paths(patch: Applied) -> None:
