@@ -14,7 +14,7 @@ import re
 import symtable
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import ClassVar, Final
 
@@ -45,7 +45,12 @@ class Outline:
 
     spans: tuple[Span, ...]
     counts: Counter[str]
-    unbound: frozenset[str] = frozenset()
+    source: bytes = field(repr=False)
+
+    @cached_property
+    def unbound(self) -> frozenset[str]:
+        """Names that are read as globals and bound nowhere; none where ``import *`` may bind any."""
+        return frozenset(_unbound(self.source))
 
     def symbol_at(self, line: int) -> str:
         """The qualified name of the innermost definition around ``line``, or ``<module>``."""
@@ -58,7 +63,7 @@ def parse_outline(source: bytes, syntax: ast.Module | None = None) -> Outline:
     spans: list[Span] = []
     counts: Counter[str] = Counter()
     _collect((syntax or ast.parse(source)).body, "", (), spans, counts)
-    return Outline(tuple(spans), counts, frozenset(_unbound(source)))
+    return Outline(tuple(spans), counts, source)
 
 
 def find_duplicates(outline: Outline) -> dict[str, int]:
@@ -73,7 +78,6 @@ def find_new_duplicates(before: Outline | None, after: Outline) -> list[str]:
 
 
 def _unbound(source: bytes) -> set[str]:
-    """Names that are read as globals and bound nowhere; none where ``import *`` may bind any."""
     if _STAR.search(source):
         return set()
     module = symtable.symtable(source.decode("utf-8", "replace"), "<patched>", "exec")

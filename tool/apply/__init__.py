@@ -4,7 +4,15 @@ It may import ``tool.upstream``, ``tool.analysis`` and what is below them.
 """
 
 from tool.apply.check_all import CHECK_RULES, check_releases, select_releases
-from tool.apply.checks import UNBOUND, check_applied, compute_intended, find_newly_unbound
+from tool.apply.checks import (
+    UNBOUND,
+    Dangling,
+    check_applied,
+    compute_intended,
+    find_dangling,
+    find_newly_unbound,
+    list_added_lines,
+)
 from tool.apply.compose import (
     Composition,
     check_patch_files,
@@ -25,6 +33,7 @@ __all__ = [
     "CHECK_RULES",
     "Composition",
     "DESTINATION",
+    "Dangling",
     "EMPTY_MERGE",
     "RELEASE_TRAILER",
     "TREE_TRAILER",
@@ -38,9 +47,11 @@ __all__ = [
     "compose_release",
     "compose_series",
     "compute_intended",
+    "find_dangling",
     "find_missing_preimages",
     "find_newly_unbound",
     "find_orphans",
+    "list_added_lines",
     "list_known_preimages",
     "lock_patches",
     "merge_diff",

@@ -9,20 +9,32 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from tool.analysis import Block, Outlines, changed_blocks, decode_line, find_new_duplicates
+from tool.analysis import (
+    Block,
+    Modules,
+    Outlines,
+    changed_blocks,
+    decode_line,
+    find_attributes,
+    find_new_duplicates,
+)
 from tool.apply import (
+    DESTINATION,
     EMPTY_MERGE,
     UNBOUND,
     Applied,
     apply_patch,
     check_applied,
     compute_intended,
+    find_dangling,
     find_newly_unbound,
+    list_added_lines,
 )
 from tool.classify.outcome import ConflictHunk, Outcome, OutcomeKind
 from tool.classify.renames import RenameDetector
 from tool.classify.semantics import find_semantic_conflicts
 from tool.classify.upstreamed import FileVersions, UpstreamDetector, summarize
+from tool.classify.vocabulary import Vocabulary
 from tool.errors import ConflictError, UpstreamedError
 from tool.git import NULL_OID, Git, canonical_diff, find_blobs
 from tool.series import FileChange, Patch, PatchFile, patchfile
@@ -38,6 +50,7 @@ class Classifier:
         self._outlines = Outlines(index)
         self._presence = UpstreamDetector(index, self._outlines)
         self._search = RenameDetector(index, self._outlines, old, new)
+        self._words = Vocabulary(index, old, new)
 
     def classify(self, patch: Patch, commit: str, tree: str) -> Outcome:
         """Apply ``patch`` on ``commit``; ``index`` then holds the result, or ``tree`` as before.
@@ -65,7 +78,8 @@ class Classifier:
         except (ConflictError, UpstreamedError) as error:
             return self._unproven(patch, applied, tree, error)
         outcome = self._carried(applied)
-        if stale := () if applied.exact else tuple(self._stale(self._aims(patch, tree))):
+        stale = () if applied.exact else tuple(self._stale(self._aims(patch, tree)))
+        if stale := (*stale, *self._gone_words(applied)):
             return Outcome(patch.name, OutcomeKind.STALE, stale + outcome.reasons)
         return outcome
 
@@ -113,6 +127,19 @@ class Classifier:
             ids = sorted({aim.before, aim.result, aim.current} - {NULL_OID})
             yield from find_semantic_conflicts(aim, self._index.blobs(ids))
 
+    def _gone_words(self, applied: Applied) -> Iterator[str]:
+        """Attributes that the patch reads or sets, and that upstream took out of the whole package."""
+        used: dict[str, str] = {}
+        for change in applied.files:
+            if change.path.endswith(".py") and change.after != NULL_OID:
+                lines = list_added_lines(self._index, applied, change)
+                found = find_attributes(self._outlines.syntax(change.after), lines)
+                for name, line in found.items():
+                    used.setdefault(name, f"{change.path} line {line}")
+        near = [change.before for change in applied.files]
+        for name in sorted(self._words.find_gone(used, near)):
+            yield f"{used[name]}: the patch uses {name}, which no file of the release has"
+
     def _unproven(
         self, patch: Patch, applied: Applied, tree: str, error: ConflictError | UpstreamedError
     ) -> Outcome:
@@ -125,7 +152,7 @@ class Classifier:
             kind, reasons = OutcomeKind.ELSEWHERE, twice
         elif part := self._part(applied, aims):
             kind, reasons = OutcomeKind.PARTIAL, part
-        elif nameless := [e for change in applied.files for e in self._nameless(change)]:
+        elif nameless := [e for c in applied.files for e in self._nameless(applied, c)]:
             kind, reasons = OutcomeKind.STALE, nameless
         conflicts = self._find_conflicts(aims) if kind is OutcomeKind.CONFLICT else ()
         return Outcome(patch.name, kind, tuple(reasons) or (error.message,), None, conflicts)
@@ -143,10 +170,15 @@ class Classifier:
             where = f"line {lines[0]} of the release" if lines else "the patch itself"
             yield f"{change.path}: {name} is defined already, {where}; the patch adds another"
 
-    def _nameless(self, change: FileChange) -> Iterator[str]:
-        if change.path.endswith(".py") and change.after != NULL_OID:
-            for name in find_newly_unbound(change, self._outlines):
-                yield f"{change.path}: {name} {UNBOUND}"
+    def _nameless(self, applied: Applied, change: FileChange) -> Iterator[str]:
+        """What the changed lines use that nothing in the file binds or the whole tree has not."""
+        if not change.path.endswith(".py") or change.after == NULL_OID:
+            return
+        for name in find_newly_unbound(change, self._outlines):
+            yield f"{change.path}: {name} {UNBOUND}"
+        modules = Modules(self._index, applied.tree, elsewhere=DESTINATION)
+        for found in find_dangling(self._index, applied, change, self._outlines, modules):
+            yield f"{found.place} {found.message}"
 
     def _part(self, applied: Applied, aims: Sequence[FileVersions]) -> list[str]:
         """What upstream has of a patch that merged to less than it says; empty if that is not it."""
