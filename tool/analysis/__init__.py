@@ -12,7 +12,13 @@ from tool.analysis.outline import (
     find_new_duplicates,
     parse_outline,
 )
-from tool.analysis.references import Unresolved, find_attributes, find_missing, find_unresolved
+from tool.analysis.references import (
+    Unresolved,
+    find_attributes,
+    find_defined,
+    find_missing,
+    find_unresolved,
+)
 
 __all__ = [
     "Block",
@@ -25,6 +31,7 @@ __all__ = [
     "changed_blocks",
     "decode_line",
     "find_attributes",
+    "find_defined",
     "find_duplicates",
     "find_missing",
     "find_new_duplicates",

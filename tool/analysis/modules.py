@@ -222,9 +222,10 @@ def _slice_definition(source: bytes, name: str) -> Definition | None:
     if len(starts) != 1 or re.search(again, source, re.MULTILINE):
         return None
     begin = starts[0].start()
-    before = source[:begin].rstrip(b"\n").rpartition(b"\n")[2]
-    if before.startswith((b"@", b")")):
-        return None  # decorated: the whole file tells by what
+    while (line := source[:begin].rstrip(b"\n").rpartition(b"\n")[2]).startswith(b"@"):
+        begin = source.rindex(line, 0, begin)
+    if line.startswith((b")", b"]")):
+        return None  # a decorator over several lines
     end = re.compile(rb"^[^\s#)]", re.MULTILINE).search(source, starts[0].end())
     text = source[begin : end.start() if end else len(source)]
     try:

@@ -57,6 +57,20 @@ def find_attributes(syntax: ast.Module, lines: Collection[int]) -> dict[str, int
     return found
 
 
+def find_defined(syntax: ast.Module, lines: Collection[int]) -> set[str]:
+    """Functions, classes and fields that ``lines`` define; an attribute set on an object is none."""
+    found: set[str] = set()
+    for node in _within(syntax, frozenset(lines)):
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                if node.lineno in lines:
+                    found.add(node.name)
+                if isinstance(node, ast.ClassDef):
+                    body = (n for n in node.body if n.lineno in lines)
+                    found |= Bindings([n for n in body if not isinstance(n, Definition)], "").names
+    return found
+
+
 def _within(node: ast.AST, lines: frozenset[int]) -> Iterator[ast.AST]:
     """The nodes below ``node`` that may touch ``lines``; other parts of the file are not walked."""
     for child in ast.iter_child_nodes(node):

@@ -16,6 +16,7 @@ from tool.analysis import (
     changed_blocks,
     decode_line,
     find_attributes,
+    find_defined,
     find_new_duplicates,
 )
 from tool.apply import (
@@ -79,7 +80,7 @@ class Classifier:
             return self._unproven(patch, applied, tree, error)
         outcome = self._carried(applied)
         stale = () if applied.exact else tuple(self._stale(self._aims(patch, tree)))
-        if stale := (*stale, *self._gone_words(applied)):
+        if stale := (*stale, *self._gone_words(applied, stale)):
             return Outcome(patch.name, OutcomeKind.STALE, stale + outcome.reasons)
         return outcome
 
@@ -127,17 +128,23 @@ class Classifier:
             ids = sorted({aim.before, aim.result, aim.current} - {NULL_OID})
             yield from find_semantic_conflicts(aim, self._index.blobs(ids))
 
-    def _gone_words(self, applied: Applied) -> Iterator[str]:
-        """Attributes that the patch reads or sets, and that upstream took out of the whole package."""
+    def _gone_words(self, applied: Applied, told: Sequence[str]) -> Iterator[str]:
+        """Attributes that the patch reads or sets, and that upstream took out of the whole package.
+
+        What the reasons ``told`` name already is left out.
+        """
         used: dict[str, str] = {}
+        own: set[str] = set()
         for change in applied.files:
             if change.path.endswith(".py") and change.after != NULL_OID:
                 lines = list_added_lines(self._index, applied, change)
-                found = find_attributes(self._outlines.syntax(change.after), lines)
-                for name, line in found.items():
+                syntax = self._outlines.syntax(change.after)
+                own |= find_defined(syntax, lines)
+                for name, line in find_attributes(syntax, lines).items():
                     used.setdefault(name, f"{change.path} line {line}")
-        near = [change.before for change in applied.files]
-        for name in sorted(self._words.find_gone(used, near)):
+        own.update(name for name in used if any(f" uses {name}, " in line for line in told))
+        words = {name for name in used if name not in own and not name.startswith("__")}
+        for name in sorted(self._words.find_gone(words, [f.path for f in applied.files])):
             yield f"{used[name]}: the patch uses {name}, which no file of the release has"
 
     def _unproven(
@@ -224,18 +231,25 @@ class Classifier:
         gone = [a for a in aims if a.current == NULL_OID and NULL_OID not in (a.before, a.result)]
         if not gone:
             return self._weigh(patch, aims, error.why or error.message)
-        reasons = []
-        conflicts = []
+        reasons: list[str] = []
+        conflicts: list[ConflictHunk] = []
         for aim in gone:
             heir = self._search.file(aim.path, aim.before, NULL_OID)
             reasons.append(f"{aim.path} is gone" + (f", now {heir}" if heir else ""))
-            first = aim.intended[0]
-            conflicts.append(
-                ConflictHunk(
-                    aim.path, first.symbol, first.old_line, first, (), heir.name if heir else None
-                )
-            )
-        return Outcome(patch.name, OutcomeKind.GONE, tuple(reasons), None, tuple(conflicts))
+            name = heir.name if heir else None
+            conflicts += [
+                ConflictHunk(aim.path, b.symbol, b.old_line, b, (), name) for b in aim.intended
+            ]
+        others = [aim for aim in aims if aim not in gone]
+        beside = self._find_conflicts(others)
+        lost = [line for aim in others for line in self._lost(aim)]
+        return Outcome(
+            patch.name,
+            OutcomeKind.GONE,
+            (*reasons, *lost, *_format_clashes(beside), *self._stale(others)),
+            None,
+            (*conflicts, *beside),
+        )
 
     def _weigh(self, patch: Patch, aims: Sequence[FileVersions], otherwise: str) -> Outcome:
         """A patch that does not apply: how much of it does the release hold, and where?"""
@@ -257,19 +271,16 @@ class Classifier:
             return Outcome(
                 patch.name, OutcomeKind.ELSEWHERE, tuple(elsewhere + held), None, conflicts
             )
+        lost = [line for aim in aims for line in self._lost(aim)]
+        clashes = _format_clashes(conflicts)
         if held:
-            return Outcome(
-                patch.name, OutcomeKind.PARTIAL, tuple(held + elsewhere), None, conflicts
-            )
-        lost = [e for aim in aims for e in self._lost(aim)]
-        if lost:
-            return Outcome(patch.name, OutcomeKind.GONE, tuple(lost), None, conflicts)
-        clashes = tuple(
-            f"{t.path} line {t.line}, {t.symbol}: upstream changed the same lines"
-            for t in conflicts
-        )
-        reasons = (*(clashes or (otherwise,)), *self._stale(aims))
-        return Outcome(patch.name, OutcomeKind.CONFLICT, reasons, None, conflicts)
+            kind, reasons = OutcomeKind.PARTIAL, (*held, *elsewhere, *lost)
+        elif lost:
+            kind, reasons = OutcomeKind.GONE, tuple(lost)
+        else:
+            kind, reasons = OutcomeKind.CONFLICT, () if clashes else (otherwise,)
+        reasons = (*reasons, *clashes, *self._stale(aims))
+        return Outcome(patch.name, kind, reasons, None, conflicts)
 
     def _lost(self, aim: FileVersions) -> Iterator[str]:
         """Symbols the patch changes that the file no longer has."""
@@ -328,6 +339,12 @@ class Classifier:
                 )
             )
         return tuple(aims)
+
+
+def _format_clashes(conflicts: Sequence[ConflictHunk]) -> list[str]:
+    return [
+        f"{c.path} line {c.line}, {c.symbol}: upstream changed the same lines" for c in conflicts
+    ]
 
 
 def _changed(found: Sequence[Block]) -> Counter[tuple[str, bytes, str]]:

@@ -1,19 +1,19 @@
 """Words that the older release has somewhere in the package and the newer one has nowhere.
 
-An attribute that upstream renamed everywhere is such a word. To find one takes a search of the whole
+An attribute that upstream renamed everywhere is such a word. Finding one takes a search of the whole
 tree, so the files where it most likely is are read first: almost every word is in one of them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
-from typing import Final
+from collections.abc import Collection, Iterable, Iterator
 
-from tool.git import NULL_OID, Git
+from tool.analysis import PACKAGE, Modules
+from tool.git import NULL_OID, Git, find_blobs
 from tool.series import ROOT
 
-_WORD: Final = re.compile(rb"[A-Za-z_]\w*")
+_IMPORT = re.compile(rb"^\s*(?:from|import)\s+(%s[\w.]*)" % PACKAGE.encode(), re.MULTILINE)
 
 
 class Vocabulary:
@@ -23,31 +23,40 @@ class Vocabulary:
         self._git = git
         self._old = old
         self._new = new
-        self._present: set[str] = set()
-        self._read: set[str] = set()
+        self._modules = Modules(git, new)
 
-    def find_gone(self, words: Collection[str], near: Collection[str]) -> set[str]:
-        """Those of ``words`` that no Python file has any more; ``near`` are blobs to look into first."""
+    def find_gone(self, words: Collection[str], paths: Collection[str]) -> set[str]:
+        """Those of ``words`` that no Python file has any more; the files ``paths`` are looked into
+        first, and then what they import."""
         if self._old is None:
             return set()
-        for blob in near:
-            if blob != NULL_OID and blob not in self._read:
-                self._read.add(blob)
-                found = _WORD.findall(self._git.blobs([blob])[blob])
-                self._present.update(word.decode() for word in set(found))
-        left = set(words) - self._present
-        if left:
-            there = self._grep(left, self._new)
-            self._present |= there
-            left -= there
+        left = set(words)
+        for source in self._list_near(paths):
+            left = {word for word in left if not _has_word(source, word)}
+            if not left:
+                return left
+        left -= self._grep(left, self._new)
         return self._grep(left, self._old) if left else left
 
-    def _grep(self, words: Collection[str], tree: str) -> set[str]:
+    def _list_near(self, paths: Collection[str]) -> Iterator[bytes]:
+        sources = []
+        for blob in find_blobs(self._git, self._new, list(paths)).values():
+            if blob != NULL_OID:
+                sources.append(self._git.blobs([blob])[blob])
+                yield sources[-1]
+        for module in dict.fromkeys(m for s in sources for m in _IMPORT.findall(s)):
+            if (source := self._modules.source(module.decode())) is not None:
+                yield source
+
+    def _grep(self, words: Iterable[str], tree: str) -> set[str]:
         """Those of ``words`` that a Python file of ``tree`` has."""
         patterns = [part for word in sorted(words) for part in ("-e", word)]
         done = self._git.run(
             "grep", "-I", "-h", "-o", "-w", "-F", *patterns, tree, "--", ROOT, check=False
         )
-        return {line.decode("utf-8", "replace") for line in set(done.stdout.split(b"\n"))} & set(
-            words
-        )
+        return {line.decode("utf-8", "replace") for line in set(done.stdout.splitlines())}
+
+
+def _has_word(source: bytes, word: str) -> bool:
+    text = word.encode()
+    return text in source and re.search(rb"\b%b\b" % text, source) is not None
