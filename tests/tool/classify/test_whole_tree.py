@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,7 +81,8 @@ def outcome(lab: Lab) -> Drift:
         ours: str, changes: dict[str, str | None], before: dict[str, str] | None = None
     ) -> tuple[str, list[str]]:
         carry(lab, ours, changes, before)
-        result = lab.json("drift", "--onto", f"v{NEXT}", "--offline", code=None)["result"]
+        done = lab.tool("drift", "--onto", f"v{NEXT}", "--offline", "--json", code=None)
+        result = json.loads(done.stdout)["result"]
         (patch,) = result["patches"]
         assert result["carries"] is (patch["outcome"] in ("clean", "moved", "merged"))
         return patch["outcome"], patch["reasons"]
