@@ -4,7 +4,7 @@ It may import ``tool.git`` and the leaves.
 """
 
 from tool.analysis.changes import Block, Source, changed_blocks, decode_line, is_significant
-from tool.analysis.modules import PACKAGE, Modules
+from tool.analysis.modules import PACKAGE, Bindings, Modules, import_origin, module_name
 from tool.analysis.outline import (
     Outline,
     Outlines,
@@ -21,6 +21,7 @@ from tool.analysis.references import (
 )
 
 __all__ = [
+    "Bindings",
     "Block",
     "Modules",
     "Outline",
@@ -36,6 +37,8 @@ __all__ = [
     "find_missing",
     "find_new_duplicates",
     "find_unresolved",
+    "import_origin",
     "is_significant",
+    "module_name",
     "parse_outline",
 ]

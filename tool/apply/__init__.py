@@ -24,6 +24,7 @@ from tool.apply.compose import (
 )
 from tool.apply.engine import EMPTY_MERGE, Applied, apply_patch, apply_series, merge_diff
 from tool.apply.kernels import DESTINATION, RELEASE_TRAILER, TREE_TRAILER
+from tool.apply.lint_imports import lint_imports
 from tool.apply.lock import recompute_commits, update_lock
 from tool.apply.preimages import find_missing_preimages, find_orphans, list_known_preimages
 from tool.apply.worktree import apply_to_worktree
@@ -51,6 +52,7 @@ __all__ = [
     "find_missing_preimages",
     "find_newly_unbound",
     "find_orphans",
+    "lint_imports",
     "list_added_lines",
     "list_known_preimages",
     "lock_patches",

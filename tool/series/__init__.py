@@ -7,13 +7,14 @@ from tool.series import lockfile, patchfile
 from tool.series.edit import SeriesText, make_specifier, name_next_file, widen_specifier
 from tool.series.kernels import find_kernels, read_kernels, read_requirements
 from tool.series.layout import LOCK_FILE, PATCH_DIR, SERIES_FILE, find_root
-from tool.series.lint import lint_series
+from tool.series.lint import Finding, lint_series
 from tool.series.lockfile import FileChange, Lock, LockedPatch, LockedRelease, LockedWheel
 from tool.series.model import Patch, Series, load_series, parse_release, parse_series
 from tool.series.patchfile import ROOT, Header, PatchFile
 
 __all__ = [
     "FileChange",
+    "Finding",
     "Header",
     "LOCK_FILE",
     "Lock",

@@ -376,6 +376,57 @@ class TestARenameThatWasFollowed:
         assert found["where"] == "patches/demo/ours.patch"
 
 
+class TestLint:
+    def test_an_import_of_a_locked_patch(self, lab: Lab) -> None:
+        carry(lab, IMPORTING, {})
+        assert lab.json("lint")["result"]["findings"] == []
+        path = lab.root / "patches" / "demo/ours.patch"
+        path.write_bytes(path.read_bytes().replace(b"srt.cards", b"srt.gone"))
+        (found,) = lab.json("lint", code=1)["result"]["findings"]
+        line = (
+            path.read_text().split("\n").index("+    from sglang.srt.gone import is_old_card") + 1
+        )
+        assert found == {
+            "rule": "imports",
+            "where": f"patches/demo/ours.patch:{line}",
+            "message": "imports sglang.srt.gone, and there is no such module in v0.5.23",
+        }
+
+    @pytest.mark.parametrize(
+        ("statement", "why"),
+        [
+            (
+                "from sglang.srt.layers.attention.ada_dsa.gone import x",
+                "gone.py is not in the kernels",
+            ),
+            ("import sglang.srt.layers.attention.ada_dsa.gone", "gone.py is not in the kernels"),
+            (
+                "from sglang.srt.layers.attention.ada_dsa.arch import (\n        x,\n    )",
+                "no such name",
+            ),
+            ("from sglang.srt.layers.attention.ada_dsa.arch import prefers", None),
+            ("from sglang.srt.layers.attention.ada_dsa import arch", None),
+            ("import sglang.srt.layers.attention.ada_dsa", None),
+        ],
+    )
+    def test_an_import_of_the_kernels(self, lab: Lab, statement: str, why: str | None) -> None:
+        (lab.root / "ada_dsa" / "arch.py").write_text("def prefers():\n    return 1\n")
+        carry(lab, using(statement), {})
+        findings = lab.json("lint", code=int(why is not None))["result"]["findings"]
+        assert why is None or (why in findings[0]["message"] and findings[0]["rule"] == "imports")
+
+    def test_a_guarded_import_and_a_lock_that_does_not_parse(self, lab: Lab) -> None:
+        ours = using(
+            "try:", "    import sglang.srt.cards as cards", "except ImportError:", "    cards = 1"
+        )
+        carry(lab, ours, {})
+        path = lab.root / "patches" / "demo/ours.patch"
+        path.write_bytes(path.read_bytes().replace(b"srt.cards", b"srt.gone"))
+        assert lab.json("lint")["result"]["findings"] == []
+        (lab.root / "series.lock").write_text("{")
+        assert lab.json("lint")["result"]["findings"] == []
+
+
 class TestEveryConflict:
     OTHER = "python/sglang/srt/twins.py"
 
@@ -395,13 +446,13 @@ class TestEveryConflict:
         patch = self.both(lab, {"sglang/srt/args.py": None})
         assert patch["outcome"] == "target gone"
         assert f"{PATH} is gone" in str(patch["reasons"])
-        assert f"{self.OTHER} line 5, A.run: upstream changed the same lines" in str(
+        assert f"{self.OTHER} line 6, A.run: upstream changed the same lines" in str(
             patch["reasons"]
         )
 
     def test_beside_a_file_that_upstream_has(self, lab: Lab) -> None:
         patch = self.both(lab, {"sglang/srt/args.py": using("return 1234567")})
         assert patch["outcome"] == "partial"
-        assert f"{self.OTHER} line 5, A.run: upstream changed the same lines" in str(
+        assert f"{self.OTHER} line 6, A.run: upstream changed the same lines" in str(
             patch["reasons"]
         )
