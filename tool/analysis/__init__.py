@@ -19,6 +19,7 @@ from tool.analysis.references import (
     find_missing,
     find_unresolved,
 )
+from tool.analysis.syntax import parse_syntax
 
 __all__ = [
     "Bindings",
@@ -41,4 +42,5 @@ __all__ = [
     "is_significant",
     "module_name",
     "parse_outline",
+    "parse_syntax",
 ]

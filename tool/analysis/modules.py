@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import ClassVar, Final
 
+from tool.analysis.syntax import parse_syntax
 from tool.git import Git
 
 PACKAGE: Final = "sglang"
@@ -179,7 +180,7 @@ class Modules:
         key = f"{file[1]}:{file[0]}"
         if key not in self._known:
             try:
-                body = ast.parse(self._git.blobs([file[1]])[file[1]]).body
+                body = parse_syntax(self._git.blobs([file[1]])[file[1]]).body
                 self._known[key] = Bindings(body, file[0])
             except SyntaxError:
                 self._known[key] = None
@@ -229,7 +230,7 @@ def _slice_definition(source: bytes, name: str) -> Definition | None:
     end = re.compile(rb"^[^\s#)]", re.MULTILINE).search(source, starts[0].end())
     text = source[begin : end.start() if end else len(source)]
     try:
-        (node,) = ast.parse(text).body
+        (node,) = parse_syntax(text).body
     except (SyntaxError, ValueError):
         return None
     return node if isinstance(node, Definition) else None

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import ClassVar, Final
 
+from tool.analysis.syntax import parse_syntax
 from tool.git import Git
 
 MODULE: Final = "<module>"
@@ -62,7 +63,7 @@ def parse_outline(source: bytes, syntax: ast.Module | None = None) -> Outline:
     """Parse ``source``, unless its ``syntax`` is given. Raises SyntaxError when it is not Python."""
     spans: list[Span] = []
     counts: Counter[str] = Counter()
-    _collect((syntax or ast.parse(source)).body, "", (), spans, counts)
+    _collect((syntax or parse_syntax(source)).body, "", (), spans, counts)
     return Outline(tuple(spans), counts, source)
 
 
@@ -175,7 +176,7 @@ class Outlines:
         return self._syntax(oid)
 
     def _parse(self, oid: str) -> ast.Module:
-        return ast.parse(self._git.blobs([oid])[oid])
+        return parse_syntax(self._git.blobs([oid])[oid])
 
     def or_empty(self, oid: str) -> Outline:
         """The outline, or one without symbols for a file that is not Python."""

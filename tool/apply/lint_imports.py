@@ -13,7 +13,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from tool.analysis import PACKAGE, Bindings, Modules, find_missing, import_origin, module_name
+from tool.analysis import (
+    PACKAGE,
+    Bindings,
+    Modules,
+    find_missing,
+    import_origin,
+    module_name,
+    parse_syntax,
+)
 from tool.apply.kernels import DESTINATION
 from tool.errors import IntegrityError
 from tool.git import Git
@@ -60,15 +68,14 @@ def _find_bad(
         rest = module.removeprefix(kernels).strip(".").replace(".", "/")
         if why := _find_missing_kernel(session.series.kernel_dir / rest, name):
             yield line, f"imports {name or module} from {module}, {why}"
-    for release in releases:
+    others = [i for i in imports if i not in inside and i[1].partition(".")[0] == PACKAGE]
+    for release in releases if others else ():
         for entry in release.patches:
             if entry.name != patch.name or not git or git.find(f"{entry.tree}^{{tree}}") is None:
                 continue
             modules = Modules(git, entry.tree, elsewhere=DESTINATION)
-            for line, module, name in imports:
-                if module.partition(".")[0] == PACKAGE and (
-                    why := find_missing(modules, module, name)
-                ):
+            for line, module, name in others:
+                if why := find_missing(modules, module, name):
                     yield line, f"{why} in v{release.version}"
 
 
@@ -79,7 +86,7 @@ def _find_missing_kernel(place: Path, name: str | None) -> str | None:
         return f"and {file.name} is not in the kernels' folder"
     if name is None or name == "*" or (place / name).is_dir() or (place / f"{name}.py").is_file():
         return None
-    names = Bindings(ast.parse(file.read_bytes()).body, file.as_posix()).names
+    names = Bindings(parse_syntax(file.read_bytes()).body, file.as_posix()).names
     return None if name in names or "__getattr__" in names else "which has no such name"
 
 
@@ -107,7 +114,7 @@ def _parse_import(lines: list[str], path: str) -> Iterator[tuple[str, str | None
         if text.count("(") <= text.count(")") and not text.endswith("\\\n"):
             break
     try:
-        (node, *_) = ast.parse(text).body
+        (node, *_) = parse_syntax(text.encode()).body
     except SyntaxError:
         return
     if isinstance(node, ast.Import):
