@@ -246,7 +246,7 @@ class Classifier:
         return Outcome(
             patch.name,
             OutcomeKind.GONE,
-            (*reasons, *lost, *_format_clashes(beside), *self._stale(others)),
+            (*reasons, *lost, *_format_clashes(beside)),
             None,
             (*conflicts, *beside),
         )
@@ -272,14 +272,19 @@ class Classifier:
                 patch.name, OutcomeKind.ELSEWHERE, tuple(elsewhere + held), None, conflicts
             )
         lost = [line for aim in aims for line in self._lost(aim)]
-        clashes = _format_clashes(conflicts)
+        clashes = [
+            line
+            for c, line in zip(conflicts, _format_clashes(conflicts), strict=True)
+            if not any(told.startswith(f"{c.path}: {c.symbol} is gone") for told in lost)
+        ]
         if held:
             kind, reasons = OutcomeKind.PARTIAL, (*held, *elsewhere, *lost)
         elif lost:
             kind, reasons = OutcomeKind.GONE, tuple(lost)
         else:
             kind, reasons = OutcomeKind.CONFLICT, () if clashes else (otherwise,)
-        reasons = (*reasons, *clashes, *self._stale(aims))
+        stale = self._stale(aims) if kind is OutcomeKind.CONFLICT else ()
+        reasons = (*reasons, *clashes, *stale)
         return Outcome(patch.name, kind, reasons, None, conflicts)
 
     def _lost(self, aim: FileVersions) -> Iterator[str]:

@@ -15,6 +15,10 @@ from tool.series import ROOT
 
 _IMPORT = re.compile(rb"^\s*(?:from|import)\s+(%s[\w.]*)" % PACKAGE.encode(), re.MULTILINE)
 
+_WORD = re.compile(rb"\w+")
+_ATTRIBUTE = r"(\.|def |^    |[\"']){}\b"
+"""Read or set on an object, a method, a field of a class, or a name in quotes."""
+
 
 class Vocabulary:
     """The words of the trees of two releases. ``old`` None: nothing is known of the older one."""
@@ -35,8 +39,9 @@ class Vocabulary:
             left = {word for word in left if not _has_word(source, word)}
             if not left:
                 return left
-        left -= self._grep(left, self._new)
-        return self._grep(left, self._old) if left else left
+        left -= self._grep(left, self._new, "-w", "{}")
+        # A variable of the older release that had the name is no attribute of anything.
+        return left & self._grep(left, self._old, _ATTRIBUTE) if left else left
 
     def _list_near(self, paths: Collection[str]) -> Iterator[bytes]:
         sources = []
@@ -48,13 +53,14 @@ class Vocabulary:
             if (source := self._modules.source(module.decode())) is not None:
                 yield source
 
-    def _grep(self, words: Iterable[str], tree: str) -> set[str]:
-        """Those of ``words`` that a Python file of ``tree`` has."""
-        patterns = [part for word in sorted(words) for part in ("-e", word)]
-        done = self._git.run(
-            "grep", "-I", "-h", "-o", "-w", "-F", *patterns, tree, "--", ROOT, check=False
-        )
-        return {line.decode("utf-8", "replace") for line in set(done.stdout.splitlines())}
+    def _grep(self, words: Iterable[str], tree: str, *form: str) -> set[str]:
+        """Those of ``words`` that a Python file of ``tree`` has in the ``form`` of an expression."""
+        *flags, pattern = form
+        patterns = [part for word in sorted(words) for part in ("-e", pattern.format(word))]
+        found = self._git.run(
+            "grep", "-I", "-h", "-o", "-E", *flags, *patterns, tree, "--", ROOT, check=False
+        ).stdout
+        return {word.decode() for line in set(found.splitlines()) for word in _WORD.findall(line)}
 
 
 def _has_word(source: bytes, word: str) -> bool:
