@@ -7,7 +7,7 @@ with ``--fallback``, also stock's own sm_89 fallback, as functions of a released
 archive that ``bench/serve_fallback.py --cut`` made of one; ``fallback.zip`` in ``ADA_GPU_HOME`` is taken
 if it is there). ``--docs`` writes the table and the plot.
 
-Needs the packages that ``tests/gpu/stage.py install`` puts in place, and a Hopper GPU.
+Needs the packages that ``python -m tests.serving.support.stage install`` puts in place, and a Hopper GPU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from serve_rig import Rig
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-GPU: Final = ROOT / "tests" / "gpu"
 
 STREAMS: Final = (1, 8, 64)
 CONTEXTS: Final = (2048, 32_768, 131_072)
@@ -142,7 +141,7 @@ def about(runner: Any) -> dict[str, Any]:
 
 def run(name: str, command: list[str], environment: dict[str, str], folder: Path) -> dict[str, Any]:
     """Run a child that writes ``folder/NAME.json``; what it wrote, and ``error`` if it did not finish."""
-    from child import end_of, kill  # tests/gpu/child.py
+    from tests.serving.support.children import end_of, kill
 
     out, log = folder / f"{name}.json", folder / f"{name}.log"
     begin = time.monotonic()
@@ -187,9 +186,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("out", nargs="?", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    sys.path.insert(0, str(GPU))
-    import serve as shared  # tests/gpu/serve.py
-    from flavours import HOME
+    from tests.serving.support import engines as shared
+    from tests.serving.support.flavours import HOME
 
     if options.child:
         (flavour,) = shared.flavours(options.child)

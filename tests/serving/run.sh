@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that serves a model on a GPU, in one command:
 #
-#   tests/gpu/run.sh [-o FOLDER] [check] [verify] [kit] [fusion] [serve] [parallel] [soak] [bench8] [bench64]
+#   tests/serving/run.sh [-o FOLDER] [check] [verify] [kit] [fusion] [serve] [parallel] [soak] [bench8] [bench64]
 #
 # check     import sglang and all it needs, stock and forked
 # verify    prove the installed fork against series.lock
@@ -13,7 +13,7 @@
 # bench8, bench64   decode and prefill times of a model with so many heads, into FOLDER/serve-8.json ...
 #
 # Default: check+verify kit+fusion serve parallel soak. Steps joined by + run at the same time, and a step
-# takes the GPUs that follow its name: soak@2+serve@0+parallel@0,1+kit@1. Needs the folders of stage.py. A
+# takes the GPUs that follow its name: soak@2+serve@0+parallel@0,1+kit@1. Needs the folders of support/stage.py. A
 # step ends after LIMIT seconds (default 900) at the latest, the soak after SOAK + LIMIT. Logs and results go
 # to FOLDER (default: a new temporary one); the exit code is that of the worst step.
 set -uo pipefail
@@ -29,7 +29,7 @@ steps=${*:-check+verify kit+fusion serve parallel soak}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 export ADA_GPU_HOME=$home ADA_GPU_OUT=$out PYTHONUNBUFFERED=1 GIT_PYTHON_REFRESH=quiet
-export PYTHONPATH="$home/deps${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$PWD:$home/deps${PYTHONPATH:+:$PYTHONPATH}"
 # nvcc may be a link elsewhere: what compiles at run time looks for the libraries beside it.
 [ -n "${CUDA_HOME:-}" ] || { [ -d /usr/local/cuda/lib64 ] && export CUDA_HOME=/usr/local/cuda; }
 worst=0
@@ -48,7 +48,7 @@ step() { # NAME COMMAND... : run, keep the log, show its end
 }
 
 suite() { # NAME FILE : the tests of a file that need a GPU; none passed is no success
-    step "$1" python3 -m pytest -m gpu "tests/gpu/$2" -q -s -p no:cacheprovider --tb=short || return
+    step "$1" python3 -m pytest -m gpu "tests/serving/$2" -q -s -p no:cacheprovider --tb=short || return
     tail -n 1 "$out/$1.log" | grep -q ' passed' && return
     echo "== $1: no test ran" >>"$out/$1.end"
     return 5
@@ -60,13 +60,13 @@ one() { # WORD[@GPUS]
         set -- "${1%@*}"
     fi
     case $1 in
-    check) step check python3 tests/gpu/stage.py check ;;
+    check) step check python3 -m tests.serving.support.stage check ;;
     verify) step verify python3 -m tool verify "$home/fork" ;;
     kit) suite kit test_kit.py ;;
     fusion) suite fusion test_fusion.py ;;
     serve) suite serve test_serve.py ;;
     parallel) suite parallel test_parallel.py ;;
-    soak) LIMIT=$((SOAK + LIMIT)) step soak python3 tests/gpu/soak.py "$out/.model" --seconds "$SOAK" --out "$out/soak.json" ;;
+    soak) LIMIT=$((SOAK + LIMIT)) step soak python3 -m tests.serving.support.soak "$out/.model" --seconds "$SOAK" --out "$out/soak.json" ;;
     bench*)
         PYTHONPATH="$PYTHONPATH:$home/peers" \
             step "$1" python3 bench/serve.py --heads "${1#bench}" --json "$out/serve-${1#bench}.json"
@@ -78,7 +78,7 @@ for words in $steps; do
     for word in ${words//+/ }; do
         case ${word%@*} in
         check | verify | kit | fusion | serve | parallel | soak | bench8 | bench64) ;;
-        *) echo "unknown step $word; the first lines of tests/gpu/run.sh list them" >&2 && exit 2 ;;
+        *) echo "unknown step $word; the first lines of tests/serving/run.sh list them" >&2 && exit 2 ;;
         esac
     done
 done

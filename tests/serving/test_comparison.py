@@ -11,16 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import apart
-import engine_runner
 import numpy as np
-import prompts
 import pytest
-import serve
-import test_parallel as parallel
-import test_serve as whole
-from flavours import FLAVOURS
-from serve import Job, Served
+
+from tests.serving import test_parallel as parallel
+from tests.serving import test_serve as whole
+from tests.serving.support import comparison, engine_runner, engines, prompts
+from tests.serving.support.engines import Job, Served
+from tests.serving.support.flavours import FLAVOURS
 
 # -- made-up answers ------------------------------------------------------------------------------
 
@@ -71,7 +69,7 @@ def chosen(row: int, topk: int) -> np.ndarray:
     return order.astype(np.int32)
 
 
-def said_of(sequences: dict[str, list[int]]) -> serve.Witness:
+def said_of(sequences: dict[str, list[int]]) -> engines.Witness:
     exact = {
         name: TRUTH[: len(tokens) - 1].astype(np.float32) for name, tokens in sequences.items()
     }
@@ -79,13 +77,13 @@ def said_of(sequences: dict[str, list[int]]) -> serve.Witness:
     table = np.full((prompts.SELECTED, 2048), -1, dtype=np.int32)
     for row in range(2048, prompts.SELECTED):
         table[row] = chosen(row, 2048)
-    return serve.Witness(exact, rounded, {0: table, 1: table, 2: table, 6: table})
+    return engines.Witness(exact, rounded, {0: table, 1: table, 2: table, 6: table})
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """The configuration of the model that is served; nobody loads it."""
-    import tiny_model
+    from tests.serving.support import tiny_model
 
     (tmp_path / "config.json").write_text(json.dumps(tiny_model.config(tiny_model.Spec(heads=16))))
     return tmp_path
@@ -172,7 +170,9 @@ def test_each_fault_fails_its_test(model: Path, tmp_path: Path) -> None:
         keys[:, change] = np.arange(2048)
         np.savez(file, rows=rows, keys=keys)
     for name in FLAVOURS:  # the witness sees what is answered now
-        now = apart.name_of(apart.sequence(prompts.single(3000), runs.singles(name)[3000]))
+        now = comparison.name_of(
+            comparison.sequence(prompts.single(3000), runs.singles(name)[3000])
+        )
         for kind in (runs.witness.exact, runs.witness.rounded):
             kind[now] = TRUTH[:3063].astype(np.float32)
     found = set(judge(runs))

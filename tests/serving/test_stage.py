@@ -11,13 +11,11 @@ import sys
 import zipfile
 from pathlib import Path
 
-import flavours
 import pytest
-import stage
-import stage_parts
 from packaging.requirements import Requirement
-from stage_parts import MIB, Manifest
 
+from tests.serving.support import flavours, stage, stage_parts
+from tests.serving.support.stage_parts import MIB, Manifest
 from tool.errors import IntegrityError, UsageError
 
 ROOT = stage_parts.ROOT
@@ -189,22 +187,23 @@ def test_a_folder_that_is_no_part_is_refused(tmp_path: Path, content: str | None
 
 def test_the_command_line_prints_one_error_and_its_code(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(Path(stage.__file__)), "install", str(tmp_path)],
+        [sys.executable, "-m", stage.__name__, "install", str(tmp_path)],
+        cwd=ROOT,
         capture_output=True,
         text=True,
-        cwd=tmp_path,
     )
     assert done.returncode == UsageError.exit_code
     assert done.stderr.startswith(f"error: {tmp_path}: not a part\n")
-    assert "next: python tests/gpu/stage.py prepare" in done.stderr
+    assert "next: python -m tests.serving.support.stage prepare" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_a_module_that_fails_and_one_that_aborts_are_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "HERE", tmp_path)
-    (tmp_path / "stage_probe.py").write_text(
+    monkeypatch.setattr(stage, "PROBE", "stand_in")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "stand_in.py").write_text(
         "import json, os\n"
         'print(json.dumps({"begin": "a"}))\n'
         'print(json.dumps({"module": "a", "ok": True, "says": "1.0", "seconds": 0.1}))\n'

@@ -1,7 +1,8 @@
-"""Serves one flavour in a process of its own: ``python engine_runner.py SCENARIO.json OUT_FOLDER``.
+"""Serves one flavour in a process of its own: ``python -m
+tests.serving.support.engine_runner SCENARIO.json OUT_FOLDER``.
 
 The scenario is ``{"arguments": {ServerArgs field: value}, "steps": [Step]}``, a Step as in
-``serve.py``. The engine starts once and runs every step. ``OUT_FOLDER/result.json`` is written
+``engines.py``. The engine starts once and runs every step. ``OUT_FOLDER/result.json`` is written
 anew after the start and after each step, so that a process that dies leaves what it had:
 
 * ``start_seconds``, ``release``, ``device``, ``resolved`` (server arguments as the engine resolved them),

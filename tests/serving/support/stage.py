@@ -1,9 +1,9 @@
 """Put sglang, stock and forked, onto a GPU machine, whether that machine has a package index or not.
 
-    python tests/gpu/stage.py prepare            where there is an index: folders .stage/part1 ...
-    python tests/gpu/stage.py install PART ...   on the GPU machine: pip install --target, no index
-    python tests/gpu/stage.py install --index    the same on a GPU machine with an index, no parts
-    python tests/gpu/stage.py check              import everything there, a line each
+    python -m tests.serving.support.stage prepare            where there is an index: folders .stage/part1 ...
+    python -m tests.serving.support.stage install PART ...   on a GPU machine: pip install --target, no index
+    python -m tests.serving.support.stage install --index    the same on a GPU machine with an index, no parts
+    python -m tests.serving.support.stage check              import everything there, a line each
 
 The folders that result are those of `flavours`. ``install`` does nothing for a wheel that is there.
 """
@@ -22,17 +22,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-import child
-import flavours
-import stage_parts
 from packaging.requirements import Requirement
-from stage_parts import MIB, Manifest, Staged
 
+from tests.serving.support import children, flavours, stage_parts
+from tests.serving.support.stage_parts import MIB, Manifest, Staged
 from tool.errors import EnvironmentFault, IntegrityError, ToolError, UsageError
 
-HERE: Final = Path(__file__).parent
+HERE: Final = Path(__file__).parents[1]
+PROBE: Final = f"{__package__}.stage_probe"
 STATE: Final = ".installed.json"
 """In each site: file name to sha256 of what is installed; the empty string where pip chose it."""
 SITES: Final = ("deps", "stock", "fork")
@@ -56,14 +53,14 @@ def install_parts(parts: Sequence[Path], home: Path) -> list[str]:
             raise UsageError(
                 "the parts are of different preparations",
                 where=f"{parts[0]}, {part}",
-                next_step="python tests/gpu/stage.py prepare, and send all parts again",
+                next_step="python -m tests.serving.support.stage prepare, and send all parts again",
             )
     manifest = manifests[0]
     if manifest.python != _tag():
         raise UsageError(
             f"the parts are for {manifest.python}, this Python is {_tag()}",
             where=sys.executable,
-            next_step="python tests/gpu/stage.py prepare --python "
+            next_step="python -m tests.serving.support.stage prepare --python "
             f"{sys.version_info[0]}.{sys.version_info[1]}",
         )
     here = {name: part for part in parts for name in _wheels(part)}
@@ -146,8 +143,8 @@ def check(sites: Iterable[str]) -> tuple[list[str], bool]:
 
 def _probe(site: str) -> tuple[list[str], bool]:
     environment = flavours.FLAVOURS[site].environ()
-    out, err, code = child.capture([str(HERE / "stage_probe.py"), site], environment, CHECK_TIMEOUT)
-    rows, begun, ended = child.read(out)
+    out, err, code = children.capture(["-m", PROBE, site], environment, CHECK_TIMEOUT)
+    rows, begun, ended = children.read(out)
     lines = [
         f"{site:5} {'ok  ' if row['ok'] else 'FAIL'} {row['module']} {row['says']}"
         f"  ({row['seconds']:.1f} s)"
@@ -271,7 +268,9 @@ def _prepare(options: argparse.Namespace) -> int:
         size = sum(one.bytes for one in files) / MIB
         largest = ", ".join(one.name for one in sorted(files, key=lambda one: -one.bytes)[:3])
         print(f"{into / f'part{number}'}: {size:.1f} MiB, {len(files)} wheel(s): {largest} ...")
-    print("next: on the GPU machine, for each part: python tests/gpu/stage.py install PART")
+    print(
+        "next: on the GPU machine, for each part: python -m tests.serving.support.stage install PART"
+    )
     return 0
 
 
@@ -279,7 +278,7 @@ def _install(options: argparse.Namespace) -> int:
     if options.index == bool(options.parts):
         raise UsageError(
             "name parts, or say --index",
-            next_step="python tests/gpu/stage.py install .stage/part1, or install --index",
+            next_step="python -m tests.serving.support.stage install .stage/part1, or install --index",
         )
     if options.index:
         lines = install_index(flavours.RELEASE, flavours.HOME)

@@ -22,7 +22,7 @@ from typing import Final
 
 from tool.errors import EnvironmentFault, IntegrityError, UsageError
 
-HERE: Final = Path(__file__).parent
+HERE: Final = Path(__file__).parents[1]
 ROOT: Final = HERE.parents[1]
 MANIFEST: Final = "manifest.json"
 MIB: Final = 1 << 20
@@ -92,7 +92,7 @@ class Manifest:
                 "not a part",
                 where=str(part),
                 why=f"{MANIFEST}: {err}",
-                next_step="python tests/gpu/stage.py prepare",
+                next_step="python -m tests.serving.support.stage prepare",
             ) from err
 
 
@@ -227,7 +227,7 @@ def split(found: Iterable[tuple[str, Path]], release: str, python: str, limit: i
                 "a wheel is larger than a part may be",
                 where=wheel.name,
                 why=f"{size / MIB:.1f} MiB, a part has {limit / MIB:.1f} MiB",
-                next_step="name members of it in SLIM (tests/gpu/stage_parts.py), or raise --limit",
+                next_step="name members of it in SLIM (tests/serving/stage_parts.py), or raise --limit",
             )
         part = next((n for n, free in enumerate(room) if free >= size), len(room))
         if part == len(room):

@@ -1,10 +1,11 @@
 """A tiny GLM-5.2: its structure, its checkpoint format, and weights on which the selected keys matter.
 
-``python tests/gpu/tiny_model.py OUT [--seed 0] [--layers 8] [--heads 8] [--bf16]`` writes ``config.json``
-and ``model.safetensors``. What a DSA kernel sees has GLM-5.2's sizes: latent 512 + rope 64, 192 + 64 per
-query head, 256 per value head, 32 index heads of 128, top-k 2048, indexers on layers 0, 1, 2 and every
-fourth after, three dense layers, one shared expert, a prediction (MTP) layer at the end. Hidden size,
-ranks, experts and vocabulary are small. ``--heads 8`` is what one of eight ranks holds of 64.
+``python -m tests.serving.support.tiny_model OUT [--seed 0] [--layers 8] [--heads 8] [--bf16]`` writes
+``config.json`` and ``model.safetensors``. What a DSA kernel sees has GLM-5.2's sizes: latent 512 + rope
+64, 192 + 64 per query head, 256 per value head, 32 index heads of 128, top-k 2048, indexers on layers 0,
+1, 2 and every fourth after, three dense layers, one shared expert, a prediction (MTP) layer at the end.
+Hidden size, ranks, experts and vocabulary are small. ``--heads 8`` is what one of eight ranks holds of
+64.
 
 Names, dtypes and quantised modules are those of GLM-5.2-FP8: e4m3 with one fp32 scale per block of
 128 x 128, but for embeddings, head, norms, router, index weights and the prediction layer's ``eh_proj``.
