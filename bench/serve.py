@@ -179,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--heads", type=int, default=8, help="of a model that is made (default 8: a rank at TP=8)"
     )
-    parser.add_argument("--flavours", help="comma-separated (default: all)")
+    parser.add_argument("--flavours", default="stock,fork,fork-sm89", help="default: %(default)s")
     parser.add_argument("--fallback", type=Path, help="released wheel, or what was cut from one")
     parser.add_argument("--json", type=Path, help="write the results there")
     parser.add_argument("--docs", type=Path, help="write table and plot there, as Markdown and SVG")
@@ -220,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
             child = [sys.executable, str(ROOT / "bench" / "serve_fallback.py")]
             child += ["--from", str(fallback), "--heads", str(options.heads)]
             child += ["--context-length", str(changes()["context_length"]), "--json"]
-            path = os.pathsep.join(map(str, (ROOT, HOME / "deps", HOME / "peers")))
+            path = os.pathsep.join(map(str, (ROOT, HOME / "stack")))
             environment = {**os.environ, "PYTHONPATH": path, "TRITON_OVERRIDE_ARCH": "sm89"}
             note(run("fallback", child, environment, folder))
     import serve_report

@@ -29,7 +29,8 @@ steps=${*:-check+verify kit+fusion serve parallel soak}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 export ADA_GPU_HOME=$home ADA_GPU_OUT=$out PYTHONUNBUFFERED=1 GIT_PYTHON_REFRESH=quiet
-export PYTHONPATH="$PWD:$home/deps${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$PWD:$home/stack${PYTHONPATH:+:$PYTHONPATH}"
+export CPATH="$home/stack/nvidia/cu13/include" PYTORCH_SKIP_CUDNN_COMPATIBILITY_CHECK=1
 # nvcc may be a link elsewhere: what compiles at run time looks for the libraries beside it.
 [ -n "${CUDA_HOME:-}" ] || { [ -d /usr/local/cuda/lib64 ] && export CUDA_HOME=/usr/local/cuda; }
 worst=0
@@ -68,8 +69,7 @@ one() { # WORD[@GPUS]
     parallel) suite parallel test_parallel.py ;;
     soak) LIMIT=$((SOAK + LIMIT)) step soak python3 -m tests.serving.support.soak "$out/.model" --seconds "$SOAK" --out "$out/soak.json" ;;
     bench*)
-        PYTHONPATH="$PYTHONPATH:$home/peers" \
-            step "$1" python3 bench/serve.py --heads "${1#bench}" --json "$out/serve-${1#bench}.json"
+        step "$1" python3 bench/serve.py --heads "${1#bench}" --json "$out/serve-${1#bench}.json"
         ;;
     esac
 }

@@ -134,7 +134,7 @@ def test_jobs_end_however_they_behave(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(engines, "RUNNER", "stand_in")
     monkeypatch.setattr(engines, "limit_of", lambda job: 3.0 if job.name == "hangs" else 60.0)
-    plain = Flavour("plain", "stock")
+    plain = Flavour("plain", "stack")
     steps = [engines.Step(name, [[1, 2]]) for name in ("one", "two")]
     jobs = [Job(how, plain, {"how": how}, steps) for how in ("hangs", "fails", "answers")]
     begin = time.monotonic()

@@ -23,7 +23,8 @@ EXPLAINED: Final = {
     # These entry points look the backend up in the kit's own list of kernels first. The functions that
     # they would call run as kit/ and keys/ cases of the same name.
     r"gated/(prefill|decode|graph)": r"unknown DSA impl `ada_dsa`",
-    r"gated/fp8_(prefill|decode)": r"`ada_dsa` does not support FP8 KV cache \(only `flashmla",
+    r"gated/fp8_prefill": r"`ada_dsa` does not support FP8 KV cache \(only `aiter`, `flashmla",
+    r"gated/fp8_decode": r"`ada_dsa` does not support FP8 KV cache \(only `flashmla",
     # sm_90 and sm_100 alone, for prompts up to 2048; the fixture's rows are 128 wide, not 576.
     r"dense/.+": r"FlashAttention 3, whatever the DSA backend",
 }
@@ -246,6 +247,9 @@ def test_a_flavour_without_its_folders_says_what_to_run(
     monkeypatch.setattr(children, "HOME", tmp_path)
     (tmp_path / "fork").mkdir()
     assert "tests.serving.support.stage install" in (children.needs(FLAVOURS["fork"]) or "")
-    (tmp_path / "deps").mkdir()
+    assert str(tmp_path / "stack") in (children.needs(FLAVOURS["stock"]) or "")
+    (tmp_path / "stack").mkdir()
     assert children.needs(FLAVOURS["fork"]) is None
-    assert str(tmp_path / "stock") in (children.needs(FLAVOURS["stock"]) or "")
+    (tmp_path / "fork").rmdir()
+    assert str(tmp_path / "fork") in (children.needs(FLAVOURS["fork"]) or "")
+    assert children.needs(FLAVOURS["stock"]) is None

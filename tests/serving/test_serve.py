@@ -1,6 +1,6 @@
 """Stock against fork, end to end: the same weights, prompts and seeds, and a witness for both.
 
-Each flavour's engine starts twice: with CUDA graphs, and without them to record the selected keys.
+Each flavour's engine starts with CUDA graphs; those of MAIN also without them, to record the selected keys.
 ``ADA_GPU_JOBS`` engines run at a time (default 3). The tables go to stdout and, with the results, to the
 folder ``ADA_GPU_OUT`` names, if it is set.
 """
@@ -18,10 +18,11 @@ import pytest
 
 from tests.serving.support import comparison, engines, metrics, prompts
 from tests.serving.support.engines import Job, Served, Witness
-from tests.serving.support.flavours import FLAVOURS
+from tests.serving.support.flavours import FLAVOURS, MAIN
 
 FORKS = [name for name, flavour in FLAVOURS.items() if flavour.site == "fork"]
 GROUPS = ["prompts up to 2048", "prompts past 2048", "generated up to 2048", "generated past 2048"]
+SELECTING = [name for name in MAIN if name in FORKS]
 SCENARIOS = ["crowd-2", "crowd-8", "crowd-33", "crowd-64", "prefix", "eager"]
 HEADS = 16
 SAME_KEYS = 0.98
@@ -56,11 +57,22 @@ def jobs(model: Path) -> list[Job]:
     eager = engines.eager_steps(config["num_hidden_layers"], config["index_topk"])
     found = []
     for name, flavour in FLAVOURS.items():
-        given = engines.arguments(flavour, model)
+        given = engines.arguments(flavour, twin(model) if flavour.bf16 else model)
         found.append(Job(name, flavour, given, engines.graph_steps()))
+        if name not in MAIN:
+            continue
         without = {**given, **engines.EAGER}
         found.append(Job(f"{name}-eager", flavour, without, eager, engines.SEPARATE_TOPK))
     return found
+
+
+def twin(model: Path) -> Path:
+    """The folder with the same weights in bf16."""
+    return model.with_name(f"{model.name}-bf16")
+
+
+def scenarios(flavour: str) -> list[str]:
+    return [one for one in SCENARIOS if one != "eager" or flavour in MAIN]
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +81,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         pytest.skip(missing)
     folder = tmp_path_factory.mktemp("serve")
     model = engines.make_model(folder / "model", "--heads", str(HEADS))
+    engines.make_model(twin(model), "--heads", str(HEADS), "--bf16")
     served = engines.run_all(jobs(model), folder, at_once=int(os.environ.get("ADA_GPU_JOBS", "3")))
     for one in served.values():
         print(f"{one.job.name}: {one.seconds:.0f} s, {'; '.join(one.problems()) or 'all answered'}")
@@ -88,7 +101,7 @@ def sequences(served: dict[str, Served]) -> dict[str, list[int]]:
     return found
 
 
-@pytest.mark.parametrize("job", [f"{name}{kind}" for name in FLAVOURS for kind in ("", "-eager")])
+@pytest.mark.parametrize("job", [*FLAVOURS, *(f"{name}-eager" for name in MAIN)])
 def test_every_request_is_answered(runs: Runs, job: str) -> None:
     assert not runs.served[job].problems(), runs.served[job].why()
 
@@ -121,8 +134,9 @@ def test_greedy_answers_part_only_where_two_tokens_are_as_good(runs: Runs, fork:
     assert not wrong, f"stock is off by {off / 2:.3f} nats at most: {wrong}"
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
-@pytest.mark.parametrize("fork", FORKS)
+@pytest.mark.parametrize(
+    ("fork", "scenario"), [(fork, scenario) for fork in FORKS for scenario in scenarios(fork)]
+)
 def test_a_prompt_is_answered_alike_however_it_is_served(
     runs: Runs, fork: str, scenario: str
 ) -> None:
@@ -158,13 +172,13 @@ def test_the_prefix_comes_from_the_cache(runs: Runs, name: str) -> None:
     assert runs.served[name].answer(f"single-{prompts.PREFIXED}")["cached"] == 0
 
 
-@pytest.mark.parametrize("fork", FORKS)
+@pytest.mark.parametrize("fork", SELECTING)
 def test_the_first_layer_selects_the_keys_that_stock_selects(runs: Runs, fork: str) -> None:
     found = comparison.keys_apart(runs.keys(fork), runs.keys("stock"))
     assert found[0].intersection >= SAME_KEYS, found
 
 
-@pytest.mark.parametrize("fork", FORKS)
+@pytest.mark.parametrize("fork", SELECTING)
 def test_each_layer_selects_as_the_witness_does_no_worse_than_stock(runs: Runs, fork: str) -> None:
     rows, _ = runs.served[f"{fork}-eager"].keys(f"selected-{prompts.SELECTED}")
     own = {layer: keys[rows[rows < prompts.SELECTED]] for layer, keys in runs.witness.keys.items()}
@@ -177,7 +191,7 @@ def test_each_layer_selects_as_the_witness_does_no_worse_than_stock(runs: Runs, 
     assert ours and not worse
 
 
-@pytest.mark.parametrize("name", list(FLAVOURS))
+@pytest.mark.parametrize("name", MAIN)
 def test_shared_layers_use_the_keys_of_the_full_layer_before(runs: Runs, name: str) -> None:
     types = json.loads((runs.model / "config.json").read_text())["indexer_types"]
     keys = runs.keys(name)
@@ -199,7 +213,7 @@ def test_the_figures(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
 def report(runs: Runs) -> str:
     """The figures as Markdown, of the flavours that answered."""
     told = [name for name in FLAVOURS if not runs.served[name].problems()]
-    keyed = [name for name in FLAVOURS if not runs.served[f"{name}-eager"].problems()]
+    keyed = [name for name in MAIN if not runs.served[f"{name}-eager"].problems()]
     witness = []
     for name in told:
         for group, logprobs in runs.away(name).items():
@@ -225,7 +239,7 @@ def report(runs: Runs) -> str:
     itself = [
         [name, scenario, *asdict(comparison.tails_apart(alike(runs, name, scenario))).values()]
         for name in told
-        for scenario in SCENARIOS
+        for scenario in scenarios(name)
         if scenario != "eager" or name in keyed
     ]
     starts = [

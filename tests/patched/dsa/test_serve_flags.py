@@ -30,6 +30,8 @@ EXPECTED = {
     "stock": ("fp8_e4m3", "flashmla_kv", "flashmla_kv"),
     "fork": ("fp8_e4m3", "ada_dsa", "ada_dsa"),
     "fork-sm89": ("fp8_e4m3", "ada_dsa", "ada_dsa"),
+    "fork-sm86": ("fp8_e4m3", "ada_dsa", "ada_dsa"),
+    "fork-sm120": ("fp8_e4m3", "ada_dsa", "ada_dsa"),
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "graphs": {},
@@ -71,7 +73,8 @@ def test_each_flavour_resolves_to_what_it_is_named_for(
     assert r["sampling_backend"] == "pytorch"
     assert r["disable_overlap_schedule"] == (variant in ("pp2", "eager"))
     graphs = r["cuda_graph_config"]
-    assert graphs.prefill.backend == "disabled"
+    prefill = "disabled" if variant in ("pp2", "eager") else "breakable"
+    assert graphs.prefill.backend == prefill
     assert graphs.decode.backend == ("disabled" if variant == "eager" else "full")
     assert graphs.decode.bs == VARIANTS[variant].get("cuda_graph_bs_decode", [1, 8, 64])
 

@@ -47,7 +47,16 @@ RESOLVED = (
     "mem_fraction_static",
     "tp_size",
     "pp_size",
+    "disable_overlap_schedule",
+    "disable_radix_cache",
+    "cuda_graph_config",
+    "speculative_algorithm",
 )
+
+
+def plain(value: Any) -> Any:
+    """A value that JSON can hold; what it cannot is shown as text."""
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 class Progress:
@@ -163,7 +172,7 @@ def main(scenario_file: Path, folder: Path) -> int:
             start_seconds=time.perf_counter() - begin,
             release=sglang.__version__,
             device=torch.cuda.get_device_name(),
-            resolved={name: info.get(name) for name in RESOLVED},
+            resolved={name: plain(info.get(name)) for name in RESOLVED},
             max_total_num_tokens=info.get("max_total_num_tokens"),
         )
         for step in scenario["steps"]:

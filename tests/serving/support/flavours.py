@@ -1,9 +1,8 @@
 """The ways one model is served here, and where their packages lie.
 
-``ADA_GPU_HOME`` (default ``~/.cache/ada-dsa/gpu``) holds folders for ``PYTHONPATH``, each filled with
-``pip install --target``: ``deps`` (what sglang needs and the machine lacks), ``stock`` (the released
-wheel), ``fork`` (the wheel of ``tool build``). Stock and fork own the same import name, so a process
-sees one of them only.
+``ADA_GPU_HOME`` (default ``~/.cache/ada-dsa/gpu``) holds two folders for ``PYTHONPATH``: ``stack`` (the
+released sglang and what it needs) and ``fork`` (the wheel of ``tool build``). Both have a package
+``sglang``; a process imports the one that comes first on its path.
 """
 
 from __future__ import annotations
@@ -14,32 +13,45 @@ from pathlib import Path
 from typing import Final
 
 HOME: Final = Path(os.environ.get("ADA_GPU_HOME") or Path.home() / ".cache" / "ada-dsa" / "gpu")
-RELEASE: Final = "0.5.17"
-"""The newest release whose torch is 2.11."""
+RELEASE: Final = "0.5.23"
+"""The release that is served, unless a command names another."""
 
 SM89: Final = {"SGLANG_ADA_DSA_OVERRIDE_ARCH": "sm89", "TRITON_OVERRIDE_ARCH": "sm89"}
 """Take the path of an sm_89 card, and let Triton lower for it, on another GPU."""
 
-ADA_DSA: Final = {"dsa_prefill_backend": "ada_dsa", "dsa_decode_backend": "ada_dsa"}
+TOOLKIT: Final = {
+    # What compiles at run time includes CUDA's headers; torch asks for a newer cuDNN than a machine may have.
+    "CPATH": str(HOME / "stack" / "nvidia" / "cu13" / "include"),
+    "PYTORCH_SKIP_CUDNN_COMPATIBILITY_CHECK": "1",
+}
+
+ADA_DSA: Final = {
+    "dsa_prefill_backend": "ada_dsa",
+    "dsa_decode_backend": "ada_dsa",
+    "dsa_paged_mqa_logits_backend": "ada_dsa",
+}
 FLASHMLA: Final = {"dsa_prefill_backend": "flashmla_kv", "dsa_decode_backend": "flashmla_kv"}
 
 
 @dataclass(frozen=True)
 class Flavour:
-    """``site`` is ``stock`` or ``fork``; ``arguments`` are ServerArgs beyond what all share."""
+    """``site`` is ``stack`` for stock, or ``fork``; ``arguments`` are ServerArgs beyond what all share."""
 
     name: str
     site: str
     arguments: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    bf16: bool = False
+    """Serves the model with the same weights in bf16: Triton has no e4m3 below sm_89."""
 
     def environ(self) -> dict[str, str]:
         """The environment of a process that serves this flavour."""
-        path = [str(HOME / self.site), str(HOME / "deps")]
+        path = [str(HOME / site) for site in dict.fromkeys((self.site, "stack"))]
         if known := os.environ.get("PYTHONPATH"):
             path.append(known)
         return {
             **os.environ,
+            **TOOLKIT,
             "HF_HUB_OFFLINE": "1",
             "SGLANG_ENABLE_JIT_DEEPGEMM": "0",  # dense products in Triton, alike in all flavours
             **self.environment,
@@ -50,8 +62,12 @@ class Flavour:
 FLAVOURS: Final = {
     one.name: one
     for one in (
-        Flavour("stock", "stock", FLASHMLA),
+        Flavour("stock", "stack", FLASHMLA),
         Flavour("fork", "fork", ADA_DSA),
         Flavour("fork-sm89", "fork", {}, SM89),  # nothing asked for: the fork's own defaults
+        Flavour("fork-sm86", "fork", ADA_DSA, {"TRITON_OVERRIDE_ARCH": "sm86"}, bf16=True),
+        Flavour("fork-sm120", "fork", ADA_DSA, {"TRITON_OVERRIDE_ARCH": "sm120"}),
     )
 }
+MAIN: Final = ("stock", "fork", "fork-sm89")
+"""Those that every scenario is served with. The others show that a lowering serves."""

@@ -1,8 +1,9 @@
-"""What a machine without a package index needs to serve sglang, as folders small enough to send.
+"""The stack of one sglang release, stock and forked, as files small enough to send.
 
-A part is a folder of wheels with a ``manifest.json`` that lists the files of all parts: their site
-(``deps``, ``stock``, ``fork``, ``peers``), sha256, size in bytes and part. Every wheel is as its index
-has it, except those of SLIM: there the named members are left out and RECORD no longer lists them.
+``prepare`` makes one tree with two folders: ``stack`` (sglang as released and what it needs) and ``fork``
+(the wheel of ``tool build``; files that are as released are hard links). The tree goes into one tar stream,
+cut into blocks that are compressed apart; a part is a folder with some of the blocks and the manifest of
+all. So parts can be unpacked in any order and on all cores, and a changed kernel changes the last part only.
 """
 
 from __future__ import annotations
@@ -10,237 +11,325 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import lzma
 import os
+import re
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+import tarfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from tests.serving.support import fatbin
 from tool.errors import EnvironmentFault, IntegrityError, UsageError
 
 HERE: Final = Path(__file__).parents[1]
 ROOT: Final = HERE.parents[1]
+PREPARE: Final = "python -m tests.serving.support.stage prepare"
 MANIFEST: Final = "manifest.json"
+BLOCKS: Final = "blocks.xz"
+SITES: Final = ("stack", "fork")
 MIB: Final = 1 << 20
-TRAVELS: Final = 64 * MIB
-"""The most that goes over at once, the repository's files included."""
-RESERVE: Final = 2 * MIB
-"""Left free for what is edited after the parts were made."""
+BLOCK: Final = 16 * MIB
+"""Bytes of the tar stream that are compressed together."""
+PRESET: Final = 1
+"""Of xz. 6 makes the parts a twentieth smaller and takes four times as long."""
 GLIBC: Final = (5, *range(12, 40))
 """manylinux_2_N tags of the target: pip compares platform tags exactly when it is given any."""
 
-SLIM: Final = {
-    # FlashAttention 3 (1.1 GB), InfLLM attention, and the code of other GPUs than sm_90.
-    "sglang_kernel": ("sgl_kernel/flash_ops.*", "sgl_kernel/infllm_ops.*", "sgl_kernel/sm100/*"),
-    "xgrammar": ("xgrammar/lib/*.a",),
-    # The same file twice: z3 opens this name, and TileLang finds what is loaded by its soname.
-    "z3_solver": ("z3/include/*", "z3/lib/libz3.so.*", "*.data/*"),
-    "tilelang": (
-        "tilelang/3rdparty/composable_kernel/*",
-        "tilelang/3rdparty/tvm/src/*",
-        "tilelang/src/op/*",
-        "tilelang/src/transform/*",
-        "tilelang/src/layout/*",
-    ),
-}
-"""Members left out, by distribution, as patterns."""
+LEFT_OUT: Final = (
+    # Compiled kernels for other GPUs, or for attention that DSA models do not use.
+    "sgl_kernel/flash_ops.*",
+    "sgl_kernel/infllm_ops.*",
+    "sgl_kernel/sm100/*",
+    # Sources that nothing compiles on a Hopper GPU, and documents.
+    "flashinfer/data/csrc/cake_*",
+    "flashinfer/data/csrc/kda/*",
+    "flashinfer/data/csrc/gdn/*",
+    "flashinfer/data/csrc/blackwell_*",
+    "flashinfer/data/csrc/experimental/*",
+    "flashinfer/data/cutlass/examples/*",
+    "flashinfer/data/cutlass/python/*",
+    "flashinfer/data/cutlass/test/*",
+    "flashinfer/data/cutlass/docs/*",
+    "flashinfer/data/cutlass/media/*",
+    "flashinfer/data/cccl/python/*",
+    "flashinfer/fused_moe/backends/cudnn_frost/artifacts/*",
+    "flashinfer/experimental/*.cu*",
+    "flashinfer/experimental/*.json",
+    "flashinfer/experimental/*.ptx",
+    "flashinfer/experimental/*.h*",
+    "flashinfer/moe_ep/*.cu*",
+    "tilelang/3rdparty/composable_kernel/*",
+    "tilelang/3rdparty/tvm/src/*",
+    "tilelang/src/op/*",
+    "tilelang/src/transform/*",
+    "tilelang/src/layout/*",
+    "z3/include/*",
+    "z3/lib/libz3.so.*",  # the same file twice: z3 opens libz3.so
+    "xgrammar/lib/*.a",
+    "nvidia/nccl/include/*",
+    # Tools of Triton and torch that compiling and serving do not start.
+    "triton/plugins/*",
+    "triton/instrumentation/*",
+    "triton/FileCheck",
+    "triton/_C/libproton.so",
+    "triton/backends/amd/include/*",
+    "triton/backends/nvidia/lib/cupti*",
+    "triton/backends/nvidia/bin/cuobjdump",
+    "triton/backends/nvidia/bin/nvdisasm",
+    "triton/backends/nvidia/bin/ptxas-blackwell",
+    "torch/bin/protoc*",
+    "torch/test/*",
+    "*.pyi",
+)
+"""Files of the stack that are not sent, as patterns of their paths. ``*`` matches slashes too."""
+LIBRARY: Final = re.compile(r"^(?!sglang/).*\.so(\.\d+)*$")
+"""Native modules other than sglang's own."""
+STRIPPED_FROM: Final = 300_000
+"""Bytes from which on a library is worth stripping."""
 
 
 @dataclass(frozen=True)
-class Staged:
-    """A wheel in a part. ``part`` counts from 1."""
+class Block:
+    """``size`` bytes of a part's file; unpacked they are ``raw`` bytes of the tar stream from ``at`` on."""
 
-    name: str
-    site: str
+    at: int
+    raw: int
+    size: int
     sha256: str
-    bytes: int
-    part: int
-
-    @property
-    def distribution(self) -> str:
-        return self.name.split("-", 1)[0]
-
-    @property
-    def dist_info(self) -> str:
-        return "-".join(self.name.split("-", 2)[:2]) + ".dist-info"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """All files of one preparation. ``python`` is a tag: ``cp312``."""
+    """The blocks of every part of one preparation. ``python`` is a tag: ``cp312``."""
 
     release: str
     python: str
-    files: tuple[Staged, ...]
+    parts: tuple[tuple[Block, ...], ...]
 
     def dump(self) -> str:
-        return json.dumps(asdict(self), indent=1) + "\n"
+        return json.dumps(asdict(self)) + "\n"
+
+    @property
+    def key(self) -> str:
+        """sha256, the same for all parts of a preparation."""
+        return sha256(self.dump().encode())
 
     @classmethod
     def load(cls, part: Path) -> Manifest:
-        """Raises UsageError when ``part`` is no folder that `pack` made."""
+        """Raises UsageError when ``part`` is no folder that ``prepare`` made."""
         try:
             found = json.loads((part / MANIFEST).read_text(encoding="utf-8"))
-            files = tuple(Staged(**one) for one in found["files"])
-            return cls(found["release"], found["python"], files)
+            parts = tuple(tuple(Block(**one) for one in blocks) for blocks in found["parts"])
+            return cls(found["release"], found["python"], parts)
         except (OSError, ValueError, KeyError, TypeError) as err:
             raise UsageError(
-                "not a part",
-                where=str(part),
-                why=f"{MANIFEST}: {err}",
-                next_step="python -m tests.serving.support.stage prepare",
+                "not a part", where=str(part), why=f"{MANIFEST}: {err}", next_step=PREPARE
             ) from err
 
 
-def budget(root: Path = ROOT) -> int:
-    """Bytes a part may have beside the files of the repository that git does not ignore."""
-    listed = _output(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], root)
-    tree = sum(
-        (root / name).lstat().st_size for name in listed.split("\0") if (root / name).exists()
-    )
-    return TRAVELS - RESERVE - tree
+def requirements(release: str) -> Path:
+    """The file that lists the packages of a release's stack.
+
+    Raises:
+        UsageError: there is none for this release.
+    """
+    path = HERE / f"requirements-{release}.txt"
+    if not path.is_file():
+        known = sorted(p.stem.removeprefix("requirements-") for p in HERE.glob("requirements-*"))
+        raise UsageError(
+            f"the packages that sglang {release} needs are not listed",
+            where=str(path),
+            why=f"there are lists for {', '.join(known)}",
+            next_step=f"write {path.name}, from the pins in the released wheel's metadata",
+        )
+    return path
 
 
-def prepare(
-    release: str, python: str, into: Path, limit: int, sites: Iterable[str]
-) -> tuple[Manifest, Path]:
-    """Fetch, slim and build what ``sites`` hold, and write the parts under ``into``.
+def prepare(release: str, python: str, into: Path, limit: int) -> Manifest:
+    """Fetch, build, slim and cut; write the folders ``part1`` ... under ``into``.
 
     Args:
-        release: of sglang, ``0.5.17``.
+        release: of sglang, ``0.5.23``.
         python: of the target, ``3.12``.
         limit: bytes of a part.
 
     Raises:
-        EnvironmentFault: a child process failed.
-        UsageError: a wheel alone is larger than ``limit``.
+        EnvironmentFault: pip, ``tool build`` or strip failed.
+        UsageError: there is no list of packages for the release.
     """
+    listed = requirements(release)
     into.mkdir(parents=True, exist_ok=True)
     (into / ".gitignore").write_text("*\n", encoding="utf-8")
-    wanted = tuple(sites)
-    with tempfile.TemporaryDirectory(dir=into, prefix=".prepare.") as temp:
-        found: list[tuple[str, Path]] = []
-        for site in wanted:
-            folder = Path(temp) / site
-            folder.mkdir()
-            if site == "fork":
-                build_fork(release, f"cp{python.replace('.', '')}", folder)
-            else:
-                download(site, release, python, folder)
-            found += [(site, _slimmed(wheel)) for wheel in sorted(folder.glob("*.whl"))]
-        manifest = split(found, release, f"cp{python.replace('.', '')}", limit)
-        for old in into.glob("part*"):
-            shutil.rmtree(old)
-        by_name = {wheel.name: wheel for _, wheel in found}
-        for number in sorted({one.part for one in manifest.files}):
-            part = into / f"part{number}"
-            part.mkdir()
-            (part / MANIFEST).write_text(manifest.dump(), encoding="utf-8")
-            for one in manifest.files:
-                if one.part == number:
-                    by_name[one.name].replace(part / one.name)
-    return manifest, into
-
-
-def requirements(site: str, release: str) -> list[str]:
-    """pip's arguments that name the packages of a site other than ``fork``."""
-    if site == "stock":
-        return [f"sglang=={release}"]
-    name = "requirements.txt" if site == "deps" else f"requirements-{site}.txt"
-    return ["--requirement", str(HERE / name)]
-
-
-def download(site: str, release: str, python: str, folder: Path) -> None:
-    """Wheels of a site for ``python`` on x86_64 Linux, into ``folder``."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary=:all:",
+    tree, tag = into / "tree", f"cp{python.replace('.', '')}"
+    shutil.rmtree(tree, ignore_errors=True)
+    stack, fork = (tree / site for site in SITES)
+    platform = [
+        word
+        for n in (*(f"_2_{n}" for n in GLIBC), "2014", "2010", "1")
+        for word in ("--platform", f"manylinux{n}_x86_64")
     ]
-    command += ["--python-version", python, "--implementation", "cp", "--dest", str(folder)]
-    for tag in (
-        *(f"manylinux_2_{n}" for n in GLIBC),
-        "manylinux2014",
-        "manylinux2010",
-        "manylinux1",
-    ):
-        command += ["--platform", f"{tag}_x86_64"]
-    run([*command, *requirements(site, release)], "pip cannot fetch the wheels", timeout=1800)
+    command = [*pip_install(stack), *platform, "--only-binary=:all:", "--python-version", python]
+    command += ["--implementation", "cp", "--requirement", str(listed)]
+    run(command, "pip cannot fetch the packages", timeout=1800)
+    wheel = build_fork(release, tag, into / "wheel")
+    shutil.unpack_archive(wheel, fork, "zip")
+    slim(stack)
+    share(fork, stack)
+    manifest = Manifest(release, tag, cut(tree, into, limit))
+    for folder in into.glob("part*"):
+        (folder / MANIFEST).write_text(manifest.dump(), encoding="utf-8")
+    return manifest
 
 
-def build_fork(release: str, python: str, folder: Path, packages: Path | None = None) -> None:
-    """The wheel of `tool build`, into ``folder``. ``packages`` may have what the tool imports."""
+def pip_install(target: Path) -> list[str]:
+    """pip's command for exactly the packages that are named, into ``target``."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
+    return [*command, "--disable-pip-version-check", "--target", str(target)]
+
+
+def build_fork(release: str, python: str, folder: Path, packages: Path | None = None) -> Path:
+    """The wheel of ``tool build``, in ``folder``. ``packages`` may have what the tool imports."""
+    shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", "tool", "build", "--quiet", "--sglang-ref", f"v{release}"]
     command += ["--python", python, "--machine", "x86_64", "--out", str(folder)]
     path = [str(packages)] if packages else []
     path += filter(None, [os.environ.get("PYTHONPATH")])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     run(command, "the fork wheel cannot be built", timeout=900, environment=environment)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
 
 
-def slim(source: Path, patterns: Sequence[str]) -> int:
-    """Replace the wheel by one without the members that match; the others keep their bytes.
+def slim(stack: Path) -> None:
+    """Delete what LEFT_OUT names, the device code of other GPUs, and symbols that only debuggers read.
 
-    Returns the number of members left out.
+    sglang itself stays as released, so that ``tool verify`` holds for the fork that shares its files.
     """
-    from tool.wheelfile import Wheel, WheelWriter, format_record, parse_record
-
-    target = source.with_suffix(".slim")
-    with Wheel(source) as wheel, target.open("wb") as out:
-        records = [name for name in wheel.members if name.endswith(".dist-info/RECORD")]
-        if len(records) != 1:
-            raise IntegrityError(f"the wheel has {len(records)} RECORD files", where=source.name)
-        record = records[0]
-        gone = {m for m in wheel.members if any(fnmatch.fnmatch(m, p) for p in patterns)}
-        writer = WheelWriter(out)
-        for name in wheel.members:
-            if name != record and name not in gone:
-                writer.copy(wheel, name, name)
-        rows = parse_record(wheel.read(record), source.name)
-        kept = ((name, row) for name, row in rows.items() if name not in gone)
-        writer.store(record, 0o644, format_record(kept))
-        writer.close()
-    target.replace(source)
-    return len(gone)
+    libraries = []
+    for path in sorted(stack.rglob("*")):
+        if path.is_symlink() or not path.is_file():
+            continue
+        name = path.relative_to(stack).as_posix()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in LEFT_OUT):
+            path.unlink()
+        elif LIBRARY.search(name) and path.stat().st_size > STRIPPED_FROM:
+            path.chmod(path.stat().st_mode | 0o200)
+            fatbin.prune(path)
+            libraries.append(str(path))
+    if libraries:
+        command = ["strip", "--strip-unneeded", "--preserve-dates", *libraries]
+        run(command, "strip failed", timeout=600)
 
 
-def split(found: Iterable[tuple[str, Path]], release: str, python: str, limit: int) -> Manifest:
-    """Place each wheel in the first part that still has room, the largest first.
+def share(fork: Path, stack: Path) -> None:
+    """Make every file of the fork that is as in the stack a hard link to it."""
+    for path in sorted(fork.rglob("*")):
+        released = stack / path.relative_to(fork)
+        if not path.is_file() or not released.is_file():
+            continue
+        if path.read_bytes() == released.read_bytes():
+            path.unlink()
+            path.hardlink_to(released)
+
+
+def cut(tree: Path, into: Path, limit: int) -> tuple[tuple[Block, ...], ...]:
+    """Write the blocks of the parts ``into/part1`` ...
+
+    A block that an earlier preparation left in ``into/blocks`` is not compressed again.
+    """
+    for old in into.glob("part*"):
+        shutil.rmtree(old)
+    cache, stream = into / "blocks", into / "tree.tar"
+    cache.mkdir(exist_ok=True)
+    with tarfile.open(stream, "w") as archive:
+        for site in SITES:
+            archive.add(tree / site, site, filter=_plain)
+    places = range(0, stream.stat().st_size, BLOCK)
+    parts: list[list[Block]] = []
+    free = 0
+    with ProcessPoolExecutor() as pool:
+        packed = pool.map(partial(_pack, stream, cache), places)
+        for at, (raw, file) in zip(places, packed, strict=True):
+            size = file.stat().st_size
+            if size > free:
+                parts.append([])
+                free = limit
+            free -= size
+            folder = into / f"part{len(parts)}"
+            folder.mkdir(exist_ok=True)
+            packed_bytes = file.read_bytes()
+            with (folder / BLOCKS).open("ab") as out:
+                out.write(packed_bytes)
+            parts[-1].append(Block(at, raw, len(packed_bytes), sha256(packed_bytes)))
+    stream.unlink()
+    return tuple(tuple(blocks) for blocks in parts)
+
+
+def _pack(stream: Path, cache: Path, at: int) -> tuple[int, Path]:
+    """The number of bytes of the block at ``at``, and the file that has it compressed."""
+    with stream.open("rb") as opened:
+        opened.seek(at)
+        raw = opened.read(BLOCK)
+    file = cache / f"{sha256(raw)}.xz"
+    if not file.exists():
+        temp = file.with_suffix(f".{os.getpid()}")
+        temp.write_bytes(lzma.compress(raw, preset=PRESET))
+        temp.replace(file)
+    return len(raw), file
+
+
+def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Without what differs between two preparations of the same files."""
+    member.mtime, member.uid, member.gid, member.uname, member.gname = 0, 0, 0, "", ""
+    return member
+
+
+def unpack(part: Path, blocks: Sequence[Block], stream: Path) -> None:
+    """Write a part's blocks to their places in the tar stream, on all cores.
 
     Raises:
-        UsageError: a wheel is larger than ``limit`` bytes.
+        IntegrityError: a block is missing or not the one of the manifest.
     """
-    room: list[int] = []
-    files = []
-    for site, wheel in sorted(found, key=lambda pair: (-pair[1].stat().st_size, pair[1].name)):
-        size = wheel.stat().st_size
-        if size > limit:
-            raise UsageError(
-                "a wheel is larger than a part may be",
-                where=wheel.name,
-                why=f"{size / MIB:.1f} MiB, a part has {limit / MIB:.1f} MiB",
-                next_step="name members of it in SLIM (tests/serving/stage_parts.py), or raise --limit",
-            )
-        part = next((n for n, free in enumerate(room) if free >= size), len(room))
-        if part == len(room):
-            room.append(limit)
-        room[part] -= size
-        files.append(Staged(wheel.name, site, digest(wheel), size, part + 1))
-    return Manifest(release, python, tuple(sorted(files, key=lambda one: (one.part, one.name))))
+    stream.touch()
+    starts, at = [], 0
+    for block in blocks:
+        starts.append(at)
+        at += block.size
+    with ProcessPoolExecutor() as pool:
+        jobs = [
+            pool.submit(_unpack, part / BLOCKS, start, block, stream)
+            for start, block in zip(starts, blocks, strict=True)
+        ]
+        for job in jobs:
+            job.result()
 
 
-def digest(path: Path) -> str:
-    """sha256 of a file, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _unpack(file: Path, start: int, block: Block, stream: Path) -> None:
+    with file.open("rb") as opened:
+        opened.seek(start)
+        packed = opened.read(block.size)
+    if (got := sha256(packed)) != block.sha256:
+        raise IntegrityError(
+            "not the block of the manifest",
+            where=f"{file}, byte {start}",
+            why=f"sha256 {got}, in the manifest {block.sha256}",
+            next_step="send the part again",
+        )
+    with stream.open("r+b") as out:
+        out.seek(block.at)
+        out.write(lzma.decompress(packed))
+
+
+def sha256(data: bytes) -> str:
+    """In hex."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def run(
@@ -255,7 +344,7 @@ def run(
     Raises:
         EnvironmentFault: exit code other than 0, or longer than ``timeout`` seconds.
     """
-    shown = " ".join(command)
+    shown = " ".join(command)[:400]
     try:
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
@@ -266,18 +355,3 @@ def run(
         why = "\n        ".join((done.stderr or done.stdout).strip().splitlines()[-6:])
         raise EnvironmentFault(fault, where=shown, why=why)
     return done.stdout
-
-
-def _output(command: Sequence[str], folder: Path) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
-    if done.returncode != 0:
-        raise EnvironmentFault(
-            "git cannot list the tree", where=str(folder), why=done.stderr.strip()
-        )
-    return done.stdout
-
-
-def _slimmed(wheel: Path) -> Path:
-    if patterns := SLIM.get(wheel.name.split("-", 1)[0]):
-        slim(wheel, patterns)
-    return wheel

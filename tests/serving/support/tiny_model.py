@@ -26,7 +26,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -346,8 +346,12 @@ class _Layer:
         yield f"{name}.down_proj.weight", self.writes(f"{name}.down_proj", width, gain)
 
 
-def _named(spec: Spec) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor by its checkpoint name, fp32."""
+Tensors = Callable[[Spec], Iterator[tuple[str, torch.Tensor]]]
+"""Every tensor of a model by its checkpoint name, fp32."""
+
+
+def named_tensors(spec: Spec) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of the model that this module describes."""
     embedding = normal(spec.seed, "embed_tokens", spec.vocab, spec.hidden)
     embedding[:, 0] = CONSTANT
     yield "model.embed_tokens.weight", embedding
@@ -371,9 +375,11 @@ def _is_quantised(name: str) -> bool:
     )
 
 
-def weights(spec: Spec, *, bf16: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+def weights(
+    spec: Spec, *, bf16: bool = False, tensors: Tensors = named_tensors
+) -> Iterator[tuple[str, torch.Tensor]]:
     """The checkpoint's tensors: e4m3 with ``weight_scale_inv``, or all in bf16 with the same values."""
-    for name, tensor in _named(spec):
+    for name, tensor in tensors(spec):
         if _is_quantised(name):
             small, scale = quantise(tensor)
             if bf16:
@@ -387,7 +393,9 @@ def weights(spec: Spec, *, bf16: bool = False) -> Iterator[tuple[str, torch.Tens
             yield name, tensor.to(torch.bfloat16)
 
 
-def write(folder: Path, spec: Spec, *, bf16: bool = False) -> Path:
+def write(
+    folder: Path, spec: Spec, *, bf16: bool = False, tensors: Tensors = named_tensors
+) -> Path:
     """Write the model folder; the same bytes for the same spec. Returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     given = config(spec)
@@ -395,7 +403,7 @@ def write(folder: Path, spec: Spec, *, bf16: bool = False) -> Path:
         del given["quantization_config"]
     (folder / "config.json").write_text(json.dumps(given, indent=2) + "\n")
     half = folder / "model.safetensors.part"
-    save_file(dict(weights(spec, bf16=bf16)), half, {"format": "pt"})
+    save_file(dict(weights(spec, bf16=bf16, tensors=tensors)), half, {"format": "pt"})
     half.replace(folder / "model.safetensors")  # so a model that is there is whole
     return folder
 
