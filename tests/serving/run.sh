@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
 # Everything that serves a model on a GPU, in one command:
 #
-#   tests/serving/run.sh [-o FOLDER] [check] [verify] [kit] [fusion] [serve] [parallel] [soak] [bench8] [bench64]
+#   tests/serving/run.sh [-o FOLDER] [STEP ...]
 #
-# check     import sglang and all it needs, stock and forked
-# verify    prove the installed fork against series.lock
-# kit       sglang's own DSA attention kit against ada_dsa, natively and under the sm_89 lowering
-# fusion    the shared expert in the grouped kernel and on its own
-# serve     stock against fork against the witness
-# parallel  two GPUs: tensor and pipeline parallel
-# soak      SOAK seconds (default 600) of mixed load
-# bench8, bench64   decode and prefill times of a model with so many heads, into FOLDER/serve-8.json ...
+# check         import sglang and all it needs, stock and forked
+# verify        check the installed fork against series.lock
+# kit           sglang's own DSA attention kit against ada_dsa, natively and under the sm_89 lowering
+# fusion        the shared expert in the grouped kernel and on its own
+# serve         stock and fork, natively and under other lowerings, against the witness
+# hicache       a prompt that comes back from the host's memory
+# speculation   drafts of the prediction layer; answers that are right to the word
+# parallel      two GPUs: tensor and pipeline parallel
+# soak          SOAK seconds (default 600) of mixed load on SOAK_FLAVOUR (default fork-sm89)
+# bench8        decode and prefill times of a model with 8 heads, into FOLDER/serve-8.json; bench64 of one with 64
 #
-# Default: check+verify kit+fusion serve parallel soak. Steps joined by + run at the same time, and a step
-# takes the GPUs that follow its name: soak@2+serve@0+parallel@0,1+kit@1. Needs the folders of support/stage.py. A
-# step ends after LIMIT seconds (default 900) at the latest, the soak after SOAK + LIMIT. Logs and results go
-# to FOLDER (default: a new temporary one); the exit code is that of the worst step.
+# Default: all but the benchmarks. Steps joined by + run at the same time. A step takes the GPUs that follow its
+# name: soak@2+serve@0+parallel@0,1+kit@1. Needs the folders of support/stage.py. A step ends after LIMIT seconds
+# (default 900) at the latest, the soak after SOAK + LIMIT. Logs and results go to FOLDER (default: a new
+# temporary one). The exit code is that of the worst step.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -25,7 +27,7 @@ home=${ADA_GPU_HOME:-$HOME/.cache/ada-dsa/gpu}
 out=
 [ "${1:-}" = -o ] && { out=$2; shift 2; }
 out=${out:-$(mktemp -d)}
-steps=${*:-check+verify kit+fusion serve parallel soak}
+steps=${*:-check+verify kit+fusion serve hicache speculation parallel soak}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 export ADA_GPU_HOME=$home ADA_GPU_OUT=$out PYTHONUNBUFFERED=1 GIT_PYTHON_REFRESH=quiet
@@ -65,9 +67,11 @@ one() { # WORD[@GPUS]
     verify) step verify python3 -m tool verify "$home/fork" ;;
     kit) suite kit test_kit.py ;;
     fusion) suite fusion test_fusion.py ;;
-    serve) suite serve test_serve.py ;;
-    parallel) suite parallel test_parallel.py ;;
-    soak) LIMIT=$((SOAK + LIMIT)) step soak python3 -m tests.serving.support.soak "$out/.model" --seconds "$SOAK" --out "$out/soak.json" ;;
+    serve | hicache | speculation | parallel) suite "$1" "test_$1.py" ;;
+    soak)
+        LIMIT=$((SOAK + LIMIT)) step soak python3 -m tests.serving.support.soak "$out/.model" \
+            --flavour "${SOAK_FLAVOUR:-fork-sm89}" --seconds "$SOAK" --out "$out/soak.json"
+        ;;
     bench*)
         step "$1" python3 bench/serve.py --heads "${1#bench}" --json "$out/serve-${1#bench}.json"
         ;;
@@ -77,7 +81,7 @@ one() { # WORD[@GPUS]
 for words in $steps; do
     for word in ${words//+/ }; do
         case ${word%@*} in
-        check | verify | kit | fusion | serve | parallel | soak | bench8 | bench64) ;;
+        check | verify | kit | fusion | serve | hicache | speculation | parallel | soak | bench8 | bench64) ;;
         *) echo "unknown step $word; the first lines of tests/serving/run.sh list them" >&2 && exit 2 ;;
         esac
     done

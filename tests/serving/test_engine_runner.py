@@ -245,6 +245,7 @@ def test_the_runner_keeps_what_was_answered(
         "best": [[[9, -0.5], [8, -2.0]]] * 2,
         "tail": [-1.5, -1.5],
         "cached": 1,
+        "verified": 0,
     }
     assert len(good.answer("good", 1)["tail"]) == 1
     assert good.problems() == [

@@ -1,182 +1,143 @@
-"""Staging, without a GPU and without an index: slim, split, refuse, install, probe."""
+"""Staging, without a GPU and without an index: cut, refuse, unpack, probe."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import random
+import os
+import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 
 from tests.serving.support import flavours, stage, stage_parts
-from tests.serving.support.stage_parts import MIB, Manifest
+from tests.serving.support.stage_parts import BLOCKS, MIB, Manifest
 from tool.errors import IntegrityError, UsageError
 
 ROOT = stage_parts.ROOT
 
 
-def wheel(folder: Path, name: str, files: dict[str, bytes], version: str = "1.0") -> Path:
-    """A small wheel with a RECORD as the format has it."""
-    info = f"{name}-{version}.dist-info"
-    members = {
-        **files,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
-        f"{info}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    rows = []
-    for path, data in members.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-        quoted = f'"{path}"' if "," in path else path
-        rows.append(f"{quoted},sha256={digest},{len(data)}")
-    rows.append(f"{info}/RECORD,,")
+def tree(folder: Path, **files: bytes) -> Path:
+    """A tree as ``prepare`` makes it: two modules, of which the fork changed one."""
+    for site, module in (("stack", b"A = 1\n"), ("fork", b"A = 2\n")):
+        package = folder / site / "sglang"
+        package.mkdir(parents=True)
+        (package / "same.py").write_bytes(b"B = 1\n" * 100)
+        (package / "changed.py").write_bytes(module)
+    for name, content in files.items():
+        (folder / "stack" / name).write_bytes(content)
+    (folder / "stack" / "run.sh").write_bytes(b"#!/bin/sh\n")
+    (folder / "stack" / "run.sh").chmod(0o755)
+    stage_parts.share(folder / "fork", folder / "stack")
+    return folder
+
+
+def parts(
+    folder: Path, made: Path, monkeypatch: pytest.MonkeyPatch, *, block: int = 4096
+) -> list[Path]:
+    """The parts of a tree, of one block each."""
+    monkeypatch.setattr(stage_parts, "BLOCK", block)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for member, data in members.items():
-            archive.writestr(member, data)
-        archive.writestr(f"{info}/RECORD", "\n".join(rows) + "\n")
-    return path
+    manifest = Manifest("9.9", stage._tag(), stage_parts.cut(made, folder, limit=1))
+    found = sorted(folder.glob("part*"), key=lambda path: int(path.name[4:]))
+    for part in found:
+        (part / stage_parts.MANIFEST).write_text(manifest.dump())
+    return found
 
 
-def parts(tmp_path: Path, wheels: list[tuple[str, Path]], limit: int = MIB) -> list[Path]:
-    """Folders as ``prepare`` leaves them."""
-    manifest = stage_parts.split(wheels, "9.9", stage._tag(), limit)
-    by_name = {path.name: path for _, path in wheels}
-    folders = []
-    for number in sorted({one.part for one in manifest.files}):
-        folder = tmp_path / "stage" / f"part{number}"
-        folder.mkdir(parents=True)
-        (folder / stage_parts.MANIFEST).write_text(manifest.dump())
-        for one in manifest.files:
-            if one.part == number:
-                (folder / one.name).write_bytes(by_name[one.name].read_bytes())
-        folders.append(folder)
-    return folders
-
-
-def test_slim_leaves_members_out_and_record_agrees(tmp_path: Path) -> None:
-    kept = {"pkg/__init__.py": b"x = 1\n", "pkg/a,b.json": b"{}", "pkg/sm90/ops.so": b"90" * 500}
-    path = wheel(tmp_path, "pkg", {**kept, "pkg/sm100/ops.so": b"100" * 500, "pkg/flash.so": b"f"})
-    assert stage_parts.slim(path, ("pkg/sm100/*", "pkg/flash.*")) == 2
-    with zipfile.ZipFile(path) as archive:
-        assert archive.testzip() is None
-        names = set(archive.namelist())
-        assert {name for name in names if name.startswith("pkg/")} == set(kept)
-        record = archive.read("pkg-1.0.dist-info/RECORD").decode()
-    assert "sm100" not in record and '"pkg/a,b.json",sha256=' in record
-    assert len(record.splitlines()) == len(names)
-
-
-def test_split_fills_parts_and_keeps_every_wheel(tmp_path: Path) -> None:
-    wheels = []
-    for index, size in enumerate((70, 50, 40, 30, 5)):
-        path = tmp_path / f"p{index}-1.0-py3-none-any.whl"
-        path.write_bytes(bytes([index]) * size)
-        wheels.append(("deps" if index else "fork", path))
-    manifest = stage_parts.split(wheels, "9.9", "cp312", 100)
-    assert sorted(one.name for one in manifest.files) == sorted(path.name for _, path in wheels)
-    loads: dict[int, int] = {}
-    for one in manifest.files:
-        loads[one.part] = loads.get(one.part, 0) + one.bytes
-    assert loads == {1: 100, 2: 95}
-    assert {one.site for one in manifest.files if one.name.startswith("p0")} == {"fork"}
-
-
-def test_a_wheel_larger_than_a_part_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "big-1.0-py3-none-any.whl"
-    path.write_bytes(b"x" * 200)
-    with pytest.raises(UsageError, match="big-1.0.*larger than a part") as caught:
-        stage_parts.split([("deps", path)], "9.9", "cp312", 100)
-    assert "SLIM" in str(caught.value)
-
-
-def test_parts_and_tree_travel_together() -> None:
-    """What git does not ignore goes over with each part: both must fit, with something to spare."""
-    budget = stage_parts.budget()
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split("\0")
-    tracked = sum(
-        (ROOT / name).stat().st_size for name in listed if name and (ROOT / name).is_file()
-    )
-    assert budget + tracked <= stage_parts.TRAVELS - stage_parts.RESERVE
-    assert budget > 32 * MIB
-
-
-def test_install_is_idempotent_and_names_missing_parts(tmp_path: Path) -> None:
-    wheels = [
-        (
-            "stock",
-            wheel(
-                tmp_path / "w",
-                "one",
-                {"one.py": b"A = 1\n", "big": random.Random(1).randbytes(4096)},
-            ),
-        ),
-        ("deps", wheel(tmp_path / "w", "two", {"two/__init__.py": b"B = 2\n"})),
-        ("deps", wheel(tmp_path / "w", "three", {"three.py": b"C = 3\n"})),
-    ]
-    largest = max(path.stat().st_size for _, path in wheels)
-    folders = parts(tmp_path, wheels, limit=largest + 20)
-    assert len(folders) == 2
+def test_parts_become_the_tree_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tree(tmp_path / "tree", random=os.urandom(9000))
+    found = parts(tmp_path / "stage", made, monkeypatch)
+    assert len(found) > 3
     home = tmp_path / "home"
-    first = stage.install_parts(folders[:1], home)
-    assert first[-1] == "part2: not installed yet, 2 wheel(s)"
-    second = stage.install_parts(folders[1:], home)
-    assert not any("not installed" in line for line in second)
-    assert (home / "stock" / "one.py").is_file()
-    assert (home / "deps" / "two" / "__init__.py").is_file()
-    assert (home / "deps" / "three.py").is_file()
-    assert stage.install_parts(folders, home) == [f"{home}: nothing to do"]
+    assert stage.install_parts(found[2:], home) == [f"{home}: still missing: part1, part2"]
+    assert not (home / "stack").exists()
+    lines = stage.install_parts(found[1::-1], home)
+    assert lines[-1] == f"{home}: sglang 9.9, stack and fork"
+    for file in made.rglob("*"):
+        there = home / file.relative_to(made)
+        if file.is_file():
+            assert there.read_bytes() == file.read_bytes()
+            assert os.access(there, os.X_OK) == os.access(file, os.X_OK)
+    same = (home / site / "sglang" / "same.py" for site in ("stack", "fork"))
+    assert len({path.stat().st_ino for path in same}) == 1
+    assert stage.install_parts(found, home) == [f"{home}: nothing to do"]
 
 
-def test_a_rebuilt_wheel_replaces_the_old_one(tmp_path: Path) -> None:
-    old = wheel(tmp_path / "old", "one", {"one/a.py": b"A = 1\n", "one/gone.py": b""})
+def test_a_changed_file_changes_the_blocks_it_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tree(tmp_path / "tree", random=os.urandom(40_000))
+    old = Manifest.load(parts(tmp_path / "stage", made, monkeypatch)[0])
+    (made / "fork" / "sglang" / "changed.py").write_bytes(b"A = 3\n")
+    new = Manifest.load(parts(tmp_path / "stage", made, monkeypatch)[0])
+    same = [a == b for a, b in zip(old.parts, new.parts, strict=True)]
+    assert all(same[:8]) and not all(same)
+
+
+def test_another_preparation_replaces_the_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = tmp_path / "home"
-    stage.install_parts(parts(tmp_path / "1", [("fork", old)]), home)
-    new = wheel(tmp_path / "new", "one", {"one/a.py": b"A = 2\n"}, version="1.1")
-    stage.install_parts(parts(tmp_path / "2", [("fork", new)]), home)
-    assert (home / "fork" / "one" / "a.py").read_bytes() == b"A = 2\n"
-    assert not (home / "fork" / "one" / "gone.py").exists()
-    assert [path.name for path in (home / "fork").glob("*.dist-info")] == ["one-1.1.dist-info"]
+    one = parts(tmp_path / "1", tree(tmp_path / "a", gone=b"1"), monkeypatch)
+    two = parts(tmp_path / "2", tree(tmp_path / "b"), monkeypatch)
+    stage.install_parts(one, home)
+    assert (home / "stack" / "gone").is_file()
+    stage.install_parts(two[:1], home)
+    stage.install_parts(two[1:], home)
+    assert not (home / "stack" / "gone").exists()
 
 
-def test_a_damaged_wheel_and_a_missing_one_are_refused(tmp_path: Path) -> None:
-    wheels = [("deps", wheel(tmp_path / "w", "one", {"one.py": b""}))]
-    (folder,) = parts(tmp_path, wheels)
-    path = folder / wheels[0][1].name
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
-    with pytest.raises(IntegrityError, match="not the file of the manifest"):
-        stage.install_parts([folder], tmp_path / "home")
-    path.unlink()
-    with pytest.raises(IntegrityError, match=r"1 wheel\(s\) of the part are not in its folder"):
-        stage.install_parts([folder], tmp_path / "home")
-    assert not (tmp_path / "home").exists()
+def test_a_damaged_part_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = parts(tmp_path / "s", tree(tmp_path / "t"), monkeypatch, block=MIB)
+    (part,) = found
+    good = (part / BLOCKS).read_bytes()
+    (part / BLOCKS).write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(IntegrityError, match="its first block is that of no part"):
+        stage.install_parts([part], tmp_path / "home")
+    (part / BLOCKS).unlink()
+    with pytest.raises(IntegrityError, match="cannot be read"):
+        stage.install_parts([part], tmp_path / "home")
 
 
-def test_parts_of_two_preparations_are_refused(tmp_path: Path) -> None:
-    one = parts(tmp_path / "1", [("deps", wheel(tmp_path / "a", "one", {"one.py": b"1"}))])
-    two = parts(tmp_path / "2", [("deps", wheel(tmp_path / "b", "one", {"one.py": b"2"}))])
+def test_a_damaged_later_block_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_parts, "BLOCK", 4096)
+    folder = tmp_path / "s"
+    folder.mkdir()
+    cut = stage_parts.cut(tree(tmp_path / "t", random=os.urandom(9000)), folder, limit=MIB)
+    (folder / "part1" / stage_parts.MANIFEST).write_text(Manifest("9", stage._tag(), cut).dump())
+    file = folder / "part1" / BLOCKS
+    good = file.read_bytes()
+    file.write_bytes(good[:-9] + b"?" + good[-8:])
+    with pytest.raises(IntegrityError, match="not the block of the manifest"):
+        stage.install_parts([folder / "part1"], tmp_path / "home")
+    assert not (tmp_path / "home" / "stack").exists()
+
+
+def test_parts_of_two_preparations_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = parts(tmp_path / "1", tree(tmp_path / "a", file=b"1"), monkeypatch)
+    two = parts(tmp_path / "2", tree(tmp_path / "b", file=b"2"), monkeypatch)
     with pytest.raises(UsageError, match="different preparations"):
         stage.install_parts([*one, *two], tmp_path / "home")
 
 
-def test_parts_for_another_python_are_refused(tmp_path: Path) -> None:
-    (folder,) = parts(tmp_path, [("deps", wheel(tmp_path / "a", "one", {"one.py": b"1"}))])
-    found = json.loads((folder / stage_parts.MANIFEST).read_text())
-    (folder / stage_parts.MANIFEST).write_text(json.dumps({**found, "python": "cp39"}))
+def test_parts_for_another_python_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = parts(tmp_path / "1", tree(tmp_path / "a"), monkeypatch)[0]
+    found = json.loads((part / stage_parts.MANIFEST).read_text())
+    (part / stage_parts.MANIFEST).write_text(json.dumps({**found, "python": "cp39"}))
     with pytest.raises(UsageError, match="the parts are for cp39"):
-        stage.install_parts([folder], tmp_path / "home")
+        stage.install_parts([part], tmp_path / "home")
 
 
 @pytest.mark.parametrize(
-    "content", [None, "not json", "{}", '{"release": 1, "python": 2, "files": [{}]}']
+    "content", [None, "not json", "{}", '{"release": 1, "python": 2, "parts": [[{}]]}']
 )
 def test_a_folder_that_is_no_part_is_refused(tmp_path: Path, content: str | None) -> None:
     if content is not None:
@@ -196,6 +157,74 @@ def test_the_command_line_prints_one_error_and_its_code(tmp_path: Path) -> None:
     assert done.stderr.startswith(f"error: {tmp_path}: not a part\n")
     assert "next: python -m tests.serving.support.stage prepare" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_release_without_a_list_is_named() -> None:
+    with pytest.raises(UsageError, match="sglang 0.1.2 needs are not listed") as caught:
+        stage_parts.requirements("0.1.2")
+    assert flavours.RELEASE in str(caught.value)
+
+
+def test_an_index_gives_the_release_and_its_fork(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], fault: str, **given: Any) -> str:
+        commands.append(list(command))
+        if "tool" in command:
+            out = Path(command[command.index("--out") + 1])
+            out.mkdir(parents=True)
+            (out / "sglang-9.9+ada.1-py3-none-any.whl").touch()
+        return ""
+
+    monkeypatch.setattr(stage_parts, "run", run)
+    stage.install_index("9.9", tmp_path)
+    stack, build, fork = commands
+    assert "sglang==9.9" in stack and "--no-deps" not in stack
+    assert str(tmp_path / "stack") in stack
+    assert build[build.index("--sglang-ref") + 1] == "v9.9"
+    assert "--no-deps" in fork and str(tmp_path / "fork") in fork
+    assert fork[-1].endswith("sglang-9.9+ada.1-py3-none-any.whl")
+
+
+def test_what_is_left_out_and_what_stays(tmp_path: Path) -> None:
+    for name in (
+        "sgl_kernel/sm100/ops.so",
+        "sgl_kernel/sm90/ops.so",
+        "sglang/a/b.pyi",
+        "torch/x.pyi",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    stage_parts.slim(tmp_path)
+    kept = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert kept == {"sgl_kernel/sm90/ops.so", "sglang/a/b.pyi"}
+
+
+@pytest.mark.skipif(shutil.which("strip") is None, reason="no strip")
+def test_a_library_is_stripped_and_sglangs_own_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stripped: list[str] = []
+    monkeypatch.setattr(stage_parts, "STRIPPED_FROM", 1)
+    monkeypatch.setattr(stage_parts, "run", lambda command, *_, **__: stripped.extend(command))
+    for name in ("torch/lib/liba.so", "torch/lib/libb.so.2", "sglang/native.so", "torch/c.source"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"xy")
+    stage_parts.slim(tmp_path)
+    assert stripped[3:] == [str(tmp_path / f"torch/lib/lib{n}") for n in ("a.so", "b.so.2")]
+
+
+def test_the_machines_libraries_are_linked_where_none_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("machine/nvidia/cu13/lib", "machine/nvidia/nccl/lib", "stack/nvidia/nccl/lib"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path / "machine"))
+    assert stage.link_cuda(tmp_path / "stack") == ["nvidia/cu13"]
+    assert (tmp_path / "stack/nvidia/cu13").resolve() == tmp_path / "machine/nvidia/cu13"
+    assert not (tmp_path / "stack/nvidia/nccl").is_symlink()
 
 
 def test_a_module_that_fails_and_one_that_aborts_are_lines(
@@ -218,15 +247,14 @@ def test_a_module_that_fails_and_one_that_aborts_are_lines(
     assert lines[2].startswith("fork  FAIL the process ended with -6 at c")
 
 
-def test_requirements_are_pinned_once_and_apart() -> None:
-    """A package in two files would be in the deps site in one version and on the machine in another."""
+def test_requirements_are_pinned_once() -> None:
     seen: dict[str, str] = {}
-    for name in ("requirements.txt", "requirements-machine.txt", "requirements-peers.txt"):
-        for line in (stage.HERE / name).read_text().splitlines():
-            if text := line.partition("#")[0].strip():
-                requirement = Requirement(text)
-                assert str(requirement.specifier).startswith("=="), text
-                key = requirement.name.lower().replace("_", "-")
-                assert seen.setdefault(key, text) == text, f"{text} and {seen[key]}"
-    assert seen["torch"] == "torch==2.11.0"
-    assert flavours.RELEASE == "0.5.17"  # these pins are that release's
+    for line in stage_parts.requirements(flavours.RELEASE).read_text().splitlines():
+        if text := line.partition("#")[0].strip():
+            requirement = Requirement(text)
+            assert str(requirement.specifier).startswith("=="), text
+            key = requirement.name.lower().replace("_", "-")
+            assert key not in seen, f"{text} and {seen[key]}"
+            seen[key] = text
+    assert seen["sglang"] == f"sglang=={flavours.RELEASE}"
+    assert seen["apache-tvm-ffi"] == "apache-tvm-ffi==0.1.11"  # tilelang aborts beside a newer one

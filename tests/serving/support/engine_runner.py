@@ -9,7 +9,7 @@ anew after the start and after each step, so that a process that dies leaves wha
 * ``steps``: for each, ``name``, ``seconds`` and ``answers`` or ``error``. An answer has ``ids``,
   ``logprobs`` of the generated tokens, ``best``: for each of them the TOP best tokens as
   ``[id, logprob]``, ``tail``: the logprobs of the prompt's last tokens, ``cached``: prompt tokens
-  found in the cache,
+  found in the cache, ``verified``: steps that checked drafts,
 * ``error``: what stopped the run, or null.
 
 ``OUT_FOLDER/STEP.npz`` has the keys that a step's only prompt selected, where the step asks for them:
@@ -104,6 +104,7 @@ def answer(output: dict[str, Any], prompt: list[int], tail: int) -> dict[str, An
         "best": best,
         "tail": tail_of(meta, prompt, tail),
         "cached": int(meta["cached_tokens"]),
+        "verified": int(meta.get("spec_verify_ct") or 0),
     }
 
 

@@ -83,14 +83,15 @@ def question(length: int, *, seed: int, vocab: int = VOCAB, back: int | None = N
     latest = length - 1 - 65
     if latest - 2100 > 0:
         latest -= 2100
-    place = length - 1 - back if back else draw.randrange(max(latest, 1))
+    place = length - 1 - back if back else draw.randrange(1, max(latest, 2))
     return [*read, read[place]]
 
 
 def answer(prompt: list[int], count: int) -> list[int]:
-    """What a right model says after ``prompt``: what followed its last token before."""
+    """What a right model says after ``prompt``: what followed its last token before, again and again."""
     place = prompt.index(prompt[-1])
-    return prompt[place + 1 : place + 1 + count]
+    read = prompt[place + 1 :]
+    return (read * -(-count // len(read)))[:count]
 
 
 def rope_pairs(theta: float, scale: float) -> tuple[torch.Tensor, torch.Tensor]:

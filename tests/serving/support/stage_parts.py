@@ -89,8 +89,7 @@ LEFT_OUT: Final = (
     "*.pyi",
 )
 """Files of the stack that are not sent, as patterns of their paths. ``*`` matches slashes too."""
-LIBRARY: Final = re.compile(r"^(?!sglang/).*\.so(\.\d+)*$")
-"""Native modules other than sglang's own."""
+LIBRARY: Final = re.compile(r"\.so(\.\d+)*$")
 STRIPPED_FROM: Final = 300_000
 """Bytes from which on a library is worth stripping."""
 
@@ -214,9 +213,9 @@ def slim(stack: Path) -> None:
     """
     libraries = []
     for path in sorted(stack.rglob("*")):
-        if path.is_symlink() or not path.is_file():
-            continue
         name = path.relative_to(stack).as_posix()
+        if name.startswith("sglang/") or path.is_symlink() or not path.is_file():
+            continue
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in LEFT_OUT):
             path.unlink()
         elif LIBRARY.search(name) and path.stat().st_size > STRIPPED_FROM:
