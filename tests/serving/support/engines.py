@@ -42,7 +42,7 @@ SHARED: Final[dict[str, Any]] = {
     "chunked_prefill_size": 4096,
     "max_running_requests": 64,
     "max_total_tokens": 262_144,
-    "mem_fraction_static": 0.5,  # several engines at a time; the pools are small
+    "mem_fraction_static": 0.8,  # of what is free; the pools are small, and other engines start meanwhile
     "cuda_graph_bs_decode": [1, 8, 64],
     "cuda_graph_bs_prefill": [64, 512, 2048, 4096],  # by default 42 sizes, of 2.5 s each
     "disable_flashinfer_autotune": True,
