@@ -59,7 +59,8 @@ def made_up(
     backend = "flashmla_kv" if job.flavour.name == "stock" else "ada_dsa"
     resolved = {"dsa_prefill_backend": backend, "dsa_decode_backend": backend}
     served = Served(job, folder, 0, 2.0)
-    served.__dict__["result"] = {**result, "resolved": {**resolved, "kv_cache_dtype": "fp8_e4m3"}}
+    resolved["kv_cache_dtype"] = job.arguments.get("kv_cache_dtype", "fp8_e4m3")
+    served.__dict__["result"] = {**result, "resolved": resolved}
     return served
 
 

@@ -110,7 +110,8 @@ def test_every_request_is_answered(runs: Runs, job: str) -> None:
 def test_each_flavour_is_served_as_meant(runs: Runs, name: str) -> None:
     resolved = runs.served[name].result["resolved"]
     backend = "flashmla_kv" if name == "stock" else "ada_dsa"
-    assert resolved["kv_cache_dtype"] == "fp8_e4m3"
+    expected = FLAVOURS[name].arguments.get("kv_cache_dtype", "fp8_e4m3")
+    assert resolved["kv_cache_dtype"] == expected
     assert resolved["dsa_prefill_backend"] == resolved["dsa_decode_backend"] == backend
 
 

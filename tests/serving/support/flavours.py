@@ -30,6 +30,12 @@ ADA_DSA: Final = {
     "dsa_decode_backend": "ada_dsa",
     "dsa_paged_mqa_logits_backend": "ada_dsa",
 }
+BF16: Final = {"kv_cache_dtype": "bfloat16"}
+"""sglang's own kernel that packs e4m3 rows does not compile for sm_86."""
+ONE_PTXAS: Final = {
+    "TRITON_PTXAS_BLACKWELL_PATH": str(HOME / "stack/triton/backends/nvidia/bin/ptxas")
+}
+"""Triton writes PTX of the version that the ptxas for sm_120 has, and assembles it by that for this GPU."""
 FLASHMLA: Final = {"dsa_prefill_backend": "flashmla_kv", "dsa_decode_backend": "flashmla_kv"}
 
 
@@ -65,8 +71,10 @@ FLAVOURS: Final = {
         Flavour("stock", "stack", FLASHMLA),
         Flavour("fork", "fork", ADA_DSA),
         Flavour("fork-sm89", "fork", {}, SM89),  # nothing asked for: the fork's own defaults
-        Flavour("fork-sm86", "fork", ADA_DSA, {"TRITON_OVERRIDE_ARCH": "sm86"}, bf16=True),
-        Flavour("fork-sm120", "fork", ADA_DSA, {"TRITON_OVERRIDE_ARCH": "sm120"}),
+        Flavour(
+            "fork-sm86", "fork", {**ADA_DSA, **BF16}, {"TRITON_OVERRIDE_ARCH": "sm86"}, bf16=True
+        ),
+        Flavour("fork-sm120", "fork", ADA_DSA, {"TRITON_OVERRIDE_ARCH": "sm120", **ONE_PTXAS}),
     )
 }
 MAIN: Final = ("stock", "fork", "fork-sm89")
