@@ -208,7 +208,7 @@ def test_the_figures(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         print("\n" + text)
     if where := os.environ.get("ADA_GPU_OUT"):
-        (Path(where) / "engines.md").write_text(text)
+        (Path(where) / "serve.md").write_text(text)
 
 
 def report(runs: Runs) -> str:
