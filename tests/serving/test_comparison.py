@@ -11,16 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import apart
-import engine_runner
 import numpy as np
-import prompts
 import pytest
-import serve
-import test_parallel as parallel
-import test_serve as whole
-from flavours import FLAVOURS
-from serve import Job, Served
+
+from tests.serving import test_parallel as parallel
+from tests.serving import test_serve as whole
+from tests.serving.support import comparison, engine_runner, engines, prompts
+from tests.serving.support.engines import Job, Served
+from tests.serving.support.flavours import FLAVOURS, MAIN
 
 # -- made-up answers ------------------------------------------------------------------------------
 
@@ -58,10 +56,11 @@ def made_up(
             keys = np.repeat(keys[:, None], layers, axis=1)
             np.savez(folder / f"{step.name}.npz", rows=rows, keys=keys)
     result = {"steps": steps, "error": None, "start_seconds": 1.0, "device": "none"}
-    backend = "flashmla_kv" if job.flavour.site == "stock" else "ada_dsa"
+    backend = "flashmla_kv" if job.flavour.name == "stock" else "ada_dsa"
     resolved = {"dsa_prefill_backend": backend, "dsa_decode_backend": backend}
     served = Served(job, folder, 0, 2.0)
-    served.__dict__["result"] = {**result, "resolved": {**resolved, "kv_cache_dtype": "fp8_e4m3"}}
+    resolved["kv_cache_dtype"] = job.arguments.get("kv_cache_dtype", "fp8_e4m3")
+    served.__dict__["result"] = {**result, "resolved": resolved}
     return served
 
 
@@ -71,7 +70,7 @@ def chosen(row: int, topk: int) -> np.ndarray:
     return order.astype(np.int32)
 
 
-def said_of(sequences: dict[str, list[int]]) -> serve.Witness:
+def said_of(sequences: dict[str, list[int]]) -> engines.Witness:
     exact = {
         name: TRUTH[: len(tokens) - 1].astype(np.float32) for name, tokens in sequences.items()
     }
@@ -79,19 +78,19 @@ def said_of(sequences: dict[str, list[int]]) -> serve.Witness:
     table = np.full((prompts.SELECTED, 2048), -1, dtype=np.int32)
     for row in range(2048, prompts.SELECTED):
         table[row] = chosen(row, 2048)
-    return serve.Witness(exact, rounded, {0: table, 1: table, 2: table, 6: table})
+    return engines.Witness(exact, rounded, {0: table, 1: table, 2: table, 6: table})
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """The configuration of the model that is served; nobody loads it."""
-    import tiny_model
+    from tests.serving.support import tiny_model
 
     (tmp_path / "config.json").write_text(json.dumps(tiny_model.config(tiny_model.Spec(heads=16))))
     return tmp_path
 
 
-NOISE = {"stock": 0.1, "fork": 0.1, "fork-sm89": 0.1}
+NOISE = dict.fromkeys(FLAVOURS, 0.1)
 
 
 def all_runs(model: Path, folder: Path, noise: dict[str, float] = NOISE) -> whole.Runs:
@@ -106,18 +105,21 @@ def judge(runs: whole.Runs) -> list[str]:
     """Run every GPU test over the answers; the names of those that fail."""
     cases: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
     for name in FLAVOURS:
-        cases += [(whole.test_every_request_is_answered, (job,)) for job in (name, f"{name}-eager")]
+        names = (name, f"{name}-eager") if name in MAIN else (name,)
+        cases += [(whole.test_every_request_is_answered, (job,)) for job in names]
         cases += [(whole.test_each_flavour_is_served_as_meant, (name,))]
         cases += [(whole.test_the_prefix_comes_from_the_cache, (name,))]
+    for name in MAIN:
         cases += [(whole.test_shared_layers_use_the_keys_of_the_full_layer_before, (name,))]
     for fork in whole.FORKS:
         for group in whole.GROUPS:
             cases.append((whole.test_no_further_from_the_witness_than_stock, (fork, group)))
-        for scenario in whole.SCENARIOS:
+        for scenario in whole.scenarios(fork):
             cases.append(
                 (whole.test_a_prompt_is_answered_alike_however_it_is_served, (fork, scenario))
             )
         cases += [(whole.test_greedy_answers_part_only_where_two_tokens_are_as_good, (fork,))]
+    for fork in whole.SELECTING:
         cases += [(whole.test_the_first_layer_selects_the_keys_that_stock_selects, (fork,))]
         cases += [(whole.test_each_layer_selects_as_the_witness_does_no_worse_than_stock, (fork,))]
     failed = []
@@ -172,7 +174,9 @@ def test_each_fault_fails_its_test(model: Path, tmp_path: Path) -> None:
         keys[:, change] = np.arange(2048)
         np.savez(file, rows=rows, keys=keys)
     for name in FLAVOURS:  # the witness sees what is answered now
-        now = apart.name_of(apart.sequence(prompts.single(3000), runs.singles(name)[3000]))
+        now = comparison.name_of(
+            comparison.sequence(prompts.single(3000), runs.singles(name)[3000])
+        )
         for kind in (runs.witness.exact, runs.witness.rounded):
             kind[now] = TRUTH[:3063].astype(np.float32)
     found = set(judge(runs))

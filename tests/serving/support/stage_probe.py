@@ -48,7 +48,7 @@ SGLANG: Final = (
     "sglang.srt.entrypoints.engine",
     "sglang.srt.entrypoints.http_server",
     "sglang.launch_server",
-    "sglang.bench_one_batch",
+    "sglang.benchmark.one_batch",
     "sglang.test.kits.attention_unittest.attention_methods.dsa_attention",
     "sglang.test.kits.attention_unittest.runner_modes.cuda_graph_decode_runner",
     "sglang.test.kits.attention_unittest.runner_modes.speculative_draft_runner",

@@ -11,16 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import apart
-import compare
-import engine_runner
 import numpy as np
-import prompts
 import pytest
-import serve
-import test_serve as whole
-from flavours import FLAVOURS, Flavour
-from serve import Job
+
+from tests.serving import test_serve as whole
+from tests.serving.support import comparison, engine_runner, engines, metrics, prompts
+from tests.serving.support.engines import Job
+from tests.serving.support.flavours import FLAVOURS, Flavour
 
 
 def output(prompt: list[int], start: int, generated: list[int]) -> dict[str, Any]:
@@ -83,8 +80,8 @@ def test_logprobs_meet_the_witness_at_the_same_tokens() -> None:
             "tail": (own[length - 1 - 10 : length - 1] + 0.25).tolist(),
             "logprobs": (own[length - 1 :] + 0.25).tolist(),
         }
-        said[apart.name_of([*prompts.single(length), *generated])] = own
-    found = apart.against_witness(answers, said)
+        said[comparison.name_of([*prompts.single(length), *generated])] = own
+    found = comparison.against_witness(answers, said)
     assert sorted(found) == sorted(whole.GROUPS)
     for group, logprobs in found.items():
         assert logprobs.distance.tokens == (10 if "prompts" in group else 6)
@@ -95,10 +92,12 @@ def test_logprobs_meet_the_witness_at_the_same_tokens() -> None:
 def test_a_parting_has_the_gap_that_its_token_won_by() -> None:
     best = [[[1, -1.0], [4, -3.0]], [[2, -1.5], [7, -1.6], [5, -1.75]], [[3, -2.0], [4, -9.0]]]
     one = {"ids": [1, 2, 3], "logprobs": [-1.0, -1.5, -2.0], "best": best}
-    found = apart.parting(one, {"ids": [1, 5, 3]})
+    found = comparison.parting(one, {"ids": [1, 5, 3]})
     assert (found.agreement.length, found.gap) == (1, 0.25)
-    assert apart.parting(one, {"ids": [1, 2, 77]}).gap == 7  # at least: 77 is not among the best
-    assert apart.parting(one, one).gap == 0
+    assert (
+        comparison.parting(one, {"ids": [1, 2, 77]}).gap == 7
+    )  # at least: 77 is not among the best
+    assert comparison.parting(one, one).gap == 0
 
 
 def test_prompts_are_the_same_everywhere() -> None:
@@ -131,14 +130,15 @@ sys.exit(3 if how == "fails" else 0)
 
 
 def test_jobs_end_however_they_behave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "engine_runner.py").write_text(STAND_IN)
-    monkeypatch.setattr(serve, "HERE", tmp_path)
-    monkeypatch.setattr(serve, "limit_of", lambda job: 3.0 if job.name == "hangs" else 60.0)
-    plain = Flavour("plain", "stock")
-    steps = [serve.Step(name, [[1, 2]]) for name in ("one", "two")]
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(engines, "RUNNER", "stand_in")
+    monkeypatch.setattr(engines, "limit_of", lambda job: 3.0 if job.name == "hangs" else 60.0)
+    plain = Flavour("plain", "stack")
+    steps = [engines.Step(name, [[1, 2]]) for name in ("one", "two")]
     jobs = [Job(how, plain, {"how": how}, steps) for how in ("hangs", "fails", "answers")]
     begin = time.monotonic()
-    served = serve.run_all(jobs, tmp_path / "out", at_once=2)
+    served = engines.run_all(jobs, tmp_path / "out", at_once=2)
     assert time.monotonic() - begin < 30
     assert served["answers"].problems() == []
     assert served["answers"].answer("two") == {"ids": [1]}
@@ -229,14 +229,14 @@ def test_the_runner_keeps_what_was_answered(
     absent = Flavour("absent", "absent")
     first = {"good": 5, "refused": 2, "hangs": 1, "late": 5}
     steps = [
-        serve.Step(name, [[token, 6, 7], [token, 8]], 2, flush=name != "refused", limit=1)
+        engines.Step(name, [[token, 6, 7], [token, 8]], 2, flush=name != "refused", limit=1)
         for name, token in first.items()
     ]
     jobs = [
         Job("good", absent, {"tp_size": 3}, steps),
         Job("refused", absent, {"refuse": True}, steps),
     ]
-    served = serve.run_all(jobs, tmp_path / "out", at_once=2)
+    served = engines.run_all(jobs, tmp_path / "out", at_once=2)
     good = served["good"]
     assert good.result["resolved"]["tp_size"] == 3 and "unasked" not in good.result["resolved"]
     assert good.answer("good") == {
@@ -245,6 +245,7 @@ def test_the_runner_keeps_what_was_answered(
         "best": [[[9, -0.5], [8, -2.0]]] * 2,
         "tail": [-1.5, -1.5],
         "cached": 1,
+        "verified": 0,
     }
     assert len(good.answer("good", 1)["tail"]) == 1
     assert good.problems() == [
@@ -267,31 +268,31 @@ def _state(pid: int) -> str:
 
 def test_the_witness_runs_in_a_child(tmp_path: Path) -> None:
     """On the CPU, two short sequences; bf16 differs from fp32, and a short prompt selects all it sees."""
-    model = serve.make_model(tmp_path / "model", "--layers", "4")
+    model = engines.make_model(tmp_path / "model", "--layers", "4")
     tokens = {name: prompts.ids(size, seed=size) for name, size in (("a", 12), ("b", 20))}
-    found = serve.witness_of(model, tokens, tmp_path / "witness", selecting="a")
+    found = engines.witness_of(model, tokens, tmp_path / "witness", selecting="a")
     assert {name: len(said) for name, said in found.exact.items()} == {"a": 11, "b": 19}
-    assert 0 < compare.distance(found.exact["a"], found.rounded["a"]).mean < 1
+    assert 0 < metrics.distance(found.exact["a"], found.rounded["a"]).mean < 1
     assert sorted(found.keys) == [0, 1, 2]
     assert (found.keys[0][5] >= 0).sum() == 6
 
 
 def test_options_of_a_command_line() -> None:
-    words = serve.command_line(
+    words = engines.command_line(
         {"model_path": "m", "sizes_of": [1, 8], "is_on": True, "is_off": False}
     )
     assert words == ["--model-path", "m", "--sizes-of", "1", "8", "--is-on"]
 
 
 def test_an_unknown_flavour_is_named() -> None:
-    assert [one.name for one in serve.flavours("fork,stock")] == ["fork", "stock"]
+    assert [one.name for one in engines.flavours("fork,stock")] == ["fork", "stock"]
     with pytest.raises(ValueError, match="no flavour spoon: there are stock, fork"):
-        serve.flavours("spoon")
+        engines.flavours("spoon")
 
 
 def test_eager_engines_share_what_is_not_about_graphs() -> None:
-    given = serve.arguments(FLAVOURS["fork"], "m", tp_size=2)
+    given = engines.arguments(FLAVOURS["fork"], "m", tp_size=2)
     assert given["tp_size"] == 2 and given["kv_cache_dtype"] == "fp8_e4m3"
-    assert "kv_cache_dtype" not in serve.arguments(FLAVOURS["fork-sm89"], "m")
+    assert "kv_cache_dtype" not in engines.arguments(FLAVOURS["fork-sm89"], "m")
     job = Job("j", replace(FLAVOURS["stock"], environment={"A": "1"}), {}, [], {"B": "2"})
-    assert {"A": "1", "B": "2", **serve.SPARSE}.items() <= job.environ().items()
+    assert {"A": "1", "B": "2", **engines.SPARSE}.items() <= job.environ().items()

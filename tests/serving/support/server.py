@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import child
-import serve
-from flavours import Flavour
+from tests.serving.support import children, engines
+from tests.serving.support.flavours import Flavour
 
 
 class Failed(Exception):
@@ -82,7 +81,7 @@ def started(
     model: Path,
     log: Path,
     changes: Mapping[str, Any],
-    limit: float = serve.START,
+    limit: float = engines.START,
 ) -> Iterator[Server]:
     """A server of the flavour, up; killed with all it started at the end.
 
@@ -92,12 +91,12 @@ def started(
         Failed: it ended, or was not up within ``limit`` seconds; shows the log's end.
     """
     server = Server(free_port())
-    given = serve.arguments(flavour, model, **changes, host=server.host, port=server.port)
-    command = [sys.executable, "-m", "sglang.launch_server", *serve.command_line(given)]
+    given = engines.arguments(flavour, model, **changes, host=server.host, port=server.port)
+    command = [sys.executable, "-m", "sglang.launch_server", *engines.command_line(given)]
     with log.open("wb") as out:
         process = subprocess.Popen(
             command,
-            env=serve.environ(flavour),
+            env=engines.environ(flavour),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -109,7 +108,7 @@ def started(
         if (code := process.poll()) is not None:
             raise Failed(f"the server ended with exit code {code}. {tail_of(log)}")
     finally:
-        child.kill(process)
+        children.kill(process)
 
 
 def wait_until_up(
@@ -127,4 +126,4 @@ def wait_until_up(
 
 
 def tail_of(log: Path) -> str:
-    return "\n".join([f"{log} ends:", *child.end_of(log)])
+    return "\n".join([f"{log} ends:", *children.end_of(log)])

@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import serve
-import soak
-from flavours import FLAVOURS, Flavour
-from server import Failed, Server, started
-from soak import Fixed, changed, grown
+
+from tests.serving.support import engines, soak
+from tests.serving.support.flavours import FLAVOURS, Flavour
+from tests.serving.support.server import Failed, Server, started
+from tests.serving.support.soak import Fixed, changed, grown
 
 
 @pytest.mark.gpu
 def test_a_server_stands_mixed_load(tmp_path: Path) -> None:
-    """``ADA_SOAK_SECONDS`` of load, default 60; the whole run is ``python tests/gpu/soak.py``."""
-    if missing := serve.missing_sites():
+    """``ADA_SOAK_SECONDS`` of load, default 60; the whole run is ``python -m tests.serving.support.soak``."""
+    if missing := engines.missing_sites():
         pytest.skip(missing)
     out = Path(os.environ.get("ADA_GPU_OUT") or tmp_path) / "soak.json"
     seconds = os.environ.get("ADA_SOAK_SECONDS", "60")

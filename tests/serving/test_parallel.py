@@ -15,14 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import apart
-import compare
 import numpy as np
-import prompts
 import pytest
-import serve
-from flavours import FLAVOURS
-from serve import Job, Served
+
+from tests.serving.support import comparison, engines, metrics, prompts
+from tests.serving.support.engines import Job, Served
+from tests.serving.support.flavours import FLAVOURS
 
 LENGTHS: Final = (64, 2049, 3000, 6000)
 PARTITION: Final = "SGLANG_PP_LAYER_PARTITION"
@@ -55,16 +53,16 @@ SEVERAL: Final = [layout.name for layout in LAYOUTS if layout.sizes]
 
 def jobs(model: Path) -> list[Job]:
     steps = [
-        serve.warm_up(),
-        *serve.single_steps(LENGTHS),
-        serve.Step("crowd", prompts.crowd(8), new_tokens=16),
+        engines.warm_up(),
+        *engines.single_steps(LENGTHS),
+        engines.Step("crowd", prompts.crowd(8), new_tokens=16),
     ]
     fork = FLAVOURS["fork"]
     return [
         Job(
             layout.name,
             fork,
-            serve.arguments(fork, model, **serve.PARALLEL, **layout.sizes),
+            engines.arguments(fork, model, **engines.PARALLEL, **layout.sizes),
             steps,
             layout.environment(),
         )
@@ -75,13 +73,13 @@ def jobs(model: Path) -> list[Job]:
 @dataclass(frozen=True)
 class Runs:
     served: Mapping[str, Served]
-    witness: serve.Witness
+    witness: engines.Witness
 
     def answers(self, layout: str) -> dict[int, dict[str, Any]]:
         return {n: self.served[layout].answer(f"single-{n}") for n in LENGTHS}
 
-    def away(self, layout: str) -> dict[str, apart.Logprobs]:
-        return apart.against_witness(self.answers(layout), self.witness.exact)
+    def away(self, layout: str) -> dict[str, comparison.Logprobs]:
+        return comparison.against_witness(self.answers(layout), self.witness.exact)
 
 
 @pytest.fixture(scope="module")
@@ -90,16 +88,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
     if (count := torch.cuda.device_count()) < 2:
         pytest.skip(f"{count} GPU: tensor and pipeline parallel need 2")
-    if missing := serve.missing_sites():
+    if missing := engines.missing_sites():
         pytest.skip(missing)
     folder = tmp_path_factory.mktemp("parallel")
-    model = serve.make_model(folder / "model", "--heads", "16")
-    served = serve.run_all(jobs(model), folder, at_once=int(os.environ.get("ADA_GPU_JOBS", "2")))
+    model = engines.make_model(folder / "model", "--heads", "16")
+    served = engines.run_all(jobs(model), folder, at_once=int(os.environ.get("ADA_GPU_JOBS", "2")))
     for one in served.values():
         print(f"{one.job.name}: {one.seconds:.0f} s, {'; '.join(one.problems()) or 'all answered'}")
-    serve.keep_files(served.values(), "parallel")
+    engines.keep_files(served.values(), "parallel")
     seen = sequences(served.values())
-    return Runs(served, serve.witness_of(model, seen, folder / "witness"))
+    return Runs(served, engines.witness_of(model, seen, folder / "witness"))
 
 
 def sequences(served: Iterable[Served]) -> dict[str, list[int]]:
@@ -108,8 +106,8 @@ def sequences(served: Iterable[Served]) -> dict[str, list[int]]:
     for one in served:
         for length in LENGTHS:
             for answer in one.answers.get(f"single-{length}", []):
-                tokens = apart.sequence(prompts.single(length), answer)
-                seen[apart.name_of(tokens)] = tokens
+                tokens = comparison.sequence(prompts.single(length), answer)
+                seen[comparison.name_of(tokens)] = tokens
     return seen
 
 
@@ -143,7 +141,7 @@ def test_no_further_from_the_witness_than_one_gpu(runs: Runs, layout: str) -> No
     found = {
         group: why
         for group in one
-        if (why := compare.no_further(ours[group].distance, one[group].distance))
+        if (why := metrics.no_further(ours[group].distance, one[group].distance))
     }
     assert not found
 
@@ -160,9 +158,9 @@ def test_a_crowd_is_answered_as_its_prompts_are_alone(runs: Runs, layout: str) -
             if len(prompt) in LENGTHS and prompt == prompts.single(len(prompt))
         ]
         assert len(pairs) >= 3
-        apart_by[name] = apart.tails_apart(pairs)
+        apart_by[name] = comparison.tails_apart(pairs)
     slack = runs.witness.rounding.mean
-    assert not compare.no_further(apart_by[layout], apart_by["one"], slack=slack)
+    assert not metrics.no_further(apart_by[layout], apart_by["one"], slack=slack)
 
 
 @pytest.mark.gpu
@@ -181,7 +179,7 @@ def report(runs: Runs) -> str:
         if not runs.served[name].problems()
         for group, logprobs in runs.away(name).items()
     ]
-    return compare.table(["layout", "tokens of", "tokens", "mean", "p99", "max"], rows)
+    return metrics.table(["layout", "tokens of", "tokens", "mean", "p99", "max"], rows)
 
 
 # -- the parts, anywhere --------------------------------------------------------------------------
@@ -189,7 +187,7 @@ def report(runs: Runs) -> str:
 
 def test_the_partitions_start_where_their_names_say(tmp_path: Path) -> None:
     """By the configuration of the model that is served."""
-    import tiny_model
+    from tests.serving.support import tiny_model
 
     (tmp_path / "config.json").write_text(json.dumps(tiny_model.config(tiny_model.Spec(heads=16))))
     kinds = json.loads((tmp_path / "config.json").read_text())["indexer_types"]
@@ -227,6 +225,6 @@ def test_a_wrong_key_set_would_show() -> None:
     """A logprob that is off by a nat on one token in ten is further away than any slack allows."""
     witness = np.zeros(500)
     near, wrong = witness + 0.02, witness + np.where(np.arange(500) % 10, 0.02, 1.0)
-    one, other = apart.Logprobs(near, witness), apart.Logprobs(wrong, witness)
-    assert not compare.no_further(one.distance, one.distance)
-    assert len(compare.no_further(other.distance, one.distance)) == 2
+    one, other = comparison.Logprobs(near, witness), comparison.Logprobs(wrong, witness)
+    assert not metrics.no_further(one.distance, one.distance)
+    assert len(metrics.no_further(other.distance, one.distance)) == 2

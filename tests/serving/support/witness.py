@@ -9,8 +9,8 @@ builds ``[heads, tokens, tokens]``) and before 5.17 turns the indexer's rope the
 Every RMSNorm uses ``rms_norm_eps``, as sglang's do. sglang's Hadamard rotation of index queries and
 keys is orthogonal and changes no score, so there is none here.
 
-``python tests/gpu/witness.py MODEL PROMPTS.json OUT.npz`` takes ``{name: [token, ...]}`` and writes, per
-name, the logprob of each token given those before it.
+``python -m tests.serving.support.witness MODEL PROMPTS.json OUT.npz`` takes ``{name: [token, ...]}`` and
+writes, per name, the logprob of each token given those before it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from tiny_model import dequantise
 from torch import Tensor
+
+from tests.serving.support.tiny_model import dequantise
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -96,7 +97,10 @@ def load(
                 keep = torch.float32 if name.endswith("e_score_correction_bias") else dtype
                 found[name] = weight.to(keep)
     if not found:
-        raise FileNotFoundError(f"{folder}: no *.safetensors. Make one: tiny_model.py {folder}")
+        raise FileNotFoundError(
+            f"{folder}: no *.safetensors. Make one: "
+            f"python -m tests.serving.support.tiny_model {folder}"
+        )
     return Model(config, found)
 
 

@@ -1,10 +1,11 @@
 """A tiny GLM-5.2: its structure, its checkpoint format, and weights on which the selected keys matter.
 
-``python tests/gpu/tiny_model.py OUT [--seed 0] [--layers 8] [--heads 8] [--bf16]`` writes ``config.json``
-and ``model.safetensors``. What a DSA kernel sees has GLM-5.2's sizes: latent 512 + rope 64, 192 + 64 per
-query head, 256 per value head, 32 index heads of 128, top-k 2048, indexers on layers 0, 1, 2 and every
-fourth after, three dense layers, one shared expert, a prediction (MTP) layer at the end. Hidden size,
-ranks, experts and vocabulary are small. ``--heads 8`` is what one of eight ranks holds of 64.
+``python -m tests.serving.support.tiny_model OUT [--seed 0] [--layers 8] [--heads 8] [--bf16]`` writes
+``config.json`` and ``model.safetensors``. What a DSA kernel sees has GLM-5.2's sizes: latent 512 + rope
+64, 192 + 64 per query head, 256 per value head, 32 index heads of 128, top-k 2048, indexers on layers 0,
+1, 2 and every fourth after, three dense layers, one shared expert, a prediction (MTP) layer at the end.
+Hidden size, ranks, experts and vocabulary are small. ``--heads 8`` is what one of eight ranks holds of
+64.
 
 Names, dtypes and quantised modules are those of GLM-5.2-FP8: e4m3 with one fp32 scale per block of
 128 x 128, but for embeddings, head, norms, router, index weights and the prediction layer's ``eh_proj``.
@@ -25,7 +26,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -345,8 +346,12 @@ class _Layer:
         yield f"{name}.down_proj.weight", self.writes(f"{name}.down_proj", width, gain)
 
 
-def _named(spec: Spec) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor by its checkpoint name, fp32."""
+Tensors = Callable[[Spec], Iterator[tuple[str, torch.Tensor]]]
+"""Every tensor of a model by its checkpoint name, fp32."""
+
+
+def named_tensors(spec: Spec) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of the model that this module describes."""
     embedding = normal(spec.seed, "embed_tokens", spec.vocab, spec.hidden)
     embedding[:, 0] = CONSTANT
     yield "model.embed_tokens.weight", embedding
@@ -370,9 +375,11 @@ def _is_quantised(name: str) -> bool:
     )
 
 
-def weights(spec: Spec, *, bf16: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+def weights(
+    spec: Spec, *, bf16: bool = False, tensors: Tensors = named_tensors
+) -> Iterator[tuple[str, torch.Tensor]]:
     """The checkpoint's tensors: e4m3 with ``weight_scale_inv``, or all in bf16 with the same values."""
-    for name, tensor in _named(spec):
+    for name, tensor in tensors(spec):
         if _is_quantised(name):
             small, scale = quantise(tensor)
             if bf16:
@@ -386,7 +393,9 @@ def weights(spec: Spec, *, bf16: bool = False) -> Iterator[tuple[str, torch.Tens
             yield name, tensor.to(torch.bfloat16)
 
 
-def write(folder: Path, spec: Spec, *, bf16: bool = False) -> Path:
+def write(
+    folder: Path, spec: Spec, *, bf16: bool = False, tensors: Tensors = named_tensors
+) -> Path:
     """Write the model folder; the same bytes for the same spec. Returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     given = config(spec)
@@ -394,7 +403,7 @@ def write(folder: Path, spec: Spec, *, bf16: bool = False) -> Path:
         del given["quantization_config"]
     (folder / "config.json").write_text(json.dumps(given, indent=2) + "\n")
     half = folder / "model.safetensors.part"
-    save_file(dict(weights(spec, bf16=bf16)), half, {"format": "pt"})
+    save_file(dict(weights(spec, bf16=bf16, tensors=tensors)), half, {"format": "pt"})
     half.replace(folder / "model.safetensors")  # so a model that is there is whole
     return folder
 

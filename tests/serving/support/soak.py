@@ -1,10 +1,10 @@
 """A server under mixed load for ten minutes: no leak, no wrong answer, no client that harms another.
 
-``python tests/gpu/soak.py MODEL [--flavour fork] [--seconds 600] [--out FILE]`` starts the server, sends
-it requests of 16 … 6000 tokens from several clients at once (whole, streamed, aborted, hung up, killed,
-too long for the model, too long for the pool), and samples the GPU's memory. After each quarter the server
-rests, idle and with its caches empty: what it holds then is compared. Before and after, resting, it is asked
-a fixed prompt. Prints JSON; exit code 1 when it found a problem.
+``python -m tests.serving.support.soak MODEL [--flavour fork] [--seconds 600] [--out FILE]`` starts the
+server, sends it requests of 16 … 6000 tokens from several clients at once (whole, streamed, aborted, hung
+up, killed, too long for the model, too long for the pool), and samples the GPU's memory. After each
+quarter the server rests, idle and with its caches empty: what it holds then is compared. Before and
+after, resting, it is asked a fixed prompt. Prints JSON; exit code 1 when it found a problem.
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import prompts
-import serve
-from compare import distance
-from flavours import FLAVOURS
-from server import Failed, Server, body_of, started
+from tests.serving.support import engines, prompts
+from tests.serving.support.flavours import FLAVOURS
+from tests.serving.support.metrics import distance
+from tests.serving.support.server import Failed, Server, body_of, started
 
 CONTEXT: Final = 32_768
 POOL: Final = 24_576
@@ -391,9 +390,9 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--clients", type=int, default=12, help="threads that send (default 12)")
     parser.add_argument("--out", type=Path, help="also write the JSON there, the log beside it")
     options = parser.parse_args(given)
-    if missing := serve.missing_sites():
+    if missing := engines.missing_sites():
         parser.error(missing)
-    model = serve.make_model(options.model, "--heads", "16")
+    model = engines.make_model(options.model, "--heads", "16")
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "soak.log"
         found: dict[str, Any] = {"problems": []}

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import child
-import fusion_oracle as oracle
-import fusion_runner
 import pytest
 import torch
-from flavours import FLAVOURS
+
+from tests.serving.support import children, fusion_runner
+from tests.serving.support import fusion_oracle as oracle
+from tests.serving.support.flavours import FLAVOURS
 
 TIMEOUT: Final = 480.0
 
@@ -36,17 +36,17 @@ def bound(case: str) -> tuple[float, float]:
 
 
 @pytest.fixture(scope="module", params=["fork", "fork-sm89"])
-def fusion(request: pytest.FixtureRequest) -> child.Lines:
+def fusion(request: pytest.FixtureRequest) -> children.Lines:
     flavour = FLAVOURS[request.param]
-    if reason := child.needs(flavour):
+    if reason := children.needs(flavour):
         pytest.skip(reason)
-    lines = child.run("fusion_runner.py", [], flavour.environ(), TIMEOUT)
+    lines = children.run(fusion_runner.__name__, [], flavour.environ(), TIMEOUT)
     lines.keep(f"fusion-{request.param}")
     return lines
 
 
 @pytest.mark.gpu
-def test_every_case_runs_to_its_end(fusion: child.Lines) -> None:
+def test_every_case_runs_to_its_end(fusion: children.Lines) -> None:
     assert not fusion.fault, fusion.fault
     failures = [f"{row['case']}: {row['failure']}" for row in fusion.rows if "failure" in row]
     assert not failures, "\n".join(failures)
@@ -54,7 +54,7 @@ def test_every_case_runs_to_its_end(fusion: child.Lines) -> None:
 
 
 @pytest.mark.gpu
-def test_only_rounding_sets_the_results_apart(fusion: child.Lines) -> None:
+def test_only_rounding_sets_the_results_apart(fusion: children.Lines) -> None:
     far = []
     for row in (row for row in fusion.rows if "failure" not in row):
         whole, worst = bound(row["case"])
@@ -66,7 +66,7 @@ def test_only_rounding_sets_the_results_apart(fusion: child.Lines) -> None:
 
 
 @pytest.mark.gpu
-def test_fusion_is_no_further_from_what_the_weights_mean(fusion: child.Lines) -> None:
+def test_fusion_is_no_further_from_what_the_weights_mean(fusion: children.Lines) -> None:
     whole = {row["case"]: row["whole"] for row in fusion.rows if "whole" in row}
     fused = {case: value for case, value in whole.items() if case.endswith("/fused-to-exact")}
     assert fused
@@ -188,7 +188,7 @@ def test_a_case_that_raises_does_not_stop_the_others(capsys: pytest.CaptureFixtu
     fusion_runner._report("gemm/a", broken)
     fusion_runner._report("gemm/b", lambda: {"whole": 0.1, "worst": 0.2})
     fusion_runner._report("moe/c", lambda: [("fused-to-exact", {"whole": 0.1, "worst": 0.2})])
-    lines = child.parse(capsys.readouterr().out + '{"end": 3}\n', "", "", True)
+    lines = children.parse(capsys.readouterr().out + '{"end": 3}\n', "", "", True)
     assert not lines.fault
     assert lines.rows[0]["failure"].startswith("RuntimeError: no such kernel")
     assert [row["case"] for row in lines.rows] == ["gemm/a", "gemm/b", "moe/c/fused-to-exact"]

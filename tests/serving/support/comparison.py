@@ -11,9 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import prompts
-from compare import Agreement, Distance, KeyAgreement, distance, greedy_agreement, key_agreement
 from numpy.typing import NDArray
+
+from tests.serving.support import prompts
+from tests.serving.support.metrics import (
+    Agreement,
+    Distance,
+    KeyAgreement,
+    distance,
+    greedy_agreement,
+    key_agreement,
+)
 
 TOPK = 2048
 Answer = Mapping[str, Any]

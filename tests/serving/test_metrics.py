@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import compare
 import numpy as np
 import pytest
 
+from tests.serving.support import metrics
+
 
 def test_distance_is_of_absolute_differences() -> None:
-    found = compare.distance([[-1.0, -2.0], [-3.0, -4.0]], [[-1.5, -2.0], [-2.0, -4.25]])
-    assert found == compare.Distance(tokens=4, mean=0.4375, p99=pytest.approx(0.985), max=1.0)
+    found = metrics.distance([[-1.0, -2.0], [-3.0, -4.0]], [[-1.5, -2.0], [-2.0, -4.25]])
+    assert found == metrics.Distance(tokens=4, mean=0.4375, p99=pytest.approx(0.985), max=1.0)
 
 
 def test_distance_does_not_overflow_fp16() -> None:
     one = np.full(3, -60000, dtype=np.float16)
-    assert compare.distance(one, -one).max == 120000
+    assert metrics.distance(one, -one).max == 120000
 
 
 @pytest.mark.parametrize(
@@ -28,34 +29,34 @@ def test_distance_does_not_overflow_fp16() -> None:
 )
 def test_distance_refuses_what_has_none(one: list[float], other: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        compare.distance(one, other)
+        metrics.distance(one, other)
 
 
-def apart(mean: float, p99: float, tokens: int = 10**8) -> compare.Distance:
-    return compare.Distance(tokens=tokens, mean=mean, p99=p99, max=9.0)
+def apart(mean: float, p99: float, tokens: int = 10**8) -> metrics.Distance:
+    return metrics.Distance(tokens=tokens, mean=mean, p99=p99, max=9.0)
 
 
 def test_a_fork_as_near_as_stock_passes() -> None:
     stock = apart(0.1, 0.4)
-    assert compare.no_further(stock, stock) == []
-    assert compare.no_further(apart(0.1149, 0.4899), stock) == []
-    assert compare.no_further(apart(0.0, 0.0), stock) == []
+    assert metrics.no_further(stock, stock) == []
+    assert metrics.no_further(apart(0.1149, 0.4899), stock) == []
+    assert metrics.no_further(apart(0.0, 0.0), stock) == []
 
 
 def test_a_fork_further_away_does_not() -> None:
     stock = apart(0.1, 0.4)
-    assert compare.no_further(apart(0.1152, 0.4), stock) == [
+    assert metrics.no_further(apart(0.1152, 0.4), stock) == [
         "mean of 100000000 tokens: the fork is 0.1152 nats from the witness, stock 0.1000; "
         "allowed 0.1150"
     ]
-    assert [line[:4] for line in compare.no_further(apart(0.2, 0.4910), stock)] == ["mean", "p99 "]
-    assert compare.no_further(apart(0.11, 0.4), stock, factor=1.0, slack=0.0) != []
+    assert [line[:4] for line in metrics.no_further(apart(0.2, 0.4910), stock)] == ["mean", "p99 "]
+    assert metrics.no_further(apart(0.11, 0.4), stock, factor=1.0, slack=0.0) != []
 
 
 def test_few_tokens_prove_little() -> None:
     stock, fork = apart(0.1, 0.4, tokens=64), apart(0.16, 0.9, tokens=10**6)
-    assert compare.no_further(fork, stock) == []
-    assert len(compare.no_further(fork, apart(0.1, 0.4, tokens=6400))) == 2
+    assert metrics.no_further(fork, stock) == []
+    assert len(metrics.no_further(fork, apart(0.1, 0.4, tokens=6400))) == 2
 
 
 def test_samples_of_one_distribution_pass() -> None:
@@ -63,10 +64,10 @@ def test_samples_of_one_distribution_pass() -> None:
     draw = np.random.default_rng(1).exponential
     for tokens in (48, 500, 4000):
         pairs = [
-            [compare.distance(draw(0.2, tokens), np.zeros(tokens)) for _ in "ab"]
+            [metrics.distance(draw(0.2, tokens), np.zeros(tokens)) for _ in "ab"]
             for _ in range(200)
         ]
-        failed = sum(bool(compare.no_further(*pair, factor=1.0, slack=0.0)) for pair in pairs)
+        failed = sum(bool(metrics.no_further(*pair, factor=1.0, slack=0.0)) for pair in pairs)
         assert failed <= 8
 
 
@@ -81,15 +82,15 @@ def test_samples_of_one_distribution_pass() -> None:
     ],
 )
 def test_greedy_agreement(one: list[int], other: list[int], length: int, compared: int) -> None:
-    found = compare.greedy_agreement(one, other)
-    assert found == compare.Agreement(length, compared)
+    found = metrics.greedy_agreement(one, other)
+    assert found == metrics.Agreement(length, compared)
     assert found.whole == (length == compared)
 
 
 def test_key_agreement_ignores_order_and_padding() -> None:
     one = [[3, 1, 2, -1], [4, 5, 6, 7], [-1, -1, -1, -1]]
     other = [[1, 2, 3], [7, 6, 9], [-1, -7, -1]]
-    found = compare.key_agreement(one, other)
+    found = metrics.key_agreement(one, other)
     assert found.rows == 3
     assert found.jaccard == pytest.approx((1 + 2 / 5 + 1) / 3)
     assert found.intersection == pytest.approx((1 + 2 / 4 + 1) / 3)
@@ -97,7 +98,7 @@ def test_key_agreement_ignores_order_and_padding() -> None:
 
 
 def test_an_empty_set_does_not_agree_with_another() -> None:
-    assert compare.key_agreement([[-1, -1]], [[0, 1]]) == compare.KeyAgreement(1, 0.0, 0.0, 0.0)
+    assert metrics.key_agreement([[-1, -1]], [[0, 1]]) == metrics.KeyAgreement(1, 0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -111,18 +112,18 @@ def test_an_empty_set_does_not_agree_with_another() -> None:
 )
 def test_key_agreement_refuses_what_are_no_sets(one: object, other: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        compare.key_agreement(one, other)
+        metrics.key_agreement(one, other)
 
 
 def test_layer_agreement_is_per_layer() -> None:
-    found = compare.layer_agreement({6: [[1, 2]], 0: [[1, 2]]}, {0: [[2, 1]], 6: [[1, 3]]})
+    found = metrics.layer_agreement({6: [[1, 2]], 0: [[1, 2]]}, {0: [[2, 1]], 6: [[1, 3]]})
     assert [(layer, one.intersection) for layer, one in found.items()] == [(0, 1.0), (6, 0.5)]
     with pytest.raises(ValueError, match=r"layers \[0\] and \[0, 6\]"):
-        compare.layer_agreement({0: [[1]]}, {0: [[1]], 6: [[1]]})
+        metrics.layer_agreement({0: [[1]]}, {0: [[1]], 6: [[1]]})
 
 
 def test_table() -> None:
-    text = compare.table(["layer", "x"], [[0, 0.5], ["twelve", np.float32(0.25)], [None, 3]])
+    text = metrics.table(["layer", "x"], [[0, 0.5], ["twelve", np.float32(0.25)], [None, 3]])
     assert text == (
         "| layer  | x      |\n"
         "| ------ | ------ |\n"
@@ -131,4 +132,4 @@ def test_table() -> None:
         "| None   | 3      |\n"
     )
     with pytest.raises(ValueError, match="a row of 1 cells under 2 headers"):
-        compare.table(["a", "b"], [["only one"]])
+        metrics.table(["a", "b"], [["only one"]])

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_model
 import torch
 import transformers
-import witness
 from packaging.version import Version
 from safetensors.torch import load_file
-from tiny_model import BLOCK, Spec
+
+from tests.serving.support import tiny_model, witness
+from tests.serving.support.tiny_model import BLOCK, Spec
 
 SMALL = Spec(
     layers=8,
@@ -235,7 +235,7 @@ def test_the_command_line_writes_the_tokens_logprobs(
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"num_hidden_layers": 8}')
-    with pytest.raises(FileNotFoundError, match="no \\*.safetensors. Make one: tiny_model.py"):
+    with pytest.raises(FileNotFoundError, match="no \\*.safetensors. Make one: python -m tests"):
         witness.load(tmp_path)
 
 

@@ -1,14 +1,15 @@
-"""Serves one flavour in a process of its own: ``python engine_runner.py SCENARIO.json OUT_FOLDER``.
+"""Serves one flavour in a process of its own: ``python -m
+tests.serving.support.engine_runner SCENARIO.json OUT_FOLDER``.
 
 The scenario is ``{"arguments": {ServerArgs field: value}, "steps": [Step]}``, a Step as in
-``serve.py``. The engine starts once and runs every step. ``OUT_FOLDER/result.json`` is written
+``engines.py``. The engine starts once and runs every step. ``OUT_FOLDER/result.json`` is written
 anew after the start and after each step, so that a process that dies leaves what it had:
 
 * ``start_seconds``, ``release``, ``device``, ``resolved`` (server arguments as the engine resolved them),
 * ``steps``: for each, ``name``, ``seconds`` and ``answers`` or ``error``. An answer has ``ids``,
   ``logprobs`` of the generated tokens, ``best``: for each of them the TOP best tokens as
   ``[id, logprob]``, ``tail``: the logprobs of the prompt's last tokens, ``cached``: prompt tokens
-  found in the cache,
+  found in the cache, ``verified``: steps that checked drafts,
 * ``error``: what stopped the run, or null.
 
 ``OUT_FOLDER/STEP.npz`` has the keys that a step's only prompt selected, where the step asks for them:
@@ -46,7 +47,16 @@ RESOLVED = (
     "mem_fraction_static",
     "tp_size",
     "pp_size",
+    "disable_overlap_schedule",
+    "disable_radix_cache",
+    "cuda_graph_config",
+    "speculative_algorithm",
 )
+
+
+def plain(value: Any) -> Any:
+    """A value that JSON can hold; what it cannot is shown as text."""
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 class Progress:
@@ -94,6 +104,7 @@ def answer(output: dict[str, Any], prompt: list[int], tail: int) -> dict[str, An
         "best": best,
         "tail": tail_of(meta, prompt, tail),
         "cached": int(meta["cached_tokens"]),
+        "verified": int(meta.get("spec_verify_ct") or 0),
     }
 
 
@@ -162,7 +173,7 @@ def main(scenario_file: Path, folder: Path) -> int:
             start_seconds=time.perf_counter() - begin,
             release=sglang.__version__,
             device=torch.cuda.get_device_name(),
-            resolved={name: info.get(name) for name in RESOLVED},
+            resolved={name: plain(info.get(name)) for name in RESOLVED},
             max_total_num_tokens=info.get("max_total_num_tokens"),
         )
         for step in scenario["steps"]:

@@ -1,7 +1,7 @@
 """What the serving tests share: server arguments, scenarios, engines in child processes, the witness.
 
-``python tests/gpu/serve.py MODEL SEQUENCES.json OUT.npz`` runs the third witness over sequences of
-tokens, in fp32 and in bf16 (``witness_of`` does so in a child process).
+``python -m tests.serving.support.engines MODEL SEQUENCES.json OUT.npz`` runs the witness over sequences
+of tokens, in fp32 and in bf16 (``witness_of`` does so in a child process).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-import child
 import numpy as np
-import prompts
-from compare import Distance, distance
-from flavours import FLAVOURS, Flavour
 from numpy.typing import NDArray
 
-HERE: Final = Path(__file__).parent
-START: Final = 300.0
+from tests.serving.support import children, prompts
+from tests.serving.support.flavours import FLAVOURS, Flavour
+from tests.serving.support.metrics import Distance, distance
+
+RUNNER: Final = f"{__package__}.engine_runner"
+START: Final = 400.0
 """Seconds a start and the first requests may take: imports, nvcc and Triton builds, graph capture."""
 STEP: Final = 60.0
 """Seconds within which a call must return, lest the engine is taken to hang."""
@@ -42,9 +42,9 @@ SHARED: Final[dict[str, Any]] = {
     "chunked_prefill_size": 4096,
     "max_running_requests": 64,
     "max_total_tokens": 262_144,
-    "mem_fraction_static": 0.5,  # several engines at a time; the pools are small
+    "mem_fraction_static": 0.8,  # of what is free; the pools are small, and other engines start meanwhile
     "cuda_graph_bs_decode": [1, 8, 64],
-    "disable_prefill_cuda_graph": True,  # 42 captures of 2.5 s each
+    "cuda_graph_bs_prefill": [64, 512, 2048, 4096],  # by default 42 sizes, of 2.5 s each
     "disable_flashinfer_autotune": True,
     "sampling_backend": "pytorch",
     "grammar_backend": "none",
@@ -52,7 +52,7 @@ SHARED: Final[dict[str, Any]] = {
 }
 """ServerArgs fields that all flavours share."""
 EAGER: Final[dict[str, Any]] = {
-    "disable_decode_cuda_graph": True,
+    "disable_cuda_graph": True,
     "enable_return_indexer_topk": True,
     "disable_overlap_schedule": True,  # the capturer has one buffer, which the next step fills
     # The capturer keeps 8 KiB a token and layer on the host.
@@ -221,7 +221,7 @@ class Served:
 
     def why(self, lines: int = 25) -> str:
         log = self.folder / "log.txt"
-        ends = child.end_of(log, lines) if log.exists() else ["no log"]
+        ends = children.end_of(log, lines) if log.exists() else ["no log"]
         return "\n".join(["; ".join(self.problems()) or "no problem noted", f"{log} ends:", *ends])
 
 
@@ -252,11 +252,11 @@ def run_all(jobs: Sequence[Job], folder: Path, *, at_once: int = 3) -> dict[str,
                 if code is None and seconds < limit_of(job):
                     continue
                 running.remove(entry)
-                child.kill(process)  # what a finished engine may have left, too
+                children.kill(process)  # what a finished engine may have left, too
                 done[job.name] = Served(job, folder / job.name, code, seconds)
     finally:
         for _, process, _ in running:
-            child.kill(process)
+            children.kill(process)
     return done
 
 
@@ -271,10 +271,12 @@ def _start(job: Job, folder: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [
                 sys.executable,
-                str(HERE / "engine_runner.py"),
+                "-m",
+                RUNNER,
                 str(folder / "scenario.json"),
                 str(folder),
             ],
+            cwd=children.ROOT,
             env=job.environ(),
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -286,8 +288,8 @@ def _start(job: Job, folder: Path) -> subprocess.Popen[bytes]:
 def make_model(folder: Path, *options: str) -> Path:
     """The tiny model's folder, written by ``tiny_model.py`` with these options unless it is there."""
     if not (folder / "model.safetensors").exists():
-        command = [sys.executable, str(HERE / "tiny_model.py"), str(folder), *options]
-        subprocess.run(command, check=True, timeout=180)
+        command = [sys.executable, "-m", f"{__package__}.tiny_model", str(folder), *options]
+        subprocess.run(command, cwd=children.ROOT, check=True, timeout=180)
     return folder
 
 
@@ -325,8 +327,9 @@ def witness_of(
     folder.mkdir(parents=True, exist_ok=True)
     given, out = folder / "sequences.json", folder / "witness.npz"
     given.write_text(json.dumps({"sequences": dict(sequences), "selecting": selecting}))
-    command = [sys.executable, str(HERE / "serve.py"), str(model), str(given), str(out)]
-    subprocess.run(command, check=True, timeout=limit)
+    command = [sys.executable, "-m", f"{__package__}.engines"]
+    command += [str(model), str(given), str(out)]
+    subprocess.run(command, cwd=children.ROOT, check=True, timeout=limit)
     found: dict[str, dict[str, Any]] = {"exact": {}, "rounded": {}, "keys": {}}
     with np.load(out) as stored:
         for name in stored.files:
@@ -338,7 +341,8 @@ def witness_of(
 
 def _run_witness(model: Path, given: Path, out: Path) -> None:
     import torch
-    import witness
+
+    from tests.serving.support import witness
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = json.loads(given.read_text())
@@ -356,7 +360,7 @@ def _run_witness(model: Path, given: Path, out: Path) -> None:
 
 def missing_sites() -> str | None:
     """What the comparison of stock and fork lacks here, or None."""
-    return child.missing("deps", "stock", "fork")
+    return children.missing("stack", "fork")
 
 
 def keep_files(served: Iterable[Served], name: str) -> None:

@@ -1,6 +1,6 @@
 """Stock against fork, end to end: the same weights, prompts and seeds, and a witness for both.
 
-Each flavour's engine starts twice: with CUDA graphs, and without them to record the selected keys.
+Each flavour's engine starts with CUDA graphs; those of MAIN also without them, to record the selected keys.
 ``ADA_GPU_JOBS`` engines run at a time (default 3). The tables go to stdout and, with the results, to the
 folder ``ADA_GPU_OUT`` names, if it is set.
 """
@@ -13,17 +13,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import apart
-import compare
 import numpy as np
-import prompts
 import pytest
-import serve
-from flavours import FLAVOURS
-from serve import Job, Served, Witness
+
+from tests.serving.support import comparison, engines, metrics, prompts
+from tests.serving.support.engines import Job, Served, Witness
+from tests.serving.support.flavours import FLAVOURS, MAIN
 
 FORKS = [name for name, flavour in FLAVOURS.items() if flavour.site == "fork"]
 GROUPS = ["prompts up to 2048", "prompts past 2048", "generated up to 2048", "generated past 2048"]
+SELECTING = [name for name in MAIN if name in FORKS]
 SCENARIOS = ["crowd-2", "crowd-8", "crowd-33", "crowd-64", "prefix", "eager"]
 HEADS = 16
 SAME_KEYS = 0.98
@@ -45,37 +44,49 @@ class Runs:
         served = self.served[flavour]
         return {length: served.answer(f"single-{length}") for length in prompts.SINGLES}
 
-    def away(self, flavour: str) -> dict[str, apart.Logprobs]:
-        return apart.against_witness(self.singles(flavour), self.witness.exact)
+    def away(self, flavour: str) -> dict[str, comparison.Logprobs]:
+        return comparison.against_witness(self.singles(flavour), self.witness.exact)
 
     def keys(self, flavour: str) -> dict[int, np.ndarray]:
         rows, keys = self.served[f"{flavour}-eager"].keys(f"selected-{prompts.SELECTED}")
-        return apart.keys_by_layer(rows, keys, prompts.SELECTED)
+        return comparison.keys_by_layer(rows, keys, prompts.SELECTED)
 
 
 def jobs(model: Path) -> list[Job]:
     config = json.loads((model / "config.json").read_text())
-    eager = serve.eager_steps(config["num_hidden_layers"], config["index_topk"])
+    eager = engines.eager_steps(config["num_hidden_layers"], config["index_topk"])
     found = []
     for name, flavour in FLAVOURS.items():
-        given = serve.arguments(flavour, model)
-        found.append(Job(name, flavour, given, serve.graph_steps()))
-        without = {**given, **serve.EAGER}
-        found.append(Job(f"{name}-eager", flavour, without, eager, serve.SEPARATE_TOPK))
+        given = engines.arguments(flavour, twin(model) if flavour.bf16 else model)
+        found.append(Job(name, flavour, given, engines.graph_steps()))
+        if name not in MAIN:
+            continue
+        without = {**given, **engines.EAGER}
+        found.append(Job(f"{name}-eager", flavour, without, eager, engines.SEPARATE_TOPK))
     return found
+
+
+def twin(model: Path) -> Path:
+    """The folder with the same weights in bf16."""
+    return model.with_name(f"{model.name}-bf16")
+
+
+def scenarios(flavour: str) -> list[str]:
+    return [one for one in SCENARIOS if one != "eager" or flavour in MAIN]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    if missing := serve.missing_sites():
+    if missing := engines.missing_sites():
         pytest.skip(missing)
     folder = tmp_path_factory.mktemp("serve")
-    model = serve.make_model(folder / "model", "--heads", str(HEADS))
-    served = serve.run_all(jobs(model), folder, at_once=int(os.environ.get("ADA_GPU_JOBS", "3")))
+    model = engines.make_model(folder / "model", "--heads", str(HEADS))
+    engines.make_model(twin(model), "--heads", str(HEADS), "--bf16")
+    served = engines.run_all(jobs(model), folder, at_once=int(os.environ.get("ADA_GPU_JOBS", "3")))
     for one in served.values():
         print(f"{one.job.name}: {one.seconds:.0f} s, {'; '.join(one.problems()) or 'all answered'}")
-    serve.keep_files(served.values(), "serve")
-    witness = serve.witness_of(model, sequences(served), folder / "witness", selecting="selected")
+    engines.keep_files(served.values(), "serve")
+    witness = engines.witness_of(model, sequences(served), folder / "witness", selecting="selected")
     return Runs(model, served, witness)
 
 
@@ -85,12 +96,12 @@ def sequences(served: dict[str, Served]) -> dict[str, list[int]]:
     for name in FLAVOURS:
         for length in prompts.SINGLES:
             for answer in served[name].answers.get(f"single-{length}", []):
-                tokens = apart.sequence(prompts.single(length), answer)
-                found[apart.name_of(tokens)] = tokens
+                tokens = comparison.sequence(prompts.single(length), answer)
+                found[comparison.name_of(tokens)] = tokens
     return found
 
 
-@pytest.mark.parametrize("job", [f"{name}{kind}" for name in FLAVOURS for kind in ("", "-eager")])
+@pytest.mark.parametrize("job", [*FLAVOURS, *(f"{name}-eager" for name in MAIN)])
 def test_every_request_is_answered(runs: Runs, job: str) -> None:
     assert not runs.served[job].problems(), runs.served[job].why()
 
@@ -99,7 +110,8 @@ def test_every_request_is_answered(runs: Runs, job: str) -> None:
 def test_each_flavour_is_served_as_meant(runs: Runs, name: str) -> None:
     resolved = runs.served[name].result["resolved"]
     backend = "flashmla_kv" if name == "stock" else "ada_dsa"
-    assert resolved["kv_cache_dtype"] == "fp8_e4m3"
+    expected = FLAVOURS[name].arguments.get("kv_cache_dtype", "fp8_e4m3")
+    assert resolved["kv_cache_dtype"] == expected
     assert resolved["dsa_prefill_backend"] == resolved["dsa_decode_backend"] == backend
 
 
@@ -107,7 +119,7 @@ def test_each_flavour_is_served_as_meant(runs: Runs, name: str) -> None:
 @pytest.mark.parametrize("fork", FORKS)
 def test_no_further_from_the_witness_than_stock(runs: Runs, fork: str, group: str) -> None:
     ours, theirs = (runs.away(name)[group].distance for name in (fork, "stock"))
-    assert not compare.no_further(ours, theirs)
+    assert not metrics.no_further(ours, theirs)
 
 
 @pytest.mark.parametrize("fork", FORKS)
@@ -116,13 +128,16 @@ def test_greedy_answers_part_only_where_two_tokens_are_as_good(runs: Runs, fork:
     stock = runs.away("stock")
     off = 2 * max(stock[group].distance.p99 for group in GROUPS)
     ours, theirs = runs.singles(fork), runs.singles("stock")
-    partings = {length: apart.parting(theirs[length], ours[length]) for length in prompts.SINGLES}
+    partings = {
+        length: comparison.parting(theirs[length], ours[length]) for length in prompts.SINGLES
+    }
     wrong = {length: one for length, one in partings.items() if one.gap > off}
     assert not wrong, f"stock is off by {off / 2:.3f} nats at most: {wrong}"
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
-@pytest.mark.parametrize("fork", FORKS)
+@pytest.mark.parametrize(
+    ("fork", "scenario"), [(fork, scenario) for fork in FORKS for scenario in scenarios(fork)]
+)
 def test_a_prompt_is_answered_alike_however_it_is_served(
     runs: Runs, fork: str, scenario: str
 ) -> None:
@@ -130,8 +145,8 @@ def test_a_prompt_is_answered_alike_however_it_is_served(
 
     Stock may answer to the bit the same where its products happen to keep their order.
     """
-    ours, theirs = (apart.tails_apart(alike(runs, name, scenario)) for name in (fork, "stock"))
-    assert not compare.no_further(ours, theirs, slack=runs.witness.rounding.mean)
+    ours, theirs = (comparison.tails_apart(alike(runs, name, scenario)) for name in (fork, "stock"))
+    assert not metrics.no_further(ours, theirs, slack=runs.witness.rounding.mean)
 
 
 def alike(runs: Runs, flavour: str, scenario: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -158,17 +173,17 @@ def test_the_prefix_comes_from_the_cache(runs: Runs, name: str) -> None:
     assert runs.served[name].answer(f"single-{prompts.PREFIXED}")["cached"] == 0
 
 
-@pytest.mark.parametrize("fork", FORKS)
+@pytest.mark.parametrize("fork", SELECTING)
 def test_the_first_layer_selects_the_keys_that_stock_selects(runs: Runs, fork: str) -> None:
-    found = apart.keys_apart(runs.keys(fork), runs.keys("stock"))
+    found = comparison.keys_apart(runs.keys(fork), runs.keys("stock"))
     assert found[0].intersection >= SAME_KEYS, found
 
 
-@pytest.mark.parametrize("fork", FORKS)
+@pytest.mark.parametrize("fork", SELECTING)
 def test_each_layer_selects_as_the_witness_does_no_worse_than_stock(runs: Runs, fork: str) -> None:
     rows, _ = runs.served[f"{fork}-eager"].keys(f"selected-{prompts.SELECTED}")
     own = {layer: keys[rows[rows < prompts.SELECTED]] for layer, keys in runs.witness.keys.items()}
-    ours, theirs = (apart.keys_apart(runs.keys(name), own) for name in (fork, "stock"))
+    ours, theirs = (comparison.keys_apart(runs.keys(name), own) for name in (fork, "stock"))
     worse = {
         layer: (ours[layer].intersection, theirs[layer].intersection)
         for layer in ours
@@ -177,7 +192,7 @@ def test_each_layer_selects_as_the_witness_does_no_worse_than_stock(runs: Runs, 
     assert ours and not worse
 
 
-@pytest.mark.parametrize("name", list(FLAVOURS))
+@pytest.mark.parametrize("name", MAIN)
 def test_shared_layers_use_the_keys_of_the_full_layer_before(runs: Runs, name: str) -> None:
     types = json.loads((runs.model / "config.json").read_text())["indexer_types"]
     keys = runs.keys(name)
@@ -193,13 +208,13 @@ def test_the_figures(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         print("\n" + text)
     if where := os.environ.get("ADA_GPU_OUT"):
-        (Path(where) / "serve.md").write_text(text)
+        (Path(where) / "engines.md").write_text(text)
 
 
 def report(runs: Runs) -> str:
     """The figures as Markdown, of the flavours that answered."""
     told = [name for name in FLAVOURS if not runs.served[name].problems()]
-    keyed = [name for name in FLAVOURS if not runs.served[f"{name}-eager"].problems()]
+    keyed = [name for name in MAIN if not runs.served[f"{name}-eager"].problems()]
     witness = []
     for name in told:
         for group, logprobs in runs.away(name).items():
@@ -210,22 +225,22 @@ def report(runs: Runs) -> str:
     for name in FORKS if "stock" in told else []:
         ours, stock = (runs.singles(one) if one in told else {} for one in (name, "stock"))
         for length in ours:
-            d = apart.tails_apart([(ours[length], stock[length])])
+            d = comparison.tails_apart([(ours[length], stock[length])])
             against.append([name, length, d.tokens, d.mean, d.p99, d.max])
-            found = apart.parting(stock[length], ours[length])
+            found = comparison.parting(stock[length], ours[length])
             same = f"{found.agreement.length}/{found.agreement.compared}"
             greedy.append([name, length, same, found.gap])
     layers = [
         [name, layer, one.rows, one.intersection, one.worst]
         for name in FORKS
         if {name, "stock"} <= set(keyed)
-        for layer, one in apart.keys_apart(runs.keys(name), runs.keys("stock")).items()
+        for layer, one in comparison.keys_apart(runs.keys(name), runs.keys("stock")).items()
     ]
     # What another order of summing does to one flavour: the scale on which to read the tables above.
     itself = [
-        [name, scenario, *asdict(apart.tails_apart(alike(runs, name, scenario))).values()]
+        [name, scenario, *asdict(comparison.tails_apart(alike(runs, name, scenario))).values()]
         for name in told
-        for scenario in SCENARIOS
+        for scenario in scenarios(name)
         if scenario != "eager" or name in keyed
     ]
     starts = [
@@ -255,4 +270,4 @@ def report(runs: Runs) -> str:
         ),
         ("Engines", ["engine", "start s", "all s", "answered"], starts),
     ]
-    return "\n".join(f"### {title}\n\n{compare.table(head, rows)}" for title, head, rows in parts)
+    return "\n".join(f"### {title}\n\n{metrics.table(head, rows)}" for title, head, rows in parts)

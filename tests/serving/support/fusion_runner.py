@@ -24,9 +24,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-import fusion_oracle as oracle
 import torch
-from fusion_oracle import Weights
+
+from tests.serving.support import fusion_oracle as oracle
+from tests.serving.support.fusion_oracle import Weights
 
 SCALING: Final = 2.5
 """routed_scaling_factor of GLM-5.2."""

@@ -11,11 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
-import child
-import kit_runner
 import pytest
 import torch
-from flavours import FLAVOURS
+
+from tests.serving.support import children, kit_runner
+from tests.serving.support.flavours import FLAVOURS
 
 TIMEOUT: Final = 420.0
 
@@ -23,7 +23,8 @@ EXPLAINED: Final = {
     # These entry points look the backend up in the kit's own list of kernels first. The functions that
     # they would call run as kit/ and keys/ cases of the same name.
     r"gated/(prefill|decode|graph)": r"unknown DSA impl `ada_dsa`",
-    r"gated/fp8_(prefill|decode)": r"`ada_dsa` does not support FP8 KV cache \(only `flashmla",
+    r"gated/fp8_prefill": r"`ada_dsa` does not support FP8 KV cache \(only `aiter`, `flashmla",
+    r"gated/fp8_decode": r"`ada_dsa` does not support FP8 KV cache \(only `flashmla",
     # sm_90 and sm_100 alone, for prompts up to 2048; the fixture's rows are 128 wide, not 576.
     r"dense/.+": r"FlashAttention 3, whatever the DSA backend",
 }
@@ -61,38 +62,38 @@ def unexplained(rows: tuple[dict[str, Any], ...]) -> list[str]:
     ]
 
 
-def _run(flavour: str, *arguments: str) -> child.Lines:
+def _run(flavour: str, *arguments: str) -> children.Lines:
     one = FLAVOURS[flavour]
-    if reason := child.needs(one):
+    if reason := children.needs(one):
         pytest.skip(reason)
-    lines = child.run("kit_runner.py", arguments, one.environ(), TIMEOUT)
+    lines = children.run(kit_runner.__name__, arguments, one.environ(), TIMEOUT)
     lines.keep(f"kit-{flavour}{'-'.join(arguments).replace('/', '')}")
     return lines
 
 
 @pytest.fixture(scope="module", params=["fork", "fork-sm89"])
-def kit(request: pytest.FixtureRequest) -> child.Lines:
+def kit(request: pytest.FixtureRequest) -> children.Lines:
     return _run(request.param)
 
 
 @pytest.mark.gpu
-def test_every_case_runs_to_its_end(kit: child.Lines) -> None:
+def test_every_case_runs_to_its_end(kit: children.Lines) -> None:
     assert not kit.fault, kit.fault
 
 
 @pytest.mark.gpu
-def test_no_case_fails(kit: child.Lines) -> None:
+def test_no_case_fails(kit: children.Lines) -> None:
     failed = [f"{row['case']}: {row['says']}" for row in kit.rows if row["outcome"] == "failed"]
     assert not failed, "\n".join(failed)
 
 
 @pytest.mark.gpu
-def test_every_skip_is_explained(kit: child.Lines) -> None:
+def test_every_skip_is_explained(kit: children.Lines) -> None:
     assert not unexplained(kit.rows)
 
 
 @pytest.mark.gpu
-def test_every_mode_passes(kit: child.Lines) -> None:
+def test_every_mode_passes(kit: children.Lines) -> None:
     passed = {
         "/".join(row["case"].split("/")[:3]) for row in kit.rows if row["outcome"] == "passed"
     }
@@ -209,43 +210,46 @@ def test_skips_are_explained_by_name_and_reason() -> None:
 def test_a_child_that_dies_keeps_what_it_said_and_names_the_case(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child, "HERE", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "dies.py").write_text(
         "import os, sys\n"
         'print(\'{"begin": "one"}\')\nprint(\'{"case": "one"}\')\nprint("[W] a warning")\nprint(7)\n'
         'print(\'{"begin": "two"}\', flush=True)\n'
         'print("the reason", file=sys.stderr, flush=True)\nos.abort()\n'
     )
-    lines = child.run("dies.py", [], os.environ, 30)
+    lines = children.run("dies", [], os.environ, 30)
     assert lines.rows == ({"case": "one"},)
     assert "exit code -6, last begun: two" in lines.fault
     assert "the reason" in lines.fault
 
 
 def test_a_child_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "HERE", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "hangs.py").write_text(
         'import time\nprint(\'{"begin": "slow"}\', flush=True)\ntime.sleep(60)\n'
     )
-    lines = child.run("hangs.py", [], os.environ, 3)
+    lines = children.run("hangs", [], os.environ, 3)
     assert lines.fault.startswith("no end after 3 s, last begun: slow")
 
 
 def test_a_child_that_ends_has_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "HERE", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "ends.py").write_text(
         "import sys\nprint('{\"case\": 1}')\nprint('{\"end\": 1}')\nsys.exit(int(sys.argv[1]))\n"
     )
-    assert child.run("ends.py", ["0"], os.environ, 30) == child.Lines(({"case": 1},), "")
-    assert child.run("ends.py", ["3"], os.environ, 30).fault.startswith("exit code 3")
+    assert children.run("ends", ["0"], os.environ, 30) == children.Lines(({"case": 1},), "")
+    assert children.run("ends", ["3"], os.environ, 30).fault.startswith("exit code 3")
 
 
 def test_a_flavour_without_its_folders_says_what_to_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child, "HOME", tmp_path)
+    monkeypatch.setattr(children, "HOME", tmp_path)
     (tmp_path / "fork").mkdir()
-    assert "stage.py install" in (child.needs(FLAVOURS["fork"]) or "")
-    (tmp_path / "deps").mkdir()
-    assert child.needs(FLAVOURS["fork"]) is None
-    assert str(tmp_path / "stock") in (child.needs(FLAVOURS["stock"]) or "")
+    assert "tests.serving.support.stage install" in (children.needs(FLAVOURS["fork"]) or "")
+    assert str(tmp_path / "stack") in (children.needs(FLAVOURS["stock"]) or "")
+    (tmp_path / "stack").mkdir()
+    assert children.needs(FLAVOURS["fork"]) is None
+    (tmp_path / "fork").rmdir()
+    assert str(tmp_path / "fork") in (children.needs(FLAVOURS["fork"]) or "")
+    assert children.needs(FLAVOURS["stock"]) is None

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from flavours import HOME, Flavour
+from tests.serving.support.flavours import HOME, Flavour
 
-HERE: Final = Path(__file__).parent
+ROOT: Final = Path(__file__).resolve().parents[3]
+"""The repository: children find this package there."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +43,21 @@ def missing(*sites: str) -> str | None:
     if not lacking:
         return None
     return (
-        f"{', '.join(lacking)} missing: python tests/gpu/stage.py install PART ..., "
+        f"{', '.join(lacking)} missing: python -m tests.serving.support.stage install PART ..., "
         "or install --index"
     )
 
 
 def needs(flavour: Flavour) -> str | None:
     """Why the flavour cannot be run here, or None."""
-    return missing(flavour.site, "deps")
+    return missing(*{flavour.site: None, "stack": None})
 
 
 def run(
-    script: str, arguments: Sequence[str], environment: Mapping[str, str], timeout: float
+    module: str, arguments: Sequence[str], environment: Mapping[str, str], timeout: float
 ) -> Lines:
-    """Run to the end, or for ``timeout`` seconds; what it printed until then is kept either way."""
-    out, err, code = capture([str(HERE / script), *arguments], environment, timeout)
+    """Run ``python -m module`` to its end, or for ``timeout`` seconds. Its output is kept either way."""
+    out, err, code = capture(["-m", module, *arguments], environment, timeout)
     ending = f"no end after {timeout:.0f} s" if code is None else f"exit code {code}"
     return parse(out, err, ending, code == 0)
 
@@ -76,6 +77,7 @@ def capture(
     try:
         done = subprocess.run(
             [sys.executable, *arguments],
+            cwd=ROOT,
             env=dict(environment),
             capture_output=True,
             text=True,
