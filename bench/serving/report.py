@@ -38,8 +38,8 @@ A tiny GLM-MoE-DSA model (`tests/serving/support/tiny_model.py`), so that attent
 sizes of a head, the index heads and top-k are those of GLM-5.2. Of its 64 attention heads, a rank has
 8 at TP=8. A decode step is the whole step of sglang's model runner with CUDA graphs, from the token
 ids in to the next ids out; times are medians. "On the GPU" is the captured graph alone, without what
-the CPU does between two graphs. "sm_89 lowering" is the fork on its path for an RTX 4090, compiled by Triton's sm_89
-lowering and run on this Hopper GPU; it is no measurement of an RTX 4090.
+the CPU does between two graphs. "sm_89 lowering" is the fork on its path for an RTX 4090, compiled by
+Triton's sm_89 lowering and run on this Hopper GPU; it is no measurement of an RTX 4090.
 
 Made by `python -m bench.serving.steps --heads {heads} --docs FILE`.
 """
