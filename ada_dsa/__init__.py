@@ -1,7 +1,7 @@
-"""DeepSeek sparse attention (DSA) kernels in portable Triton: indexer logits, top-k, sparse MLA, KV cache.
+"""DeepSeek Sparse Attention (DSA) kernels in portable Triton: indexer logits, top-k, sparse MLA, KV cache.
 
-Importing this package loads neither triton nor CUDA; a function's module is imported on first use.
-CPU tensors run the torch oracles of :mod:`.reference`, CUDA tensors the Triton kernels.
+Importing this package loads neither triton nor CUDA: a function's module is imported on first use.
+The Triton kernels serve CUDA tensors, and the torch oracles of :mod:`.reference` serve CPU tensors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _EXPORTS = {
     "dequantize_k_cache": ".kv_cache",
     "dequantize_k_cache_paged": ".kv_cache",
     "quantize_and_scatter": ".kv_cache",
-    "check_config": ".support",
+    "check_config": ".requirements_check",
 }
 
 __all__ = ["prefers_ada_dsa", *_EXPORTS]  # noqa: PLE0604
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from .kv_cache import quantize_and_scatter as quantize_and_scatter
     from .kv_cache import quantize_k_cache as quantize_k_cache
     from .kv_cache import quantize_k_cache_separate as quantize_k_cache_separate
+    from .requirements_check import check_config as check_config
     from .sparse_mla import sparse_mla_fwd as sparse_mla_fwd
-    from .support import check_config as check_config
     from .topk import fast_topk_transform_fused as fast_topk_transform_fused
     from .topk import fast_topk_transform_ragged_fused as fast_topk_transform_ragged_fused
     from .topk import fast_topk_v2 as fast_topk_v2

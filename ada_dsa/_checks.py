@@ -1,8 +1,8 @@
-"""Argument validation shared by every public function.
+"""Argument validation that every public function shares.
 
-All checks read tensor metadata only: they cost microseconds on the host, never synchronise with the
-device and are legal while a CUDA graph is being captured. Values that live on the device (lengths,
-page ids) are checked only when ``ADA_DSA_DEBUG=1``, because looking at them means waiting for them.
+The checks read tensor metadata only. They take microseconds on the host, never synchronise with the
+device, and are allowed while a CUDA graph is captured. Values on the device (lengths, page ids) are
+checked only with ``ADA_DSA_DEBUG=1``, because reading them means waiting for the device.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _describe(value: object) -> str:
     return f"{value!r} ({type(value).__name__})"
 
 
-def _names(dtypes: Sequence[torch.dtype]) -> str:
+def _format_dtypes(dtypes: Sequence[torch.dtype]) -> str:
     return " or ".join(str(d).removeprefix("torch.") for d in dtypes)
 
 
@@ -39,13 +39,13 @@ def require_tensor(
     unit_last_stride: bool = True,
     contiguous: bool = False,
 ) -> torch.Tensor:
-    """Return ``value`` if it is a tensor of the wanted kind.
+    """Return ``value`` if it is a tensor that meets the given requirements.
 
-    ``shape`` entries that are ``None`` accept any size. ``unit_last_stride`` asks for
-    ``stride(-1) == 1`` (a last dimension of at most one element always passes).
+    An entry of ``shape`` that is None accepts any size. ``unit_last_stride`` requires
+    ``stride(-1) == 1``; a last dimension of at most one element always passes.
 
     Raises:
-        TypeError: ``value`` is no tensor, or its dtype is not accepted.
+        TypeError: ``value`` is not a tensor, or its dtype is not accepted.
         ValueError: rank, shape, stride or device is not accepted.
     """
     if not isinstance(value, torch.Tensor):
@@ -53,7 +53,9 @@ def require_tensor(
     if dtype is not None:
         accepted = (dtype,) if isinstance(dtype, torch.dtype) else tuple(dtype)
         if value.dtype not in accepted:
-            raise TypeError(f"{name}: expected dtype {_names(accepted)}, got {_describe(value)}")
+            raise TypeError(
+                f"{name}: expected dtype {_format_dtypes(accepted)}, got {_describe(value)}"
+            )
     if ndim is not None:
         ranks = (ndim,) if isinstance(ndim, int) else tuple(ndim)
         if value.dim() not in ranks:
@@ -79,7 +81,7 @@ def require_int(value: object, name: str, *, low: int, high: int) -> int:
     """Return ``value`` if it is an int in ``[low, high]``.
 
     Raises:
-        TypeError: ``value`` is no int (bool is refused).
+        TypeError: ``value`` is not an int (bool is refused).
         ValueError: ``value`` is out of range.
     """
     if isinstance(value, bool) or not isinstance(value, int):
@@ -93,7 +95,7 @@ def require_multiple(value: int, name: str, divisor: int) -> int:
     """Return ``value`` if ``divisor`` divides it.
 
     Raises:
-        ValueError: it does not.
+        ValueError: ``divisor`` does not divide ``value``.
     """
     if value % divisor:
         raise ValueError(f"{name}: expected a multiple of {divisor}, got {value}")
@@ -104,7 +106,7 @@ def require_choice(value: object, name: str, accepted: Sequence[object]) -> obje
     """Return ``value`` if it is one of ``accepted``.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: ``value`` is not one of them.
     """
     if value not in accepted:
         wanted = ", ".join(repr(a) for a in accepted)
@@ -113,10 +115,11 @@ def require_choice(value: object, name: str, accepted: Sequence[object]) -> obje
 
 
 def require_same_device(**tensors: torch.Tensor | None) -> torch.device:
-    """Return the device that all given tensors share (``None`` values are ignored).
+    """Return the device that all given tensors share; a value of None is ignored.
 
     Raises:
-        ValueError: they do not share one; the message names the first that differs.
+        ValueError: the devices differ, and the message names the first tensor on another device; or
+            no tensor is given.
     """
     first: tuple[str, torch.device] | None = None
     for name, tensor in tensors.items():
@@ -133,20 +136,20 @@ def require_same_device(**tensors: torch.Tensor | None) -> torch.device:
     return first[1]
 
 
-def debug_enabled() -> bool:
-    """Whether ``ADA_DSA_DEBUG=1`` asks for checks of device values (they wait for the device)."""
+def is_debug_enabled() -> bool:
+    """Whether ``ADA_DSA_DEBUG=1`` asks for checks of device values, which wait for the device."""
     return os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
 
 
-def debug_range(tensor: torch.Tensor, name: str, low: int, high: int) -> None:
-    """With ``ADA_DSA_DEBUG=1``, require every element of an integer tensor to be in [low, high].
+def debug_check_range(tensor: torch.Tensor, name: str, low: int, high: int) -> None:
+    """Require every element of an integer tensor to be in [low, high] if ``ADA_DSA_DEBUG=1``.
 
-    Skipped during graph capture, where waiting for the device is not allowed.
+    The check is skipped during graph capture, where waiting for the device is not allowed.
 
     Raises:
-        ValueError: names the first offending flat position, its value and the range.
+        ValueError: an element is out of range; the message names its flat position, value and range.
     """
-    if not debug_enabled() or tensor.numel() == 0:
+    if not is_debug_enabled() or tensor.numel() == 0:
         return
     if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
         return

@@ -1,4 +1,4 @@
-"""What launching a kernel needs beside its arguments."""
+"""Device properties and device context of a kernel launch."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ import torch
 
 
 @functools.cache
-def _num_sms(index: int) -> int:
+def _query_num_sms(index: int) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
-def num_sms(device: torch.device) -> int:
-    """Multiprocessors of a CUDA device (cached: the query takes tens of microseconds)."""
-    return _num_sms(device.index if device.index is not None else torch.cuda.current_device())
+def get_num_sms(device: torch.device) -> int:
+    """Return the number of multiprocessors of a CUDA device.
+
+    The answer is cached, because the query takes tens of microseconds.
+    """
+    return _query_num_sms(device.index if device.index is not None else torch.cuda.current_device())
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:
-    """Make ``device`` current for a launch (Triton's interpreter runs on CPU tensors)."""
+    """Make ``device`` current for a launch; do nothing for CPU tensors, on which the interpreter runs."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def next_power_of_2(n: int) -> int:
-    """The smallest power of two that is at least ``n``, and at least 1."""
+    """Return the smallest power of two that is at least ``n``, and at least 1."""
     return 1 << max(0, n - 1).bit_length()

@@ -1,6 +1,7 @@
-"""Which GPUs take these kernels, and for which architecture configurations are chosen.
+"""Which GPUs use these kernels by default, and the architecture that kernels are compiled for.
 
-No torch or triton at module level: server start-up code imports this on every platform.
+Nothing here imports torch or triton at module level, because server start-up code imports this module
+on every platform.
 """
 
 from __future__ import annotations
@@ -15,22 +16,22 @@ if TYPE_CHECKING:
 OVERRIDE_VARIABLE = "SGLANG_ADA_DSA_OVERRIDE_ARCH"
 TRITON_OVERRIDE_VARIABLE = "TRITON_OVERRIDE_ARCH"
 
-# Capabilities the compile gate covers, as major * 10 + minor.
+# Compute capabilities that the compile gate covers, as major * 10 + minor.
 GATED_ARCHS = (80, 86, 89, 90, 120)
 
 
 def prefers_ada_dsa(device_sm: int) -> bool:
-    """Whether a GPU takes these kernels by default.
+    """Whether a GPU uses these kernels by default.
 
     Args:
         device_sm: compute capability as ``major * 10 + minor``, for example 89.
 
     Returns:
-        True on sm_89. Also True everywhere while ``SGLANG_ADA_DSA_OVERRIDE_ARCH=sm89`` is set, so
-        that a GPU of another architecture can be put on the sm_89 path for testing.
+        True on sm_89. Also True on every GPU while ``SGLANG_ADA_DSA_OVERRIDE_ARCH=sm89`` is set,
+        which puts a GPU of another architecture on the sm_89 path for testing.
 
     Raises:
-        ValueError: the variable holds anything but ``sm89``.
+        ValueError: the variable has a value other than ``sm89``.
     """
     override = os.environ.get(OVERRIDE_VARIABLE)
     if override is not None and override != "":
@@ -44,13 +45,13 @@ def prefers_ada_dsa(device_sm: int) -> bool:
 
 
 def target_arch(device: torch.device | None = None) -> int:
-    """Capability (``major * 10 + minor``) that kernels are compiled for on ``device``.
+    """Return the capability (``major * 10 + minor``) that kernels are compiled for on ``device``.
 
-    Triton compiles for ``TRITON_OVERRIDE_ARCH`` when it is set (accepted form: ``sm89``), so
-    whatever is chosen per architecture (operand types, tile sizes) must follow it too.
+    If ``TRITON_OVERRIDE_ARCH`` is set (for example ``sm89``), Triton compiles for that architecture.
+    Every choice that depends on the architecture (operand types, tile sizes) must follow it too.
 
     Raises:
-        ValueError: the variable is set to something that is not ``sm<number>``.
+        ValueError: the variable's value does not have the form ``sm<number>``.
     """
     override = os.environ.get(TRITON_OVERRIDE_VARIABLE)
     if override:
@@ -68,5 +69,5 @@ def target_arch(device: torch.device | None = None) -> int:
 
 
 def has_native_fp8(arch: int) -> bool:
-    """Whether Triton accepts the e4m3 type when compiling for ``arch`` (it does from sm_89)."""
+    """Whether Triton accepts the e4m3 type when it compiles for ``arch``; it does from sm_89 on."""
     return arch >= 89

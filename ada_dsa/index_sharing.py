@@ -1,14 +1,12 @@
-"""Which layers of a DSA model compute a top-k of their own, and what follows from it.
+"""Which layers of a DSA model compute a top-k of their own, and which launches this allows.
 
-GLM-5.2 gives only some layers ("full") an indexer; a layer in between ("shared") attends to the
-tokens that the last full layer before it selected. The rule is read from the model's config:
-`indexer_types` (one of "full" and "shared" a layer, `GlmMoeDsaConfig` of transformers), or
-`index_topk_pattern` (one letter a layer, "S" for shared), or `index_topk_freq` with
-`index_skip_topk_offset`. Precedence and defaults are those of sglang 0.5.23
-(`sglang.srt.configs.model_config.dsa_layer_skips_topk`).
+In GLM-5.2 only some layers ("full") have an indexer. Each other layer ("shared") attends to the tokens that
+the last full layer before it selected. The model's config gives the rule in one of three forms:
+`indexer_types` ("full" or "shared" for each layer, `GlmMoeDsaConfig` of transformers), `index_topk_pattern`
+(one letter per layer, "S" for shared), or `index_topk_freq` with `index_skip_topk_offset`. Precedence and
+defaults are those of sglang 0.5.23 (`sglang.srt.configs.model_config.dsa_layer_skips_topk`).
 
-Plain Python: neither torch nor sglang is imported, so that the launcher can ask before any process
-is spawned.
+This module imports neither torch nor sglang, so that the launcher can call it before it starts a process.
 """
 
 from __future__ import annotations
@@ -17,15 +15,15 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-# sglang's rule for a config that names a frequency and no offset: layers 0 and 1 are full.
+# sglang's rule for a config with a frequency and without an offset: layers 0 and 1 are full.
 _DEFAULT_OFFSET = 2
 
 
 def is_shared_layer(config: Any, layer_id: int) -> bool:
     """Whether layer `layer_id` reuses the top-k of the last full layer before it.
 
-    Raises ValueError for a config whose rule cannot be followed (an unknown layer type, a frequency
-    or offset below 1).
+    Raises:
+        ValueError: the config's rule has an unknown layer type, or a frequency or offset below 1.
     """
     types = getattr(config, "indexer_types", None)
     if types is not None:
@@ -52,20 +50,20 @@ def is_shared_layer(config: Any, layer_id: int) -> bool:
 
 
 def full_layers(config: Any) -> list[int]:
-    """Ids of the layers that have an indexer, of the `config.num_hidden_layers` layers."""
+    """Return the ids of those of the `config.num_hidden_layers` layers that have an indexer."""
     return [i for i in range(config.num_hidden_layers) if not is_shared_layer(config, i)]
 
 
 def has_shared_layers(config: Any) -> bool:
-    """Whether any layer reuses another's top-k (GLM-5.2: yes; DeepSeek-V3.2: no)."""
-    return len(full_layers(config)) < config.num_hidden_layers
+    """Whether a layer reuses the top-k of another layer, as in GLM-5.2 and not in DeepSeek-V3.2."""
+    return bool(len(full_layers(config)) < config.num_hidden_layers)
 
 
 def index_k_slots(config: Any, start_layer: int, num_layers: int) -> list[int]:
-    """For each of `num_layers` layers from `start_layer`, which index-key buffer it uses.
+    """Return the index-key buffer that each of `num_layers` layers from `start_layer` on uses.
 
-    A full layer opens the next buffer, a shared layer names that of the full layer before it, so
-    that `max(slots) + 1` buffers are to be allocated. The first layer opens a buffer in any case.
+    A full layer uses the next buffer, and a shared layer uses that of the full layer before it. Therefore
+    `max(slots) + 1` buffers must be allocated. The first layer uses buffer 0, whatever its type.
     """
     slots: list[int] = []
     for layer_id in range(start_layer, start_layer + num_layers):
@@ -77,14 +75,15 @@ def index_k_slots(config: Any, start_layer: int, num_layers: int) -> list[int]:
 
 
 def pipeline_partition(starts: Sequence[int], num_layers: int, pp_size: int) -> list[int] | None:
-    """Layers per pipeline stage, as even as possible, every stage starting at one of `starts`.
+    """Return the layers per pipeline stage, as even as possible, with every stage starting at a `starts`.
 
-    `starts` is ascending. Least sum of squared stage sizes; of equals the one whose earlier stages
-    are shorter (the first stage also holds the embedding). None if there is no such partition.
+    `starts` ascends. The result has the least sum of squared stage sizes. Of equal partitions it is the
+    one whose earlier stages are shorter, because the first stage also holds the embedding. The result is
+    None if there is no such partition.
     """
     if not starts or starts[0] != 0 or pp_size > len(starts):
         return None
-    # best[b]: (sum of squared sizes, boundaries) of the stages that cover layers [0, b).
+    # best[b]: the sum of squared sizes and the boundaries of the stages that cover layers [0, b).
     best: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, (0,))}
     for stage in range(pp_size):
         ends = [num_layers] if stage == pp_size - 1 else [s for s in starts if s > 0]
@@ -104,11 +103,17 @@ def pipeline_partition(starts: Sequence[int], num_layers: int, pp_size: int) -> 
 
 
 def check_layout(config: Any, stage_starts: Sequence[int], two_batch_overlap: bool) -> None:
-    """Refuse, before anything is loaded, a launch whose shared layers would have no top-k to reuse.
+    """Refuse a launch in which a shared layer would have no top-k to reuse, before anything is loaded.
 
-    `stage_starts`: first layer id of each pipeline stage. `two_batch_overlap`: sglang's
-    `--enable-two-batch-overlap`. Raises ValueError that says what to change. A model without shared
-    layers passes.
+    A model without shared layers passes.
+
+    Args:
+        config: the model's config.
+        stage_starts: first layer id of each pipeline stage.
+        two_batch_overlap: whether sglang's `--enable-two-batch-overlap` is set.
+
+    Raises:
+        ValueError: the launch is refused; the message says what to change.
     """
     types = getattr(config, "indexer_types", None)
     num_layers: int = config.num_hidden_layers

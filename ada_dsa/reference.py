@@ -1,16 +1,16 @@
-"""Torch oracles of all kernels, in one place.
+"""Torch oracles of all kernels.
 
-They define the results: CPU tensors run them, tests compare the kernels with them. Those of the
-indexer and top-k take the arguments of the public function of the same name.
+The oracles define the results. They serve CPU tensors, and tests compare the kernels with them. An oracle of
+the indexer or of top-k has the arguments of the public function of the same name.
 """
 
 from __future__ import annotations
 
 from .indexer.reference import (
+    expand_query_lengths,
     fp8_mqa_logits,
     fp8_paged_mqa_logits,
     get_paged_mqa_logits_metadata,
-    query_lengths,
     unpack_index_pages,
 )
 from .kv_cache.reference import (
@@ -21,10 +21,10 @@ from .kv_cache.reference import (
 )
 from .sparse_mla.reference import sparse_mla
 from .topk.reference import (
+    encode_keys,
     fast_topk_transform_fused,
     fast_topk_transform_ragged_fused,
     fast_topk_v2,
-    ordered_keys,
 )
 
 __all__ = [
@@ -34,9 +34,9 @@ __all__ = [
     "fp8_mqa_logits",
     "fp8_paged_mqa_logits",
     "get_paged_mqa_logits_metadata",
-    "ordered_keys",
+    "encode_keys",
     "pack_rows",
-    "query_lengths",
+    "expand_query_lengths",
     "scatter_rows",
     "sparse_mla",
     "unpack_index_pages",

@@ -1,9 +1,9 @@
-"""Every kernel against its oracle on one small case, on the GPU at hand.
+"""Self-test: compare every kernel with its oracle on one small case, on this machine's GPU.
 
-``python -m ada_dsa.selftest`` prints a line a kernel and exits 1 when one is wrong, 6 when there is no
-CUDA GPU. About a second, after Triton has compiled what it had not yet. It answers "do these kernels
-work on this card, with this driver and this Triton"; the test suite is what covers shapes and corner
-cases. Bytes that no kernel may read are NaN, so that a wrong address shows as well as a wrong sum.
+``python -m ada_dsa.selftest`` prints one line per kernel. Its exit status is 0 if all results are right, 1 if
+one is wrong, and 6 if there is no CUDA GPU. It takes about a second once Triton has compiled the kernels. It
+tests whether the kernels work on this GPU with this driver and this Triton. The test suite covers shapes and
+corner cases. Bytes that no kernel may read are NaN, so that a wrong address is found as well as a wrong sum.
 
 Inside a fork of sglang the module is ``sglang.srt.layers.attention.ada_dsa.selftest``.
 """
@@ -27,7 +27,7 @@ import torch
 from . import reference
 from .arch import has_native_fp8, target_arch
 from .kv_cache.layout import FP8_MAX, NOPE_BYTES, NOPE_DIM, NUM_TILES, ROW_DIM, TILE, KvLayout
-from .support import check_gpu, check_triton
+from .requirements_check import check_gpu, check_triton
 
 NO_GPU = 6
 """Exit status without a CUDA GPU, or where the GPU or Triton is not supported."""
@@ -38,22 +38,24 @@ PAGE, INDEX_DIM, INDEX_ROW = 64, 128, 132
 SM_SCALE = 1 / math.sqrt(192 + 64)
 _FP8 = torch.float8_e4m3fn
 
-# bfloat16 results and probabilities: 2^-9 relative rounding each.
+# Results and softmax weights are rounded to bfloat16, each with a relative error of up to 2^-9.
 MLA_BOUND = 4e-3
-# fp16 operands are exact; e4m3 tensor cores before Blackwell sum with about 13 bits of mantissa.
+# fp16 operands are exact. The e4m3 tensor cores before Blackwell sum with about 13 bits of mantissa.
 LOGITS_BOUND, LOGITS_BOUND_FP8 = 1e-5, 5e-4
 EXACT = 0.0
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much the checks compute.
+    """Sizes of the checks.
 
     Attributes:
-        context: keys of the longest request; the indexer's page layout shows beyond 2048 alone.
+        context: keys of the longest request. A wrong page layout of the indexer is visible only beyond
+            2048 keys.
         topk: selected keys.
-        short, long: scores of a row that top-k selects from directly, and of one it thins first.
-        prefill: query tokens of a prefill; so many are not divided into splits on any GPU.
+        short: scores of a row that top-k selects from directly.
+        long: scores of a row that top-k prefilters.
+        prefill: query tokens of a prefill, so many that no GPU divides their index lists into splits.
     """
 
     context: int = 5000
@@ -68,17 +70,21 @@ Pairs = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Check:
-    """``run(functions, device, sizes)`` yields pairs of a kernel's and the oracle's result."""
+    """One check: ``run(functions, device, sizes)`` yields pairs of a kernel's and its oracle's result."""
 
     name: str
     run: Callable[[Any, torch.device, Sizes], Pairs]
     bound: float | None = EXACT
-    """Largest error; None for that of the indexer's logits, which depends on the architecture."""
+    """Largest accepted error; None for indexer logits, whose bound depends on the architecture."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """``error``: see :func:`error_of`; None where there is none to tell, and ``problem`` says why."""
+    """Result of one check.
+
+    ``error`` is that of :func:`measure_error`. It is None if there is no error to report, and then
+    ``problem`` says why.
+    """
 
     name: str
     error: float | None
@@ -88,17 +94,17 @@ class Outcome:
     problem: str | None = None
 
     def __str__(self) -> str:
-        verdict = "ok" if self.ok else "FAIL"
+        status = "ok" if self.ok else "FAIL"
         if self.problem is not None:
-            return f"{self.name:38} {verdict}  {self.problem}"
+            return f"{self.name:38} {status}  {self.problem}"
         wanted = f"<= {self.bound:.0e}" if self.bound else "exact"
-        return f"{self.name:38} {verdict:4}  error {self.error:.2e}  {wanted}"
+        return f"{self.name:38} {status:4}  error {self.error:.2e}  {wanted}"
 
 
-def error_of(got: torch.Tensor, want: torch.Tensor) -> float:
-    """How far ``got`` is from ``want``: relative norm, or for integers the share that differs.
+def measure_error(got: torch.Tensor, want: torch.Tensor) -> float:
+    """Measure the relative norm of ``got - want``, or for integers the share of values that differ.
 
-    Infinite when the shapes differ, NaN when a value is not finite that should be.
+    The error is infinite if the shapes differ, and NaN if a value is not finite.
     """
     if got.shape != want.shape:
         return math.inf
@@ -108,23 +114,26 @@ def error_of(got: torch.Tensor, want: torch.Tensor) -> float:
     return float(difference) if norm == 0 else float(difference / norm)
 
 
-def perform(
+def run_checks(
     functions: Any, device: torch.device, sizes: Sizes, logits_bound: float
 ) -> Iterator[Outcome]:
-    """Run every check, one after another; a kernel that raises fails its check and no other.
+    """Run all checks in order; a kernel that raises an exception fails its own check only.
 
     Args:
-        functions: what has the names of the package ``ada_dsa``.
-        device: where the tensors are made.
-        logits_bound: bound of the checks that have none of their own.
+        functions: an object with the public functions of the package ``ada_dsa``.
+        device: device of the tensors.
+        sizes: sizes of the checks.
+        logits_bound: bound of the checks without a bound of their own.
     """
     for check in CHECKS:
         bound = logits_bound if check.bound is None else check.bound
         begin = time.perf_counter()
         error, problem = None, None
         try:
-            error = _worst(error_of(got, want) for got, want in check.run(functions, device, sizes))
-        except Exception as err:  # whatever Triton, its compiler or the driver raise
+            error = _find_worst(
+                measure_error(got, want) for got, want in check.run(functions, device, sizes)
+            )
+        except Exception as err:  # Triton, its compiler and the driver raise many types
             problem = " ".join(f"{type(err).__name__}: {err}".split())[:300]
         if error is not None and not math.isfinite(error):
             error, problem = None, "a result is not finite, or not of the oracle's shape"
@@ -134,8 +143,8 @@ def perform(
         )
 
 
-def _worst(errors: Iterator[float]) -> float:
-    """The largest; NaN if any is, which ``max`` would pass over."""
+def _find_worst(errors: Iterator[float]) -> float:
+    """Return the largest error, or NaN if one error is NaN, which ``max`` would ignore."""
     found = list(errors)
     return math.nan if any(map(math.isnan, found)) else max(found)
 
@@ -143,23 +152,25 @@ def _worst(errors: Iterator[float]) -> float:
 # -- inputs -----------------------------------------------------------------------------------------
 
 
-def _generator(device: torch.device) -> torch.Generator:
+def _make_generator(device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(0)
 
 
-def _ints(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+def _make_ints(
+    values: Sequence[int] | Sequence[Sequence[int]], device: torch.device
+) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32, device=device)
 
 
-def _normal(g: torch.Generator, *shape: int) -> torch.Tensor:
+def _draw_normal(g: torch.Generator, *shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=g, device=g.device)
 
 
-def index_pool(lens: Sequence[int], g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Index keys of requests on scattered pages, all other bytes 0xFF (NaN as e4m3 and as float32).
+def make_index_pool(lens: Sequence[int], g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make index keys of requests on scattered pages; all other bytes are 0xFF (NaN as e4m3 and float32).
 
     Returns:
-        uint8 [pages, 64, 1, 132] and the block table, int32 [len(lens), most pages of one].
+        uint8 [pages, 64, 1, 132] and the block table, int32 [len(lens), pages of the longest request].
     """
     device = g.device
     pages = [-(-n // PAGE) for n in lens]
@@ -170,7 +181,7 @@ def index_pool(lens: Sequence[int], g: torch.Generator) -> tuple[torch.Tensor, t
         for at in range(pages[request]):
             page, used = order.pop(), min(PAGE, length - at * PAGE)
             table[request, at] = page
-            keys = _normal(g, used, INDEX_DIM).to(_FP8).view(torch.uint8)
+            keys = _draw_normal(g, used, INDEX_DIM).to(_FP8).view(torch.uint8)
             scales = torch.rand(used, generator=g, device=device) + 0.5
             pool[page, : used * INDEX_DIM] = keys.flatten()
             first = PAGE * INDEX_DIM
@@ -178,11 +189,11 @@ def index_pool(lens: Sequence[int], g: torch.Generator) -> tuple[torch.Tensor, t
     return pool.view(-1, PAGE, 1, INDEX_ROW), table.to(device)
 
 
-def latent_rows(count: int, g: torch.Generator) -> torch.Tensor:
-    """bfloat16 [count, 576] whose packed codes no rounding error of a scale can change.
+def make_latent_rows(count: int, g: torch.Generator) -> torch.Tensor:
+    """Make rows bfloat16 [count, 576] whose packed codes do not change by a rounding error of a scale.
 
-    Values lie a quarter of a step above an e4m3 number, times a power of two for each tile, which its
-    largest value makes the scale. Every third row has a tile of zeros.
+    A value is a quarter of a step above an e4m3 number, times a power of two per tile. The largest value of
+    a tile makes this power its scale. Every third row has a tile of zeros.
     """
     device = g.device
     code = torch.randint(0x08, 0x7E, (count, NUM_TILES, TILE), generator=g, device=device)
@@ -195,15 +206,15 @@ def latent_rows(count: int, g: torch.Generator) -> torch.Tensor:
     power = torch.randint(-12, 5, (count, NUM_TILES, 1), generator=g, device=device)
     values = values * sign * torch.exp2(power.float())
     values[::3, 1] = 0
-    rope = _normal(g, count, ROW_DIM - NOPE_DIM)
+    rope = _draw_normal(g, count, ROW_DIM - NOPE_DIM)
     return torch.cat([values.flatten(1), rope], dim=1).to(torch.bfloat16)
 
 
-def pool_of(
+def make_latent_pool(
     layout: KvLayout, indices: torch.Tensor, slots: int, g: torch.Generator
 ) -> torch.Tensor:
-    """A latent pool [slots, 1, width] of random rows; those that no index names are 0xFF throughout."""
-    rows = _normal(g, slots, ROW_DIM).to(torch.bfloat16)
+    """Make a latent pool [slots, 1, width] of random rows; bytes of rows that no index names are 0xFF."""
+    rows = _draw_normal(g, slots, ROW_DIM).to(torch.bfloat16)
     if layout is KvLayout.PACKED_FP8:
         rows = reference.pack_rows(rows[:, :NOPE_DIM], rows[:, NOPE_DIM:]).view(_FP8)
     elif layout is KvLayout.RAW_FP8:
@@ -217,19 +228,21 @@ def pool_of(
 # -- checks -----------------------------------------------------------------------------------------
 
 
-def _schedule(functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
-    lens = _ints([[sizes.context], [0], [PAGE], [1]], device)
+def _check_schedule(functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
+    lens = _make_ints([[sizes.context], [0], [PAGE], [1]], device)
     got = functions.get_paged_mqa_logits_metadata(lens, PAGE, 7)
     yield got, reference.get_paged_mqa_logits_metadata(lens, PAGE, 7)
 
 
-def _paged(next_n: int, functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
-    g = _generator(device)
+def _check_paged(next_n: int, functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
+    g = _make_generator(device)
     lens = [sizes.context, 0, PAGE, next_n]
-    pool, table = index_pool(lens, g)
-    q = _normal(g, len(lens), next_n, INDEX_HEADS, INDEX_DIM).to(_FP8)
-    weights = _normal(g, len(lens) * next_n, INDEX_HEADS)
-    seen = _ints([[max(0, n - back) for back in reversed(range(next_n))] for n in lens], device)
+    pool, table = make_index_pool(lens, g)
+    q = _draw_normal(g, len(lens), next_n, INDEX_HEADS, INDEX_DIM).to(_FP8)
+    weights = _draw_normal(g, len(lens) * next_n, INDEX_HEADS)
+    seen = _make_ints(
+        [[max(0, n - back) for back in reversed(range(next_n))] for n in lens], device
+    )
     width = table.shape[1] * PAGE
     schedule = reference.get_paged_mqa_logits_metadata(seen, PAGE, 7)
     got = functions.fp8_paged_mqa_logits(q, pool, weights, seen, table, schedule, width)
@@ -238,33 +251,38 @@ def _paged(next_n: int, functions: Any, device: torch.device, sizes: Sizes) -> P
     yield got[visible], want[visible]
 
 
-def _ragged(functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
-    """Two requests whose keys are concatenated; the second continues a long one."""
-    g = _generator(device)
+def _check_ragged(functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
+    """Check two requests whose keys are concatenated; the second has a long prefix."""
+    g = _make_generator(device)
     first, new = 40, 24
     keys = first + sizes.context + new
     ends = [*range(1, first + 1), *range(keys - new + 1, keys + 1)]
-    ks, ke = _ints([0] * first + [first] * new, device), _ints(ends, device)
-    k, scale = _normal(g, keys, INDEX_DIM).to(_FP8), torch.rand(keys, generator=g, device=device)
-    q = _normal(g, len(ends), INDEX_HEADS, INDEX_DIM).to(_FP8)
-    weights = _normal(g, len(ends), INDEX_HEADS)
+    ks, ke = _make_ints([0] * first + [first] * new, device), _make_ints(ends, device)
+    k, scale = (
+        _draw_normal(g, keys, INDEX_DIM).to(_FP8),
+        torch.rand(keys, generator=g, device=device),
+    )
+    q = _draw_normal(g, len(ends), INDEX_HEADS, INDEX_DIM).to(_FP8)
+    weights = _draw_normal(g, len(ends), INDEX_HEADS)
     got = functions.fp8_mqa_logits(q, (k, scale), weights, ks, ke)
     want = reference.fp8_mqa_logits(q, (k, scale), weights, ks, ke, clean_logits=True)
     visible = want != -math.inf
     yield got[visible], want[visible]
 
 
-def _scores(width: int, sizes: Sizes, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """float32 [5, width] with ties, NaN past each row's length, and the lengths int32 [5]."""
+def _make_scores(
+    width: int, sizes: Sizes, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make scores float32 [5, width] with ties, NaN beyond each row's length, and the lengths int32 [5]."""
     lens = [width, width - 1, sizes.topk + 1, sizes.topk, 3]
-    score = (_normal(_generator(device), len(lens), width) * 512).round() / 512
-    lengths = _ints(lens, device)
+    score = (_draw_normal(_make_generator(device), len(lens), width) * 512).round() / 512
+    lengths = _make_ints(lens, device)
     past = torch.arange(width, device=device) >= lengths[:, None]
     return score.masked_fill_(past, math.nan), lengths
 
 
-def _topk(rows: str, functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
-    score, lengths = _scores(getattr(sizes, rows), sizes, device)
+def _check_topk(rows: str, functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
+    score, lengths = _make_scores(getattr(sizes, rows), sizes, device)
     want = reference.fast_topk_v2(score, lengths, sizes.topk)
     yield functions.fast_topk_v2(score, lengths, sizes.topk), want
     aligned = torch.full((5, -(-score.shape[1] // 64) * 64), math.nan, device=device)
@@ -272,36 +290,36 @@ def _topk(rows: str, functions: Any, device: torch.device, sizes: Sizes) -> Pair
     yield functions.fast_topk_v2(aligned[:, : score.shape[1]], lengths, sizes.topk), want
 
 
-def _topk_paged(functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
-    """As in decode, a table each row; then as in prefill, rows of two requests."""
-    score, lengths = _scores(sizes.long, sizes, device)
-    g = _generator(device)
+def _check_topk_paged(functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
+    """Check one table per row, as in decode, and then rows of two requests, as in prefill."""
+    score, lengths = _make_scores(sizes.long, sizes, device)
+    g = _make_generator(device)
     table = torch.randint(0, 1 << 30, score.shape, generator=g, device=device, dtype=torch.int32)
     for sums in (range(6), (0, 2, 5)):
-        arguments = (score, lengths, table, _ints(list(sums), device), sizes.topk)
+        arguments = (score, lengths, table, _make_ints(list(sums), device), sizes.topk)
         got = functions.fast_topk_transform_fused(*arguments)
         yield got, reference.fast_topk_transform_fused(*arguments)
 
 
-def _topk_ragged(functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
-    score, lengths = _scores(sizes.long, sizes, device)
-    arguments = (score, lengths, _ints([0, 7, 1000, 1 << 20, 5], device), sizes.topk)
+def _check_topk_ragged(functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
+    score, lengths = _make_scores(sizes.long, sizes, device)
+    arguments = (score, lengths, _make_ints([0, 7, 1000, 1 << 20, 5], device), sizes.topk)
     got = functions.fast_topk_transform_ragged_fused(*arguments)
     yield got, reference.fast_topk_transform_ragged_fused(*arguments)
 
 
-def _mla(
+def _check_mla(
     layout: KvLayout, prefill: bool, functions: Any, device: torch.device, sizes: Sizes
 ) -> Pairs:
-    g = _generator(device)
+    g = _make_generator(device)
     tokens, slots = sizes.prefill if prefill else 2, 2 * sizes.topk
-    every = max(1, tokens // 64)  # the oracle takes some of many: it gathers each token's rows
+    every = max(1, tokens // 64)  # the oracle gathers the rows of each token, so it takes a sample
     shape = (tokens, sizes.topk)
     indices = torch.randint(1, slots, shape, generator=g, device=device, dtype=torch.int32)
-    indices[0, sizes.topk // 3 :] = -1  # the tail that top-k leaves for a short request
+    indices[0, sizes.topk // 3 :] = -1  # as top-k fills the list of a short request
     indices[every, ::5] = -1
-    q = _normal(g, tokens, HEADS, ROW_DIM).to(torch.bfloat16)
-    pool = pool_of(layout, indices, slots, g)
+    q = _draw_normal(g, tokens, HEADS, ROW_DIM).to(torch.bfloat16)
+    pool = make_latent_pool(layout, indices, slots, g)
     got, lse = functions.sparse_mla_fwd(
         q[..., :NOPE_DIM], pool, indices, SM_SCALE, q_rope=q[..., NOPE_DIM:], return_lse=True
     )
@@ -311,74 +329,76 @@ def _mla(
     yield lse[some], want_lse
 
 
-def _unpacked(packed: torch.Tensor) -> torch.Tensor:
-    """Rows as the oracle reads them: a scale may be a unit off in the last place, a code may not."""
+def _read_packed(packed: torch.Tensor) -> torch.Tensor:
+    """Unpack rows with the oracle, so that the last bit of a scale may differ and a code may not."""
     return reference.unpack_rows(packed.view(torch.uint8).reshape(-1, packed.shape[-1]))
 
 
-def _pack(functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
-    rows = latent_rows(37, _generator(device))
-    want = _unpacked(reference.pack_rows(rows[:, :NOPE_DIM], rows[:, NOPE_DIM:]))
-    yield _unpacked(functions.quantize_k_cache(rows[:, None])), want
+def _check_pack(functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
+    rows = make_latent_rows(37, _make_generator(device))
+    want = _read_packed(reference.pack_rows(rows[:, :NOPE_DIM], rows[:, NOPE_DIM:]))
+    yield _read_packed(functions.quantize_k_cache(rows[:, None])), want
 
 
-def _pack_apart(functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
-    rows = latent_rows(37, _generator(device))
+def _check_pack_apart(functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
+    rows = make_latent_rows(37, _make_generator(device))
     nope, rope = rows[:, :NOPE_DIM], rows[:, NOPE_DIM:]
     got = torch.cat(functions.quantize_k_cache_separate(nope, rope), dim=2)
-    yield _unpacked(got), _unpacked(reference.pack_rows(nope, rope))
+    yield _read_packed(got), _read_packed(reference.pack_rows(nope, rope))
 
 
-def _scatter(functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
-    g = _generator(device)
-    rows = latent_rows(37, g)
+def _check_scatter(functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
+    g = _make_generator(device)
+    rows = make_latent_rows(37, g)
     loc = torch.randperm(64, generator=g, device=device)[:37]
     loc[::7] = -1
     got, want = (torch.full((64, 1, 656), 0xFF, dtype=torch.uint8, device=device) for _ in "ab")
     functions.quantize_and_scatter(rows[:, :NOPE_DIM], rows[:, NOPE_DIM:], got, loc)
     reference.scatter_rows(rows[:, :NOPE_DIM], rows[:, NOPE_DIM:], want[:, 0], loc)
     named = loc[loc >= 0]
-    yield _unpacked(got[named]), _unpacked(want[named])
+    yield _read_packed(got[named]), _read_packed(want[named])
     left = torch.ones(64, dtype=torch.bool, device=device)
     left[named] = False
     yield got[left], want[left]
 
 
-def _packed(device: torch.device) -> torch.Tensor:
-    """uint8 [40, 1, 656]: every finite code, under scales that are no powers of two."""
+def _make_packed_rows(device: torch.device) -> torch.Tensor:
+    """Make rows uint8 [40, 1, 656] with every finite code and scales that are not powers of two."""
     rows = torch.arange(40 * NOPE_DIM, device=device).view(40, NOPE_DIM) % 0x7F
     rows[::2] |= 0x80
     packed = torch.zeros(40, 656, dtype=torch.uint8, device=device)
     packed[:, :NOPE_DIM] = rows.to(torch.uint8)
-    g = _generator(device)
-    scales = _normal(g, 40, NUM_TILES).abs() * FP8_MAX
+    g = _make_generator(device)
+    scales = _draw_normal(g, 40, NUM_TILES).abs() * FP8_MAX
     packed[:, NOPE_DIM:NOPE_BYTES] = scales.view(torch.uint8)
-    packed[:, NOPE_BYTES:] = _normal(g, 40, ROW_DIM - NOPE_DIM).to(torch.bfloat16).view(torch.uint8)
+    packed[:, NOPE_BYTES:] = (
+        _draw_normal(g, 40, ROW_DIM - NOPE_DIM).to(torch.bfloat16).view(torch.uint8)
+    )
     return packed.unsqueeze(1)
 
 
-def _unpack(functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
-    packed = _packed(device)
+def _check_unpack(functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
+    packed = _make_packed_rows(device)
     yield functions.dequantize_k_cache(packed)[:, 0], reference.unpack_rows(packed[:, 0])
 
 
-def _unpack_paged(functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
-    packed, slots = _packed(device), _ints([39, -1, 4, 4, 2, -(2**31), 0], device)
+def _check_unpack_paged(functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
+    packed, slots = _make_packed_rows(device), _make_ints([39, -1, 4, 4, 2, -(2**31), 0], device)
     got = functions.dequantize_k_cache_paged(packed, slots)
     yield got[:, 0], reference.unpack_rows_at(packed[:, 0], slots)
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("indexer schedule", _schedule),
-    Check("indexer logits, paged", partial(_paged, 1), None),
-    Check("indexer logits, paged, 2 queries", partial(_paged, 2), None),
-    Check("indexer logits, ragged", _ragged, None),
-    Check("top-k, short rows", partial(_topk, "short")),
-    Check("top-k, long rows", partial(_topk, "long")),
-    Check("top-k to page table", _topk_paged),
-    Check("top-k with offsets", _topk_ragged),
+    Check("indexer schedule", _check_schedule),
+    Check("indexer logits, paged", partial(_check_paged, 1), None),
+    Check("indexer logits, paged, 2 queries", partial(_check_paged, 2), None),
+    Check("indexer logits, ragged", _check_ragged, None),
+    Check("top-k, short rows", partial(_check_topk, "short")),
+    Check("top-k, long rows", partial(_check_topk, "long")),
+    Check("top-k to page table", _check_topk_paged),
+    Check("top-k with offsets", _check_topk_ragged),
     *(
-        Check(f"sparse MLA, {rows} rows, {phase}", partial(_mla, layout, prefill), MLA_BOUND)
+        Check(f"sparse MLA, {rows} rows, {phase}", partial(_check_mla, layout, prefill), MLA_BOUND)
         for layout, rows in (
             (KvLayout.PACKED_FP8, "packed fp8"),
             (KvLayout.RAW_FP8, "raw fp8"),
@@ -386,16 +406,16 @@ CHECKS: tuple[Check, ...] = (
         )
         for phase, prefill in (("decode", False), ("prefill", True))
     ),
-    Check("KV pack", _pack),
-    Check("KV pack, two parts", _pack_apart),
-    Check("KV pack into the pool", _scatter),
-    Check("KV unpack", _unpack),
-    Check("KV unpack by page table", _unpack_paged),
+    Check("KV pack", _check_pack),
+    Check("KV pack, two parts", _check_pack_apart),
+    Check("KV pack into the pool", _check_scatter),
+    Check("KV unpack", _check_unpack),
+    Check("KV unpack by page table", _check_unpack_paged),
 )
 
 
-def _unfit() -> str | None:
-    """Why nothing can be checked here; None when it can."""
+def _find_obstacle() -> str | None:
+    """Return why the kernels cannot be checked on this machine, or None if they can."""
     if not torch.cuda.is_available():
         built = torch.version.cuda
         why = (
@@ -411,37 +431,37 @@ def _unfit() -> str | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. With ``--json``, a JSON object a line, as soon as it is known.
+    """Run the command. With ``--json`` it prints one JSON object per line, each as soon as it is known.
 
-    The first line says what is tested (``device``, ``sm``, ``torch``, ``triton``) or, as ``unfit``, why
-    nothing is; then an :class:`Outcome` a line; the last has the ``seconds`` of all.
+    The first line says what is tested (``device``, ``sm``, ``torch``, ``triton``), or in ``unfit`` why
+    nothing is tested. One :class:`Outcome` per line follows. The last line has the ``seconds`` of all checks.
     """
     parser = argparse.ArgumentParser(prog="selftest", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--json", action="store_true", help="print a JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     as_json = parser.parse_args(arguments).json
 
-    def say(text: str, record: dict[str, Any]) -> None:
+    def print_record(text: str, record: dict[str, Any]) -> None:
         print(json.dumps(record) if as_json else text, flush=True)
 
-    if unfit := _unfit():
-        say(f"not tested: {unfit}", {"unfit": unfit})
+    if unfit := _find_obstacle():
+        print_record(f"not tested: {unfit}", {"unfit": unfit})
         return NO_GPU
     device = torch.device("cuda", torch.cuda.current_device())
     sm = target_arch(device)
     versions = {"torch": torch.__version__, "triton": importlib.metadata.version("triton")}
     name = torch.cuda.get_device_name(device)
-    say(
+    print_record(
         f"{name}, kernels for sm_{sm}, torch {versions['torch']}, Triton {versions['triton']}",
         {"device": name, "sm": sm, **versions},
     )
     bound = LOGITS_BOUND_FP8 if has_native_fp8(sm) else LOGITS_BOUND
     package = importlib.import_module(__package__ or "ada_dsa")
     begin, failed, count = time.perf_counter(), 0, 0
-    for outcome in perform(package, device, Sizes(), bound):
-        say(str(outcome), asdict(outcome))
+    for outcome in run_checks(package, device, Sizes(), bound):
+        print_record(str(outcome), asdict(outcome))
         count, failed = count + 1, failed + (not outcome.ok)
     seconds = time.perf_counter() - begin
-    say(
+    print_record(
         f"{count - failed} of {count} kernels ok, {seconds:.1f} s with compilation",
         {"seconds": seconds},
     )

@@ -2,7 +2,7 @@
 
 Some tests cannot share a process with the rest: Triton's interpreter is chosen by an environment
 variable at import, and an imported sglang (on a faked CUDA platform) cannot be taken back. Each file
-of tests/kernels/interpreter, and each release that a folder of tests/patched is for, becomes one test
+named ``test_*_interp.py``, and each release that a folder of tests/patched is for, becomes one test
 here: it runs pytest in a child process and shows the child's output when that fails.
 """
 
@@ -19,13 +19,12 @@ import pytest
 from hypothesis import settings
 from packaging.version import Version
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import selection
-from trees import ROOT, PatchedTrees, Unavailable, releases
+from tests.support import selection
+from tests.support.trees import ROOT, PatchedTrees, Unavailable, releases
 
 TESTS = Path(__file__).parent
-INTERPRETER = TESTS / "kernels" / "interpreter"
+INTERPRETED = "_interp.py"
+"""End of the names of files whose kernels run in Triton's interpreter."""
 PATCHED = TESTS / "patched"
 CHILD = "ADA_TEST_CHILD"
 """Set in a child process: collect the file as ordinary tests."""
@@ -75,7 +74,7 @@ def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Col
 def pytest_pycollect_makemodule(
     module_path: Path, parent: pytest.Collector
 ) -> pytest.Collector | None:
-    if CHILD not in os.environ and INTERPRETER in module_path.parents:
+    if CHILD not in os.environ and module_path.name.endswith(INTERPRETED):
         return _File.from_parent(parent, path=module_path)
     return None
 
@@ -97,7 +96,7 @@ def pytest_terminal_summary(
 @pytest.fixture(scope="session")
 def released_wheel() -> Iterator[Callable[[str], Path]]:
     """``released_wheel("0.5.23")`` → the released wheel, from the user's cache or the index."""
-    from trees import fetch_wheel
+    from tests.support.trees import released_wheel as fetch_wheel
 
     def get(version: str) -> Path:
         try:
@@ -106,6 +105,15 @@ def released_wheel() -> Iterator[Callable[[str], Path]]:
             pytest.skip(str(err))
 
     yield get
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _repaired_interpreter() -> None:
+    """Make Triton's interpreter exact where a child process runs kernels in it."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        from tests.support import interpreter_repair
+
+        interpreter_repair.install()
 
 
 class _File(pytest.File):

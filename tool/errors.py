@@ -62,11 +62,11 @@ class ConflictError(ToolError):
     kind = "conflict"
 
 
-class VerdictError(ToolError):
-    """An upstream verdict (is this patch already there?) needs a person."""
+class UpstreamedError(ToolError):
+    """The release has the patch already, or a part of it: a person decides."""
 
     exit_code = 4
-    kind = "verdict"
+    kind = "upstreamed"
 
 
 class IntegrityError(ToolError):

@@ -1,8 +1,8 @@
-"""Kernel configurations: one table, one function that picks from it.
+"""Kernel configurations: one table, and one function that picks a row of it.
 
-Nothing is tuned while serving. A row is keyed by (operation, architecture, shape bucket) and carries
-the compile record or measurement that justifies it; shared memory and registers quoted in the tables are
-those of Triton 3.7.1 and are asserted per architecture by the compile-gate tests.
+Nothing is tuned while the server runs. The key of a row is (operation, architecture, shape bucket). Each
+row states the compile record or the measurement that justifies it. The shared memory and registers in
+these statements are those of Triton 3.7.1; the compile-gate tests assert the limits per architecture.
 """
 
 from __future__ import annotations
@@ -15,24 +15,26 @@ from .table import Config
 __all__ = ["ROWS", "Config", "pick"]
 
 _BUCKETS: dict[str, Callable[..., str]] = {
-    "paged_logits": indexer.paged_logits_bucket,
-    "ragged_logits": indexer.ragged_logits_bucket,
-    "topk_thin": topk.bucket,
-    "topk_select": topk.select_bucket,
-    "sparse_mla": sparse_mla.bucket,
-    "sparse_mla_tilelang": sparse_mla.tilelang_bucket,
+    "paged_logits": indexer.bucket_paged_logits,
+    "ragged_logits": indexer.bucket_ragged_logits,
+    "topk_prefilter": topk.bucket_prefilter,
+    "topk_select": topk.bucket_select,
+    "sparse_mla": sparse_mla.bucket_triton,
+    "sparse_mla_tilelang": sparse_mla.bucket_tilelang,
 }
 
 ROWS: tuple[Config, ...] = indexer.ROWS + topk.ROWS + sparse_mla.ROWS + sparse_mla.TILELANG_ROWS
 
 
 def pick(op: str, arch: int, **shape: int) -> Config:
-    """The configuration of ``op`` on ``arch`` for a shape.
+    """Return the configuration of ``op`` on ``arch`` for a shape.
+
+    It is the row of the operation and bucket with the highest architecture that is not above ``arch``.
 
     Args:
-        op: operation name, a key of the table.
+        op: operation name.
         arch: from :func:`.arch.target_arch`.
-        shape: what the operation's bucket function takes.
+        shape: arguments of the operation's bucket function.
 
     Raises:
         ValueError: no row serves that operation, architecture and bucket.

@@ -1,4 +1,8 @@
-"""Rows of sparse MLA."""
+"""Configuration rows of sparse MLA.
+
+In ``evidence``, bytes are shared memory per block. Times were measured on an H200 under the lowering of
+the architecture named, or natively; the time in brackets is that of the alternative.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,11 @@ from types import MappingProxyType
 
 from .table import Config
 
-# fp8 rows are prefetched into registers and converted once (Triton pipelines no tile that it
-# converts); bf16 rows feed the dots as they are and go through Triton's own cp.async pipeline.
+# fp8 rows are prefetched into registers and converted once, because Triton does not pipeline a tile that it
+# converts. bf16 rows enter the dots unchanged and use Triton's own cp.async pipeline.
 # SWAP: keys are M and heads are N of both dots, so that eight heads need no padding.
-# What binds fp8 rows is shared memory (82 % of its rate on an H200 under sm_89 with 8 heads): each
-# warp reads Q anew for every tile, so large tiles win while two blocks or eight warps fit.
+# The bandwidth of shared memory limits fp8 rows (82 % of its peak on an H200 under sm_89 with 8 heads): each
+# warp reads Q again for every tile. Large tiles are faster as long as two blocks or eight warps fit.
 
 
 def _mla(**params: int) -> Mapping[str, int]:
@@ -20,166 +24,170 @@ def _mla(**params: int) -> Mapping[str, int]:
 
 ROWS: tuple[Config, ...] = (
     Config(
-        "sparse_mla",
-        80,
-        "fp8, heads<=8",
-        8,
-        1,
-        1,
-        "sm_80/86: 46,080 B, 128 registers x 256 threads",
-        _mla(BLOCK_H=8, BLOCK_N=32, SWAP=1),
+        op="sparse_mla",
+        arch=80,
+        bucket="fp8, heads<=8",
+        num_warps=8,
+        num_stages=1,
+        blocks_per_sm=1,
+        evidence="sm_80/86: 46,080 B, 128 registers x 256 threads",
+        params=_mla(BLOCK_H=8, BLOCK_N=32, SWAP=1),
     ),
     Config(
-        "sparse_mla",
-        89,
-        "fp8, heads<=8",
-        4,
-        1,
-        2,
-        "sm_89 to 120: 46,080 B, 215-225 registers x 128 threads: two blocks in 100 KB; left alone, ptxas "
-        "takes 168 and spills on sm_120. On an H200 at 64 tokens 55.0 us under sm_89 and 55.3 natively, "
-        "against 66.2 for eight warps and 64 rows and, natively, 71.7 for three blocks of 16 rows",
-        _mla(BLOCK_H=8, BLOCK_N=32, SWAP=1, MAXNREG=255),
+        op="sparse_mla",
+        arch=89,
+        bucket="fp8, heads<=8",
+        num_warps=4,
+        num_stages=1,
+        blocks_per_sm=2,
+        evidence="sm_89 to 120: 46,080 B, 215-225 registers x 128 threads: two blocks in 100 KB; without "
+        "maxnreg ptxas uses 168 registers and spills on sm_120. On an H200 at 64 tokens: 55.0 us under "
+        "sm_89 and 55.3 natively; 66.2 for eight warps and tiles of 64 rows; natively 71.7 for three "
+        "blocks and tiles of 16 rows",
+        params=_mla(BLOCK_H=8, BLOCK_N=32, SWAP=1, MAXNREG=255),
     ),
     Config(
-        "sparse_mla",
-        80,
-        "fp8, heads<=16",
-        4,
-        1,
-        2,
-        "sm_80/86: 36,864 B, 233-245 registers x 128 threads",
-        _mla(BLOCK_H=16, BLOCK_N=16, SWAP=1),
+        op="sparse_mla",
+        arch=80,
+        bucket="fp8, heads<=16",
+        num_warps=4,
+        num_stages=1,
+        blocks_per_sm=2,
+        evidence="sm_80/86: 36,864 B, 233-245 registers x 128 threads",
+        params=_mla(BLOCK_H=16, BLOCK_N=16, SWAP=1),
     ),
     Config(
-        "sparse_mla",
-        89,
-        "fp8, heads<=16",
-        8,
-        1,
-        1,
-        "sm_89/120: 92,160 B, 227 registers x 256 threads; on an H200 at 64 tokens under sm_89 65.1 us, "
-        "against 89 for tiles of 32",
-        _mla(BLOCK_H=16, BLOCK_N=64, SWAP=0),
+        op="sparse_mla",
+        arch=89,
+        bucket="fp8, heads<=16",
+        num_warps=8,
+        num_stages=1,
+        blocks_per_sm=1,
+        evidence="sm_89/120: 92,160 B, 227 registers x 256 threads; on an H200 at 64 tokens under sm_89 "
+        "65.1 us, 89 for tiles of 32 rows",
+        params=_mla(BLOCK_H=16, BLOCK_N=64, SWAP=0),
     ),
     Config(
-        "sparse_mla",
-        90,
-        "fp8, heads<=16",
-        4,
-        1,
-        2,
-        "sm_90: 55,296 B, 255 registers x 128 threads: two blocks in 227 KB; on an H200, against the row of "
-        "sm_89: one token 10.6 us (12.6), 64 tokens 64.9 (65.0), 128 tokens 102.2 (124.4)",
-        _mla(BLOCK_H=16, BLOCK_N=32, SWAP=0),
+        op="sparse_mla",
+        arch=90,
+        bucket="fp8, heads<=16",
+        num_warps=4,
+        num_stages=1,
+        blocks_per_sm=2,
+        evidence="sm_90: 55,296 B, 255 registers x 128 threads: two blocks in 227 KB; on an H200, against "
+        "the row of sm_89: one token 10.6 us (12.6), 64 tokens 64.9 (65.0), 128 tokens 102.2 (124.4)",
+        params=_mla(BLOCK_H=16, BLOCK_N=32, SWAP=0),
     ),
     Config(
-        "sparse_mla",
-        120,
-        "fp8, heads<=16",
-        8,
-        1,
-        1,
-        "as sm_89: same lowering, same limit",
-        _mla(BLOCK_H=16, BLOCK_N=64, SWAP=0),
+        op="sparse_mla",
+        arch=120,
+        bucket="fp8, heads<=16",
+        num_warps=8,
+        num_stages=1,
+        blocks_per_sm=1,
+        evidence="as sm_89: the same lowering and the same limits",
+        params=_mla(BLOCK_H=16, BLOCK_N=64, SWAP=0),
     ),
     Config(
-        "sparse_mla",
-        80,
-        "fp8, heads>16",
-        8,
-        1,
-        1,
-        "sm_80 to 89: 73,728 B, 243-255 registers x 256 threads; 64 heads a block would need 72 KB for Q "
-        "alone. On an H200 under sm_89 at 64 tokens and 64 heads 241 us, 243 for blocks of 16 heads",
-        _mla(BLOCK_H=32, BLOCK_N=32, SWAP=0),
+        op="sparse_mla",
+        arch=80,
+        bucket="fp8, heads>16",
+        num_warps=8,
+        num_stages=1,
+        blocks_per_sm=1,
+        evidence="sm_80 to 89: 73,728 B, 243-255 registers x 256 threads; with 64 heads per block Q alone "
+        "would need 72 KB. On an H200 under sm_89 at 64 tokens and 64 heads 241 us, 243 for blocks of 16 "
+        "heads",
+        params=_mla(BLOCK_H=32, BLOCK_N=32, SWAP=0),
     ),
     Config(
-        "sparse_mla",
-        90,
-        "fp8, heads>16",
-        8,
-        1,
-        1,
-        "sm_90: 110,592 B, 253 registers x 256 threads; on an H200 with 64 heads, against the row of sm_89: "
-        "64 tokens 148.7 us (222), 2048 tokens 4379 (6861)",
-        _mla(BLOCK_H=32, BLOCK_N=64, SWAP=0),
+        op="sparse_mla",
+        arch=90,
+        bucket="fp8, heads>16",
+        num_warps=8,
+        num_stages=1,
+        blocks_per_sm=1,
+        evidence="sm_90: 110,592 B, 253 registers x 256 threads; on an H200 with 64 heads, against the row "
+        "of sm_89: 64 tokens 148.7 us (222), 2048 tokens 4379 (6861)",
+        params=_mla(BLOCK_H=32, BLOCK_N=64, SWAP=0),
     ),
     Config(
-        "sparse_mla",
-        120,
-        "fp8, heads>16",
-        8,
-        1,
-        1,
-        "as sm_89: same lowering, same limit",
-        _mla(BLOCK_H=32, BLOCK_N=32, SWAP=0),
+        op="sparse_mla",
+        arch=120,
+        bucket="fp8, heads>16",
+        num_warps=8,
+        num_stages=1,
+        blocks_per_sm=1,
+        evidence="as sm_89: the same lowering and the same limits",
+        params=_mla(BLOCK_H=32, BLOCK_N=32, SWAP=0),
     ),
     Config(
-        "sparse_mla",
-        80,
-        "bf16, heads<=16",
-        4,
-        3,
-        1,
-        "sm_80 to 120: 93,184 B, 168 registers x 128 threads, two cp.async buffers",
-        _mla(BLOCK_H=16, BLOCK_N=32, SWAP=0),
+        op="sparse_mla",
+        arch=80,
+        bucket="bf16, heads<=16",
+        num_warps=4,
+        num_stages=3,
+        blocks_per_sm=1,
+        evidence="sm_80 to 120: 93,184 B, 168 registers x 128 threads, two cp.async buffers",
+        params=_mla(BLOCK_H=16, BLOCK_N=32, SWAP=0),
     ),
     Config(
-        "sparse_mla",
-        80,
-        "bf16, heads>16",
-        8,
-        3,
-        1,
-        "sm_80 to 120: 74,752 B, 170 registers x 256 threads, two cp.async buffers",
-        _mla(BLOCK_H=32, BLOCK_N=16, SWAP=0),
+        op="sparse_mla",
+        arch=80,
+        bucket="bf16, heads>16",
+        num_warps=8,
+        num_stages=3,
+        blocks_per_sm=1,
+        evidence="sm_80 to 120: 74,752 B, 170 registers x 256 threads, two cp.async buffers",
+        params=_mla(BLOCK_H=32, BLOCK_N=16, SWAP=0),
     ),
 )
 
-# The TileLang kernel, packed rows only: one block a multiprocessor.
+# The TileLang kernel reads packed rows only and runs one block per multiprocessor.
 TILELANG_ROWS: tuple[Config, ...] = (
     Config(
-        "sparse_mla_tilelang",
-        80,
-        "heads<=16",
-        4,
-        1,
-        1,
-        "sm_80 to 120: 57,472 B, 143-160 registers x 128 threads, no spill; on an H200 natively, 8 heads: "
-        "one token 31.7 us, 64 tokens 373 (Triton 9.3 and 54.4): rows are not prefetched",
-        _mla(BLOCK_H=16, BLOCK_N=32),
+        op="sparse_mla_tilelang",
+        arch=80,
+        bucket="heads<=16",
+        num_warps=4,
+        num_stages=1,
+        blocks_per_sm=1,
+        evidence="sm_80 to 120: 57,472 B, 143-160 registers x 128 threads, no spill; on an H200 natively "
+        "with 8 heads: one token 31.7 us, 64 tokens 373 (Triton 9.3 and 54.4), because rows are not "
+        "prefetched",
+        params=_mla(BLOCK_H=16, BLOCK_N=32),
     ),
     Config(
-        "sparse_mla_tilelang",
-        80,
-        "heads<=32",
-        8,
-        1,
-        1,
-        "sm_80 to 120: 77,952 B, 148-159 registers x 256 threads, no spill; not timed",
-        _mla(BLOCK_H=32, BLOCK_N=32),
+        op="sparse_mla_tilelang",
+        arch=80,
+        bucket="heads<=32",
+        num_warps=8,
+        num_stages=1,
+        blocks_per_sm=1,
+        evidence="sm_80 to 120: 77,952 B, 148-159 registers x 256 threads, no spill; not timed",
+        params=_mla(BLOCK_H=32, BLOCK_N=32),
     ),
     Config(
-        "sparse_mla_tilelang",
-        80,
-        "heads>32",
-        8,
-        1,
-        1,
-        "sm_80 to 120: 96,320 B, 186-197 registers x 256 threads, no spill: rows are read and converted "
-        "once for 64 heads; on an H200 natively one token 30.7 us, 64 tokens 369 (Triton 17.1 and 150)",
-        _mla(BLOCK_H=64, BLOCK_N=16),
+        op="sparse_mla_tilelang",
+        arch=80,
+        bucket="heads>32",
+        num_warps=8,
+        num_stages=1,
+        blocks_per_sm=1,
+        evidence="sm_80 to 120: 96,320 B, 186-197 registers x 256 threads, no spill; rows are read and "
+        "converted once for 64 heads; on an H200 natively one token 30.7 us, 64 tokens 369 (Triton 17.1 "
+        "and 150)",
+        params=_mla(BLOCK_H=64, BLOCK_N=16),
     ),
 )
 
 
-def bucket(*, heads: int, layout: int) -> str:
+def bucket_triton(*, heads: int, layout: int) -> str:
     rows = "bf16" if layout == 2 else "fp8"  # kv_cache.layout.KvLayout.BF16
     if heads <= 8 and rows == "fp8":
         return "fp8, heads<=8"
     return f"{rows}, heads<=16" if heads <= 16 else f"{rows}, heads>16"
 
 
-def tilelang_bucket(*, heads: int) -> str:
+def bucket_tilelang(*, heads: int) -> str:
     return "heads<=16" if heads <= 16 else "heads<=32" if heads <= 32 else "heads>32"

@@ -1,4 +1,4 @@
-"""What a row of the configuration table holds."""
+"""The type of a row of the configuration table."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ class Config:
     """One row of the table.
 
     Attributes:
-        op: operation, as in ``paged_logits``.
-        arch: lowest architecture the row serves (``major * 10 + minor``); an architecture without a
-            row of its own takes the one of the highest architecture below it.
-        bucket: shape bucket, as the operation's bucket function names it.
+        op: operation, for example ``paged_logits``.
+        arch: lowest architecture that the row serves (``major * 10 + minor``). An architecture without
+            a row of its own uses the row of the next lower architecture.
+        bucket: shape bucket, a name that the operation's bucket function returns.
         num_warps: warps per block.
         num_stages: depth of the software pipeline.
-        blocks_per_sm: residency aimed at; split counts make about one full wave of it.
+        blocks_per_sm: intended number of resident blocks per multiprocessor. Launch plans size the grid
+            by it.
         params: further compile-time parameters of the kernel.
-        evidence: what justifies the row.
+        evidence: the compile record or measurement that justifies the row.
     """
 
     op: str

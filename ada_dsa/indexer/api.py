@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import _checks, arch, configs
-from .._launch import next_power_of_2, num_sms, on_device
+from .._launch import get_num_sms, next_power_of_2, on_device
 from . import reference
 from .reference import DIM, PAGE, ROW_BYTES
 
@@ -13,17 +13,18 @@ FP8 = torch.float8_e4m3fn
 MAX_HEADS = 128
 MAX_NEXT_N = 4
 
-# Row strides of logits are multiples of this many elements: DeepGEMM aligns to 256, sglang's top-k
-# asks for 4, and 64 keeps every row 256-byte aligned without doubling narrow outputs.
+# The row stride of logits is a multiple of this many elements. DeepGEMM aligns rows to 256 elements, and
+# sglang's top-k requires 4. With 64 every row is aligned to 256 bytes, and narrow outputs stay small.
 ROW_ALIGNMENT = 64
 
-# Requests a program of the paged kernel can balance over (it scans all their lengths). Few values,
-# because each is one compilation; more requests than the last are one program row each.
+# Numbers of requests whose pages the paged kernel can divide as one list; every program reads all their
+# lengths. There are few values because each is one compilation. With more requests than the last value,
+# each request is divided on its own.
 BALANCED_BATCHES = (16, 128, 1024)
 
 
 def _allocate(rows: int, columns: int, device: torch.device, clean: bool) -> torch.Tensor:
-    """float32 [rows, columns] with an aligned row stride; all -inf if ``clean``."""
+    """Allocate float32 [rows, columns] with an aligned row stride; all values are -inf if ``clean``."""
     stride = -(-max(columns, 1) // ROW_ALIGNMENT) * ROW_ALIGNMENT
     if clean:
         storage = torch.full((rows, stride), float("-inf"), dtype=torch.float32, device=device)
@@ -32,7 +33,7 @@ def _allocate(rows: int, columns: int, device: torch.device, clean: bool) -> tor
     return storage[:, :columns]
 
 
-def _operand(tensor: torch.Tensor, native: bool) -> torch.Tensor:
+def _view_operand(tensor: torch.Tensor, native: bool) -> torch.Tensor:
     return tensor.view(FP8) if native else tensor.view(torch.uint8)
 
 
@@ -46,12 +47,13 @@ def _check_heads(heads: int, dim: int, name: str) -> None:
 def get_paged_mqa_logits_metadata(
     context_lens: torch.Tensor, block_kv: int, num_sms: int
 ) -> torch.Tensor:
-    """Schedule that divides all pages of a batch into ``num_sms`` equal shares.
+    """Compute a schedule that divides all pages of a batch into ``num_sms`` equal shares.
 
-    The paged kernel derives its division from ``context_lens`` on the device, so that a schedule
-    taken from other lengths cannot make it wrong; this function exists because engines compute,
-    store and copy such a schedule (DeepGEMM, ``get_paged_mqa_logits_metadata``). Its shape depends
-    on ``num_sms`` alone, which lets a captured graph's tensor be refreshed by ``copy_``.
+    The paged kernel does not read the schedule. It divides its work by ``context_lens`` on the device, so
+    that a schedule made from other lengths cannot make its result wrong. This function exists because
+    engines compute, store and copy such a schedule (DeepGEMM, ``get_paged_mqa_logits_metadata``). The
+    schedule's shape depends on ``num_sms`` alone, so ``copy_`` can refresh the tensor of a captured
+    graph.
 
     Args:
         context_lens: int32 [B] or [B, next_n], keys per request or per query.
@@ -97,11 +99,13 @@ def fp8_paged_mqa_logits(
     clean_logits: bool = False,
     indices: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Indexer logits of a few queries per request against its paged keys (decode, verify).
+    """Compute indexer logits of a few queries per request against the request's paged keys.
+
+    This is the form for decode and for the verification of speculative tokens.
 
     ``out[b * next_n + n, j] = k_scale[j] * sum_h weights[b * next_n + n, h] * relu(q[b, n, h] . k[j])``
-    for ``j < context_lens[b, n]``; other columns are undefined unless ``clean_logits``. Signature
-    and layouts follow DeepGEMM's function of this name.
+    for ``j < context_lens[b, n]``; other columns are undefined unless ``clean_logits``. The signature
+    and the layouts are those of DeepGEMM's function of this name.
 
     Args:
         q: float8_e4m3fn [B, next_n, H, 128], next_n 1 to 4, H 1 to 128, last stride 1.
@@ -109,11 +113,11 @@ def fp8_paged_mqa_logits(
             e4m3 keys followed by 64 float32 scales.
         weights: float32 [B * next_n, H], the query scale folded in.
         context_lens: int32 [B, next_n]; or [B], where query n sees ``len - (next_n - 1 - n)`` keys.
-        block_tables: int32 [B, width], any row stride. Entries past a request's length are not
-            used; ids outside the pool are clamped into it (``ADA_DSA_DEBUG=1`` raises instead).
+        block_tables: int32 [B, width], any row stride. Entries beyond a request's length are not
+            used. An id outside the pool is clamped into it; ``ADA_DSA_DEBUG=1`` raises instead.
         schedule_metadata: not read, see :func:`get_paged_mqa_logits_metadata`; may be None.
         max_context_len: columns of the result.
-        clean_logits: write -inf where a query sees no key.
+        clean_logits: write -inf in the columns that a query does not see.
         indices: must be None.
 
     Returns:
@@ -156,8 +160,8 @@ def fp8_paged_mqa_logits(
         block_tables=block_tables,
     )  # fmt: skip
     limit = min(max_context_len, block_tables.shape[1] * PAGE)
-    _checks.debug_range(context_lens, "context_lens", 0, limit)
-    if _checks.debug_enabled():
+    _checks.debug_check_range(context_lens, "context_lens", 0, limit)
+    if _checks.is_debug_enabled():
         _debug_page_ids(block_tables, context_lens, kv_cache.shape[0])
     if not q.is_cuda:
         return reference.fp8_paged_mqa_logits(
@@ -171,7 +175,7 @@ def fp8_paged_mqa_logits(
     config = configs.pick("paged_logits", target, heads=heads, next_n=next_n)
     launch_paged(
         q, kv_cache, weights, context_lens, block_tables, out, limit,
-        target=target, config=config, programs=config.blocks_per_sm * num_sms(device),
+        target=target, config=config, programs=config.blocks_per_sm * get_num_sms(device),
     )  # fmt: skip
     return out
 
@@ -189,7 +193,7 @@ def launch_paged(
     config: configs.Config,
     programs: int,
 ) -> None:
-    """Launch the paged kernel on validated arguments; ``programs`` is about the grid's size."""
+    """Launch the paged kernel on validated arguments with a grid of about ``programs`` programs."""
     from .kernel import paged_mqa_logits_kernel
 
     batch, next_n, heads, _ = q.shape
@@ -201,7 +205,7 @@ def launch_paged(
     grid = one_list if batch_pad else (batch, max(1, min(programs // batch, pages)))
     with on_device(q.device):
         paged_mqa_logits_kernel[grid](
-            _operand(q, native), _operand(kv_cache, native), kv_cache.view(torch.float32),
+            _view_operand(q, native), _view_operand(kv_cache, native), kv_cache.view(torch.float32),
             weights, context_lens, block_tables, out,
             batch, kv_cache.shape[0], limit,
             q.stride(0), q.stride(1), q.stride(2),
@@ -217,11 +221,11 @@ def launch_paged(
 
 
 def _debug_page_ids(block_tables: torch.Tensor, context_lens: torch.Tensor, num_pages: int) -> None:
-    """Raise if a page id that a request's length makes reachable is outside the pool."""
+    """Raise ValueError if a page id within a request's length is outside the pool."""
     longest = context_lens.amax(dim=1) if context_lens.dim() == 2 else context_lens
     used = torch.arange(block_tables.shape[1], device=block_tables.device) * PAGE
     reachable = torch.where(used < longest[:, None], block_tables, 0)
-    _checks.debug_range(reachable, "block_tables", 0, max(0, num_pages - 1))
+    _checks.debug_check_range(reachable, "block_tables", 0, max(0, num_pages - 1))
 
 
 def fp8_mqa_logits(
@@ -233,20 +237,22 @@ def fp8_mqa_logits(
     clean_logits: bool = False,
     max_seqlen_k: int = 0,
 ) -> torch.Tensor:
-    """Indexer logits of many queries against concatenated keys (prefill).
+    """Compute indexer logits of many queries against concatenated keys, the form for prefill.
 
     ``out[i, j] = k_scale[j] * sum_h weights[i, h] * relu(q[i, h] . k[j])`` for
     ``ks[i] <= j < ke[i]``; other columns are undefined unless ``clean_logits``. Key tiles that no
-    query of a chunk sees are skipped. Signature and layouts follow DeepGEMM's function of this name.
+    query of a chunk sees are skipped. The signature and the layouts are those of DeepGEMM's function of
+    this name.
 
     Args:
         q: float8_e4m3fn [S, H, 128], H 1 to 128, last stride 1.
         kv: keys float8_e4m3fn [Skv, 128] and their scales float32 [Skv] or [Skv, 1].
         weights: float32 [S, H], the query scale folded in.
         ks: int32 [S], first key of each query's window.
-        ke: int32 [S], one past its last key; windows may be empty and need not be monotone.
+        ke: int32 [S], one beyond the last key of each window. A window may be empty, and windows need
+            not be monotone.
         clean_logits: write -inf outside the windows.
-        max_seqlen_k: if positive, the result is compressed: column 0 of row i is key ``ks[i]``.
+        max_seqlen_k: if positive, the result is compressed, and column 0 of row i is key ``ks[i]``.
 
     Returns:
         float32 [S, Skv], or [S, max_seqlen_k] if that is positive; row stride a multiple of 64.
@@ -274,8 +280,8 @@ def fp8_mqa_logits(
     _checks.require_tensor(ke, "ke", dtype=torch.int32, shape=(num_q,))
     _checks.require_int(max_seqlen_k, "max_seqlen_k", low=0, high=2**31 - 1)
     device = _checks.require_same_device(q=q, k=k, k_scale=k_scale, weights=weights, ks=ks, ke=ke)
-    _checks.debug_range(ks, "ks", 0, num_kv)
-    _checks.debug_range(ke, "ke", 0, num_kv)
+    _checks.debug_check_range(ks, "ks", 0, num_kv)
+    _checks.debug_check_range(ke, "ke", 0, num_kv)
     if not q.is_cuda:
         return reference.fp8_mqa_logits(
             q, (k, k_scale), weights, ks, ke, clean_logits, max_seqlen_k
@@ -287,7 +293,7 @@ def fp8_mqa_logits(
     target = arch.target_arch(device)
     config = configs.pick("ragged_logits", target, heads=heads)
     tiles = -(-num_kv // config.params["BLOCK_KV"])
-    chunk = ragged_chunk(num_q, tiles, config.blocks_per_sm * num_sms(device))
+    chunk = choose_ragged_chunk(num_q, tiles, config.blocks_per_sm * get_num_sms(device))
     launch_ragged(
         q, k, k_scale, weights, ks, ke, out, max_seqlen_k,
         target=target, config=config, chunk=chunk,
@@ -309,19 +315,19 @@ def launch_ragged(
     config: configs.Config,
     chunk: int,
 ) -> None:
-    """Launch a ragged kernel on validated arguments; ``chunk`` queries per program."""
+    """Launch a ragged kernel on validated arguments with ``chunk`` queries per program."""
     from .kernel import ragged_mqa_logits_kernel
-    from .several import ragged_mqa_logits_several_kernel
+    from .ragged_batched_kernel import ragged_mqa_logits_batched_kernel
 
     num_q, heads, _ = q.shape
     native = arch.has_native_fp8(target)
     block = config.params["BLOCK_KV"]
     kernel, form = ragged_mqa_logits_kernel, {}
     if "QUERIES" in config.params:
-        kernel, form = ragged_mqa_logits_several_kernel, {"QUERIES": config.params["QUERIES"]}
+        kernel, form = ragged_mqa_logits_batched_kernel, {"QUERIES": config.params["QUERIES"]}
     with on_device(q.device):
         kernel[(-(-k.shape[0] // block), -(-num_q // chunk))](
-            _operand(q, native), _operand(k, native), k_scale, weights, ks, ke, out,
+            _view_operand(q, native), _view_operand(k, native), k_scale, weights, ks, ke, out,
             num_q, k.shape[0], max_seqlen_k,
             q.stride(0), q.stride(1), k.stride(0), weights.stride(0), out.stride(0),
             HEADS=heads, HEADS_PAD=max(16, next_power_of_2(heads)), DIM=DIM, BLOCK_KV=block,
@@ -333,11 +339,16 @@ def launch_ragged(
 RAGGED_CHUNKS = (256, 128, 64, 32)
 
 
-def ragged_chunk(num_q: int, tiles: int, resident: int) -> int:
-    """Queries per program: as many as still leave four waves of blocks, to even out causal windows.
+def choose_ragged_chunk(num_q: int, tiles: int, resident: int) -> int:
+    """Choose the queries per program: the longest chunk that still gives four waves of blocks.
 
-    A longer chunk reads a key tile less often and amortises the pipeline's start; a shorter one
-    gives more, and more equal, programs.
+    A longer chunk reads each key tile less often and starts the pipeline less often. A shorter chunk
+    gives more programs of more equal work, which matters for causal windows.
+
+    Args:
+        num_q: queries of the call.
+        tiles: key tiles of the call.
+        resident: blocks that the device holds at once.
     """
     for chunk in RAGGED_CHUNKS:
         if tiles * -(-num_q // chunk) >= 4 * resident:

@@ -1,15 +1,15 @@
 """Triton kernels of the DSA indexer: paged (decode) and ragged (prefill) MQA logits.
 
-Both compute, for query i and key j,
+Both kernels compute, for query i and key j,
 
     logit[i, j] = k_scale[j] * sum_h weights[i, h] * relu(q[i, h] . k[j])
 
-(DeepSeek-V3.2 technical report, equation 1, with the query scale folded into the weights) with the
-keys as the M operand of the dot: heads reduce along N inside a warp, and a page of keys is one
-contiguous 8 KB block.
+This is equation 1 of the DeepSeek-V3.2 technical report with the query scale folded into the weights. The
+keys are the M operand of the dot. Heads then reduce along N inside a warp, and the keys of a page are one
+contiguous block of 8 KB.
 
-Where Triton has no e4m3 type (sm_80, sm_86) the operands come as bytes and are decoded to fp16
-scaled by 2^-8, which is exact for every finite e4m3 value; the factor 2^16 goes into the weights.
+Triton has no e4m3 type on sm_80 and sm_86. There the operands are bytes, which the kernels decode to fp16
+times 2^-8. This is exact for every finite e4m3 value. The weights take the factor 2^16.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import triton.language as tl
 
 @triton.jit
 def decode_e4m3(bits):
-    """Bytes holding finite e4m3 values -> fp16 holding value * 2^-8, exactly (subnormals too)."""
+    """Decode bytes of finite e4m3 values to fp16 values times 2^-8, exactly, subnormals included."""
     wide = bits.to(tl.uint16)
     return (((wide & 0x80) << 8) | ((wide & 0x7F) << 7)).to(tl.float16, bitcast=True)
 
@@ -35,7 +35,7 @@ def _load_query(
     DIM: tl.constexpr,
     FP8: tl.constexpr,
 ):
-    """One query's heads as a [DIM, HEADS_PAD] operand and its head weights; padding is zero."""
+    """Load one query's heads as an operand [DIM, HEADS_PAD] and its head weights; padding is zero."""
     heads = tl.arange(0, HEADS_PAD)
     dims = tl.arange(0, DIM)
     offsets = heads[:, None] * stride_q_h + dims[None, :]
@@ -55,26 +55,26 @@ def _load_query(
 
 
 @triton.jit
-def _score(k, q, w):
-    """[M, D] keys, [D, N] heads, [N] weights -> [M] weighted sums of the positive dot products."""
+def _compute_scores(k, q, w):
+    """Sum the positive dot products of keys [M, D] and heads [D, N], weighted by [N]; returns [M]."""
     dots = tl.dot(k, q, out_dtype=tl.float32)
     return tl.sum(tl.maximum(dots, 0.0) * w[None, :], axis=1)
 
 
 @triton.jit
-def _page_entry(table_ptr, page, stop):
-    """Block-table entry of logical page ``page``, as it is; that of page ``stop - 1`` past it."""
+def _load_page_entry(table_ptr, page, stop):
+    """Load the block-table entry of logical page ``page``, or of page ``stop - 1`` from ``stop`` on."""
     return tl.load(table_ptr + tl.maximum(tl.minimum(page, stop - 1), 0))
 
 
 @triton.jit
-def _page_id(entry, num_pages):
-    """The page that an entry names; clamped, so no table content can fault."""
+def _clamp_page_id(entry, num_pages):
+    """Return the page id of an entry, clamped to the pool, so that no table content reads outside it."""
     return tl.minimum(tl.maximum(entry, 0), num_pages - 1).to(tl.int64)
 
 
 @triton.jit
-def _length(
+def _load_length(
     lens_ptr,
     row,
     stride_len_b,
@@ -84,7 +84,7 @@ def _length(
     LENS_2D: tl.constexpr,
     limit,
 ):
-    """Number of keys that query J of request ``row`` sees, at most ``limit``."""
+    """Load the number of keys that query J of request ``row`` sees, at most ``limit``."""
     if LENS_2D:
         length = tl.load(lens_ptr + row * stride_len_b + J * stride_len_n)
     else:
@@ -93,7 +93,7 @@ def _length(
 
 
 @triton.jit
-def _longest(
+def _load_longest(
     lens_ptr,
     rows,
     mask,
@@ -103,7 +103,10 @@ def _longest(
     LENS_2D: tl.constexpr,
     limit,
 ):
-    """Most keys any query of each request sees, in [0, limit]. ``rows`` and ``mask``: vectors."""
+    """Load the largest number of keys that a query of each request sees, limited to [0, limit].
+
+    ``rows`` and ``mask`` are vectors of requests.
+    """
     longest = tl.load(
         lens_ptr + rows * stride_len_b + (NEXT_N - 1) * stride_len_n, mask=mask, other=0
     )
@@ -130,7 +133,7 @@ def paged_mqa_logits_kernel(
     out_ptr,  # [B * NEXT_N, >= limit] fp32
     batch,
     num_pages,
-    limit,  # columns of the output that may be written
+    limit,  # number of output columns that may be written
     stride_q_b,
     stride_q_n,
     stride_q_h,
@@ -147,19 +150,20 @@ def paged_mqa_logits_kernel(
     HEADS_PAD: tl.constexpr,
     DIM: tl.constexpr,
     PAGE: tl.constexpr,
-    BATCH_PAD: tl.constexpr,  # 0: one row per program_id(0), split along program_id(1)
+    BATCH_PAD: tl.constexpr,  # 0: one request per program_id(0), divided along program_id(1)
     FP8: tl.constexpr,
     PAGES: tl.constexpr,  # pages per iteration, 1 or 2
     STAGES: tl.constexpr,
 ):
-    """Split-KV paged logits. Work is divided by the lengths on the device, never by the host.
+    """Compute paged logits with the keys divided among programs.
 
-    With BATCH_PAD > 0 the pages of all requests form one list, of which each program takes an equal
-    share; a share may span requests. With BATCH_PAD == 0 each request is cut into equal shares.
+    The division follows the lengths on the device, and the host does not take part. With BATCH_PAD > 0
+    the pages of all requests form one list, and each program takes an equal share of it. A share may
+    span requests. With BATCH_PAD == 0 each request is divided into equal shares.
     """
     if BATCH_PAD > 0:
         rows = tl.arange(0, BATCH_PAD)
-        longest = _longest(
+        longest = _load_longest(
             lens_ptr, rows, rows < batch, stride_len_b, stride_len_n, NEXT_N, LENS_2D, limit
         )
         pages = (longest + (PAGE - 1)) // PAGE
@@ -175,7 +179,7 @@ def paged_mqa_logits_kernel(
         first_row = tl.program_id(0)
         last_row = first_row
         one = first_row + tl.arange(0, 1)
-        longest = _longest(
+        longest = _load_longest(
             lens_ptr, one, one >= 0, stride_len_b, stride_len_n, NEXT_N, LENS_2D, limit
         )
         row_pages = (tl.sum(longest, 0) + (PAGE - 1)) // PAGE
@@ -191,20 +195,22 @@ def paged_mqa_logits_kernel(
     key_offsets = slots[:, None] * DIM + tl.arange(0, DIM)[None, :]
     for row in range(first_row, last_row + 1):
         row64 = tl.cast(row, tl.int64)
-        length0 = _length(lens_ptr, row64, stride_len_b, stride_len_n, 0, NEXT_N, LENS_2D, limit)
+        length0 = _load_length(
+            lens_ptr, row64, stride_len_b, stride_len_n, 0, NEXT_N, LENS_2D, limit
+        )
         reach = length0
         if NEXT_N > 1:
-            length1 = _length(
+            length1 = _load_length(
                 lens_ptr, row64, stride_len_b, stride_len_n, 1, NEXT_N, LENS_2D, limit
             )
             reach = tl.maximum(reach, length1)
         if NEXT_N > 2:
-            length2 = _length(
+            length2 = _load_length(
                 lens_ptr, row64, stride_len_b, stride_len_n, 2, NEXT_N, LENS_2D, limit
             )
             reach = tl.maximum(reach, length2)
         if NEXT_N > 3:
-            length3 = _length(
+            length3 = _load_length(
                 lens_ptr, row64, stride_len_b, stride_len_n, 3, NEXT_N, LENS_2D, limit
             )
             reach = tl.maximum(reach, length3)
@@ -213,7 +219,7 @@ def paged_mqa_logits_kernel(
         page_hi = tl.minimum(stop - before, row_pages)
         before += row_pages
 
-        # Everything below is invariant in the page loop; an empty request runs it zero times.
+        # These values do not change in the page loop, which runs zero times for an empty request.
         q_row = q_ptr + row64 * stride_q_b
         w_row = w_ptr + row64 * NEXT_N * stride_w
         out_row = out_ptr + row64 * NEXT_N * stride_out
@@ -232,7 +238,8 @@ def paged_mqa_logits_kernel(
                 q_row + 3 * stride_q_n, w_row + 3 * stride_w, stride_q_h, HEADS, HEADS_PAD, DIM, FP8
             )
 
-        # Keys past this program's share belong to another one: an odd share ends in half a pair.
+        # Keys beyond this program's share belong to another program. A share with an odd number of
+        # pages ends in the middle of a pair.
         share_end = page_hi * PAGE
         length0 = tl.minimum(length0, share_end)
         if NEXT_N > 1:
@@ -242,40 +249,54 @@ def paged_mqa_logits_kernel(
         if NEXT_N > 3:
             length3 = tl.minimum(length3, share_end)
 
-        # Table entries are loaded one iteration before their use, and carried as loaded. A load whose
-        # result the loop uses before carrying it becomes an asynchronous copy, and waiting for that
-        # one waits for all copies before it: with entries clamped here no key load overlapped another.
-        entry0 = _page_entry(table_row, page_lo, page_hi)
+        # Table entries are loaded one iteration before their use and are carried unchanged. If the loop
+        # used an entry before carrying it, Triton would make its load an asynchronous copy, and waiting
+        # for this copy waits for all earlier ones. With entries clamped here, no key load overlapped
+        # another.
+        entry0 = _load_page_entry(table_row, page_lo, page_hi)
         if PAGES == 2:
-            entry1 = _page_entry(table_row, page_lo + 1, page_hi)
+            entry1 = _load_page_entry(table_row, page_lo + 1, page_hi)
         for page in tl.range(page_lo, page_hi, PAGES, num_stages=STAGES):
             if PAGES == 1:
-                page64 = _page_id(entry0, num_pages)
+                page64 = _clamp_page_id(entry0, num_pages)
                 k = tl.load(key_ptr + page64 * stride_page + key_offsets)
                 scale = tl.load(scale_ptr + page64 * stride_scale + PAGE * DIM // 4 + keys)
             else:
                 pages64 = tl.where(
-                    keys < PAGE, _page_id(entry0, num_pages), _page_id(entry1, num_pages)
+                    keys < PAGE,
+                    _clamp_page_id(entry0, num_pages),
+                    _clamp_page_id(entry1, num_pages),
                 )
                 k = tl.load(key_ptr + (pages64 * stride_page)[:, None] + key_offsets)
                 scale = tl.load(scale_ptr + pages64 * stride_scale + PAGE * DIM // 4 + slots)
-                entry1 = _page_entry(table_row, page + 3, page_hi)
-            entry0 = _page_entry(table_row, page + PAGES, page_hi)
+                entry1 = _load_page_entry(table_row, page + 3, page_hi)
+            entry0 = _load_page_entry(table_row, page + PAGES, page_hi)
             if not FP8:
                 k = decode_e4m3(k)
             columns = page * PAGE + keys
-            _store_logits(out_row, columns, _score(k, q0, w0), scale, length0)
+            _store_logits(out_row, columns, _compute_scores(k, q0, w0), scale, length0)
             if NEXT_N > 1:
-                _store_logits(out_row + stride_out, columns, _score(k, q1, w1), scale, length1)
+                _store_logits(
+                    out_row + stride_out, columns, _compute_scores(k, q1, w1), scale, length1
+                )
             if NEXT_N > 2:
-                _store_logits(out_row + 2 * stride_out, columns, _score(k, q2, w2), scale, length2)
+                _store_logits(
+                    out_row + 2 * stride_out, columns, _compute_scores(k, q2, w2), scale, length2
+                )
             if NEXT_N > 3:
-                _store_logits(out_row + 3 * stride_out, columns, _score(k, q3, w3), scale, length3)
+                _store_logits(
+                    out_row + 3 * stride_out, columns, _compute_scores(k, q3, w3), scale, length3
+                )
 
 
 @triton.jit
-def visible_queries(ks_ptr, ke_ptr, num_q, key_start, BLOCK_KV: tl.constexpr, CHUNK: tl.constexpr):
-    """First and last query of this program's chunk (axis 1) that see the key tile; first > last: none."""
+def find_visible_queries(
+    ks_ptr, ke_ptr, num_q, key_start, BLOCK_KV: tl.constexpr, CHUNK: tl.constexpr
+):
+    """Find the first and the last query of this program's chunk (axis 1) that see the key tile.
+
+    If no query sees it, the first is greater than the last.
+    """
     queries = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     exists = queries < num_q
     all_ks = tl.load(ks_ptr + queries, mask=exists, other=0)
@@ -288,7 +309,7 @@ def visible_queries(ks_ptr, ke_ptr, num_q, key_start, BLOCK_KV: tl.constexpr, CH
 
 @triton.jit
 def load_keys(key_ptr, scale_ptr, keys, in_pool, stride_k, DIM: tl.constexpr, FP8: tl.constexpr):
-    """Key tile of the ragged kernels, an operand [BLOCK_KV, DIM], and its scales."""
+    """Load the key tile of the ragged kernels as an operand [BLOCK_KV, DIM], and its scales."""
     key_offsets = keys.to(tl.int64)[:, None] * stride_k + tl.arange(0, DIM)[None, :]
     if FP8:
         k = tl.load(key_ptr + key_offsets, mask=in_pool[:, None], other=0.0)
@@ -304,7 +325,7 @@ def ragged_mqa_logits_kernel(
     scale_ptr,  # [Skv] fp32
     w_ptr,  # [S, HEADS] fp32
     ks_ptr,  # [S] int32, first key of each query's window
-    ke_ptr,  # [S] int32, one past its last key
+    ke_ptr,  # [S] int32, one beyond its last key
     out_ptr,  # [S, >= Skv] fp32; COMPRESSED: [S, >= max_seqlen_k], column 0 is key ks
     num_q,
     num_kv,
@@ -323,14 +344,15 @@ def ragged_mqa_logits_kernel(
     FP8: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Ragged logits: a key tile stays put while the queries whose windows touch it stream past.
+    """Compute ragged logits: a program keeps its key tile and loops over the queries that see the tile.
 
-    Programs along axis 0 take key tiles, along axis 1 chunks of queries. The queries visited are
-    the hull of those in the chunk that see the tile, found by looking at all of the chunk's
-    windows: exact for the monotone windows of concatenated requests, merely wider for others.
+    Axis 0 of the grid is key tiles, and axis 1 is chunks of queries. A program reads all windows of its
+    chunk and visits the queries from the first to the last that sees the tile. For the monotone windows
+    of concatenated requests these are exactly the queries that see it. For other windows there may be
+    queries between them that do not see it; nothing is stored for these.
     """
     key_start = tl.program_id(0) * BLOCK_KV
-    first, last = visible_queries(ks_ptr, ke_ptr, num_q, key_start, BLOCK_KV, CHUNK)
+    first, last = find_visible_queries(ks_ptr, ke_ptr, num_q, key_start, BLOCK_KV, CHUNK)
     if first > last:
         return
 
@@ -353,7 +375,7 @@ def ragged_mqa_logits_kernel(
         following = tl.minimum(query + 1, last)
         next_ks = tl.load(ks_ptr + following)
         next_ke = tl.load(ke_ptr + following)
-        logits = _score(k, q, w) * scale
+        logits = _compute_scores(k, q, w) * scale
         valid = (keys >= ks) & (keys < ke) & in_pool
         columns = keys
         if COMPRESSED:
@@ -365,7 +387,7 @@ def ragged_mqa_logits_kernel(
 
 
 @triton.jit
-def _request_pages(
+def _count_request_pages(
     lens_ptr,
     rows,
     batch,
@@ -374,8 +396,8 @@ def _request_pages(
     NEXT_N: tl.constexpr,
     PAGE: tl.constexpr,
 ):
-    """Pages that the queries of each request see, int64; 0 past the last request."""
-    longest = _longest(
+    """Count the pages that the queries of each request see, int64; 0 beyond the last request."""
+    longest = _load_longest(
         lens_ptr,
         rows,
         rows < batch,
@@ -399,13 +421,16 @@ def paged_schedule_kernel(
     PAGE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Program s writes (request, page) where share s of programs - 1 equal shares begins."""
+    """Write the schedule: program s stores (request, page) where share s begins.
+
+    There are as many equal shares as programs, less one. The last program stores the end.
+    """
     share = tl.program_id(0)
     shares = tl.num_programs(0) - 1
     lanes = tl.arange(0, BLOCK)
     total = tl.zeros((), dtype=tl.int64)
     for base in range(0, batch, BLOCK):
-        pages = _request_pages(
+        pages = _count_request_pages(
             lens_ptr, base + lanes, batch, stride_len_b, stride_len_n, NEXT_N, PAGE
         )
         total += tl.sum(pages, 0)
@@ -415,7 +440,9 @@ def paged_schedule_kernel(
     before = tl.zeros((), dtype=tl.int64)
     for base in range(0, batch, BLOCK):
         rows = base + lanes
-        pages = _request_pages(lens_ptr, rows, batch, stride_len_b, stride_len_n, NEXT_N, PAGE)
+        pages = _count_request_pages(
+            lens_ptr, rows, batch, stride_len_b, stride_len_n, NEXT_N, PAGE
+        )
         ends = before + tl.cumsum(pages, 0)
         done = (ends <= start) & (rows < batch)
         row += tl.sum(done.to(tl.int32), 0)

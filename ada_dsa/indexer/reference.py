@@ -1,6 +1,6 @@
-"""Torch oracles of the indexer, for CPU tensors and for tests (they run on any device).
+"""Torch oracles of the indexer, for CPU tensors and for tests. They run on any device.
 
-They compute in float32, or in float64 when asked; e4m3 products are exact in both.
+They compute in float32, or in float64 on request. Products of e4m3 values are exact in both.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ ROW_BYTES = DIM + 4
 def unpack_index_pages(kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Split index-K pages into keys and scales.
 
-    A page is 64 x 128 e4m3 keys followed by 64 float32 scales; the pool's 132-byte rows are only a
-    way of counting its bytes (DeepGEMM, ``fp8_paged_mqa_logits``: fused KV cache).
+    A page is 64 x 128 e4m3 keys followed by 64 float32 scales. The 132-byte rows in the pool's shape only
+    count its bytes: a row does not hold a key and its scale. Source: DeepGEMM's
+    ``fp8_paged_mqa_logits``, fused KV cache.
 
     Args:
         kv_cache: uint8 or e4m3 [pages, 64, 1, 132].
@@ -30,11 +31,12 @@ def unpack_index_pages(kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     return keys.view(-1, PAGE, DIM), scales
 
 
-def query_lengths(context_lens: torch.Tensor, next_n: int) -> torch.Tensor:
-    """Keys each query sees, int64 [B, next_n], from lengths [B] or [B, next_n].
+def expand_query_lengths(context_lens: torch.Tensor, next_n: int) -> torch.Tensor:
+    """Expand lengths [B] or [B, next_n] to the number of keys that each query sees, int64 [B, next_n].
 
-    One length per request means its last query sees all of it and each earlier one a key less
-    (causal speculative verify; DeepGEMM with one-dimensional ``context_lens``).
+    With one length per request, the request's last query sees all keys, and each earlier query sees one
+    key fewer. This is causal verification of speculative tokens, as in DeepGEMM with one-dimensional
+    ``context_lens``.
     """
     lens = context_lens.to(torch.int64)
     if lens.dim() == 2:
@@ -46,7 +48,7 @@ def query_lengths(context_lens: torch.Tensor, next_n: int) -> torch.Tensor:
 def get_paged_mqa_logits_metadata(
     context_lens: torch.Tensor, block_kv: int, num_sms: int
 ) -> torch.Tensor:
-    """Where each of ``num_sms`` equal shares of all pages begins: int32 [num_sms + 1, 2]."""
+    """Compute where each of ``num_sms`` equal shares of all pages begins: int32 [num_sms + 1, 2]."""
     lens = context_lens.to(torch.int64)
     longest = lens.amax(dim=1) if lens.dim() == 2 else lens
     pages = (longest.clamp(min=0) + block_kv - 1) // block_kv
@@ -58,10 +60,10 @@ def get_paged_mqa_logits_metadata(
     return torch.stack([row, starts - begin], dim=1).to(torch.int32)
 
 
-def _scores(
+def _compute_scores(
     q: torch.Tensor, k: torch.Tensor, weights: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    """q [N, H, D], k [T, D], weights [N, H] -> sum over heads of w * relu(q . k), [N, T]."""
+    """Sum w * relu(q . k) over heads: q [N, H, D], k [T, D], weights [N, H]; returns [N, T]."""
     heads = q.shape[1]
     rows = []
     step = max(1, (1 << 24) // max(1, heads * k.shape[0]))  # 64 MB of float32 products at a time
@@ -83,7 +85,9 @@ def fp8_paged_mqa_logits(
     clean_logits: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Oracle of :func:`ada_dsa.fp8_paged_mqa_logits`; columns nobody sees are 0, or -inf if clean.
+    """Compute the oracle of :func:`ada_dsa.fp8_paged_mqa_logits`.
+
+    A column that the query does not see is 0, or -inf with ``clean_logits``.
 
     Returns:
         ``dtype`` [B * next_n, max_context_len].
@@ -93,7 +97,7 @@ def fp8_paged_mqa_logits(
     out = torch.full((batch * next_n, max_context_len), fill, dtype=dtype, device=q.device)
     keys, scales = unpack_index_pages(kv_cache)
     limit = min(max_context_len, block_tables.shape[1] * PAGE)
-    lens = query_lengths(context_lens, next_n).clamp(0, limit).tolist()
+    lens = expand_query_lengths(context_lens, next_n).clamp(0, limit).tolist()
     for b in range(batch):
         pages = (max(lens[b]) + PAGE - 1) // PAGE
         if pages == 0:
@@ -103,7 +107,7 @@ def fp8_paged_mqa_logits(
         scale = scales[ids].reshape(-1).to(dtype)
         for j in range(next_n):
             r, n = b * next_n + j, lens[b][j]
-            score = _scores(q[b, j : j + 1], k[:n], weights[r : r + 1], dtype)
+            score = _compute_scores(q[b, j : j + 1], k[:n], weights[r : r + 1], dtype)
             out[r, :n] = score[0] * scale[:n]
     return out
 
@@ -118,7 +122,9 @@ def fp8_mqa_logits(
     max_seqlen_k: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Oracle of :func:`ada_dsa.fp8_mqa_logits`; columns outside a window are 0, or -inf if clean.
+    """Compute the oracle of :func:`ada_dsa.fp8_mqa_logits`.
+
+    A column outside the query's window is 0, or -inf with ``clean_logits``.
 
     Returns:
         ``dtype`` [S, Skv], or [S, max_seqlen_k] when that is positive (column 0 is key ``ks``).
@@ -126,7 +132,7 @@ def fp8_mqa_logits(
     k, k_scale = kv
     fill = float("-inf") if clean_logits else 0.0
     positions = torch.arange(k.shape[0], device=q.device)
-    scores = _scores(q, k, weights, dtype) * k_scale.reshape(1, -1).to(dtype)
+    scores = _compute_scores(q, k, weights, dtype) * k_scale.reshape(1, -1).to(dtype)
     visible = (positions >= ks[:, None]) & (positions < ke[:, None])
     full = torch.where(visible, scores, torch.full_like(scores, fill))
     if max_seqlen_k <= 0:

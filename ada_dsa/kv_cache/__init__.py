@@ -1,4 +1,4 @@
-"""Packing latent rows into the pool's 656-byte format and back."""
+"""Pack latent rows into the pool's 656-byte format, and unpack them."""
 
 from __future__ import annotations
 

@@ -1,14 +1,21 @@
-"""Public functions of the KV cache: contracts of sglang's ``quant_k_cache`` and ``dequant_k_cache``.
+"""Public functions of the KV cache, with the contracts of sglang's ``quant_k_cache`` and ``dequant_k_cache``.
 
-Bytes equal those of sglang's Triton kernels (0.5.9 to 0.5.23) with one exception: a 128-value tile
-that is all zero gets codes 0, where sglang stores NaN (0 * inf).
+The bytes equal those of sglang's Triton kernels (0.5.9 to 0.5.23) with one exception: the codes of a tile of
+128 zeros are 0, while sglang stores NaN (0 * inf).
 """
 
 from __future__ import annotations
 
 import torch
 
-from .._checks import debug_range, require_choice, require_int, require_same_device, require_tensor
+from .._checks import (
+    debug_check_range,
+    require_choice,
+    require_int,
+    require_same_device,
+    require_tensor,
+)
+from .._launch import on_device
 from ..arch import has_native_fp8, target_arch
 from . import reference
 from .layout import (
@@ -23,11 +30,11 @@ from .layout import (
 
 _FP8 = torch.float8_e4m3fn
 _CODES = (_FP8, torch.uint8)
-_TOKENS = 4  # rows per program, one per warp
+_TOKENS = 4  # rows per program, one row per warp
 
 
 def _split_views(rows: torch.Tensor, bytes_only: bool) -> tuple[torch.Tensor, ...]:
-    """Codes, scales and rotary part of uint8 rows [N, 656] as typed views of the same memory."""
+    """Return codes, scales and rotary part of uint8 rows [N, 656] as typed views of the same memory."""
     codes = rows[:, :NOPE_DIM]
     return (
         codes if bytes_only else codes.view(_FP8),
@@ -36,8 +43,8 @@ def _split_views(rows: torch.Tensor, bytes_only: bool) -> tuple[torch.Tensor, ..
     )
 
 
-def _as_2d(tensor: object, name: str, width: int) -> torch.Tensor:
-    """bfloat16 [N, width] or [N, 1, width], any row stride, as [N, width]."""
+def _view_2d(tensor: object, name: str, width: int) -> torch.Tensor:
+    """Check bfloat16 [N, width] or [N, 1, width], any row stride, and return it as [N, width]."""
     filled = isinstance(tensor, torch.Tensor) and tensor.numel() > 0
     checked = require_tensor(
         tensor, name, dtype=torch.bfloat16, ndim=(2, 3), unit_last_stride=filled
@@ -48,8 +55,8 @@ def _as_2d(tensor: object, name: str, width: int) -> torch.Tensor:
     return require_tensor(checked, name, shape=(None, width), unit_last_stride=filled)
 
 
-def _pool_rows(pool: object, name: str) -> torch.Tensor:
-    """Packed rows of any rank with last dimension 656 as uint8 [N, 656], sharing memory."""
+def _view_rows(pool: object, name: str) -> torch.Tensor:
+    """Check packed rows of any rank with last dimension 656 and view them as uint8 [N, 656]."""
     checked = require_tensor(pool, name, dtype=_CODES, contiguous=True)
     if checked.dim() < 2 or checked.shape[-1] != PACKED_BYTES:
         raise ValueError(
@@ -61,15 +68,15 @@ def _pool_rows(pool: object, name: str) -> torch.Tensor:
     return checked.view(torch.uint8).view(-1, PACKED_BYTES)
 
 
-def _slots(slots: object, name: str, like: torch.Tensor, count: int | None) -> torch.Tensor:
+def _check_slots(slots: object, name: str, like: torch.Tensor, count: int | None) -> torch.Tensor:
     checked = require_tensor(
         slots, name, dtype=(torch.int32, torch.int64), shape=(count,), device=like.device
     )
-    debug_range(checked, name, -(2**31), like.shape[0] - 1)
+    debug_check_range(checked, name, -(2**31), like.shape[0] - 1)
     return checked
 
 
-def _bytes_only(device: torch.device) -> bool:
+def _needs_bytes(device: torch.device) -> bool:
     return not has_native_fp8(target_arch(device))
 
 
@@ -86,7 +93,7 @@ def _pack(
     if count == 0:
         return
     codes, scales, rope = targets
-    with torch.cuda.device_of(k_nope):
+    with on_device(k_nope.device):
         pack_rows_kernel[(-(-count // _TOKENS),)](
             k_nope,
             k_rope,
@@ -115,7 +122,7 @@ def _unpack(rows: torch.Tensor, slots: torch.Tensor | None, bytes_only: bool) ->
     if count == 0:
         return out
     codes, scales, rope = _split_views(rows, bytes_only)
-    with torch.cuda.device_of(rows):
+    with on_device(rows.device):
         unpack_rows_kernel[(-(-count // _TOKENS),)](
             codes,
             scales,
@@ -142,8 +149,8 @@ def quantize_k_cache(cache_k: torch.Tensor, dv: int | None = None) -> torch.Tens
         dv: width of the latent part; 512 or None.
 
     Returns:
-        float8_e4m3fn [..., 656], newly allocated: 512 codes, 4 float32 scales (amax / 448 of 128
-        values each), 64 bfloat16.
+        float8_e4m3fn [..., 656], newly allocated: 512 codes, 4 float32 scales (each amax / 448 of 128
+        values), 64 bfloat16.
 
     Raises:
         TypeError, ValueError: dtype, width or ``dv`` is not accepted.
@@ -162,7 +169,7 @@ def quantize_k_cache(cache_k: torch.Tensor, dv: int | None = None) -> torch.Tens
     k_nope, k_rope = flat[:, :NOPE_DIM], flat[:, NOPE_DIM:]
     if flat.is_cuda:
         rows = torch.empty(flat.shape[0], PACKED_BYTES, dtype=torch.uint8, device=flat.device)
-        bytes_only = _bytes_only(flat.device)
+        bytes_only = _needs_bytes(flat.device)
         _pack(k_nope, k_rope, _split_views(rows, bytes_only), None, bytes_only)
     else:
         rows = reference.pack_rows(k_nope, k_rope)
@@ -172,7 +179,7 @@ def quantize_k_cache(cache_k: torch.Tensor, dv: int | None = None) -> torch.Tens
 def quantize_k_cache_separate(
     k_nope: torch.Tensor, k_rope: torch.Tensor, tile_size: int = TILE
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pack latent and rotary parts into two byte tensors (for sglang's two-part pool writer).
+    """Pack the latent and the rotary part into two byte tensors, for sglang's two-part pool writer.
 
     Args:
         k_nope: bfloat16 [N, 512] or [N, 1, 512].
@@ -180,14 +187,14 @@ def quantize_k_cache_separate(
         tile_size: values per scale; 128.
 
     Returns:
-        uint8 [N, 1, 528] (codes, then scales) and uint8 [N, 1, 128] (bfloat16 bytes); side by side
+        uint8 [N, 1, 528] (codes, then scales) and uint8 [N, 1, 128] (bytes of bfloat16). Concatenated,
         they are the packed rows of :func:`quantize_k_cache`.
 
     Raises:
         TypeError, ValueError: dtype, shape or ``tile_size`` is not accepted.
     """
     require_choice(tile_size, "tile_size", (TILE,))
-    nope, rope = _as_2d(k_nope, "k_nope", NOPE_DIM), _as_2d(k_rope, "k_rope", ROPE_DIM)
+    nope, rope = _view_2d(k_nope, "k_nope", NOPE_DIM), _view_2d(k_rope, "k_rope", ROPE_DIM)
     count = nope.shape[0]
     require_tensor(rope, "k_rope", shape=(count, ROPE_DIM), unit_last_stride=False)
     device = require_same_device(k_nope=nope, k_rope=rope)
@@ -197,7 +204,7 @@ def quantize_k_cache_separate(
         return nope_part.unsqueeze(1), rope_part.unsqueeze(1)
     nope_part = torch.empty(count, NOPE_BYTES, dtype=torch.uint8, device=device)
     rope_part = torch.empty(count, ROPE_BYTES, dtype=torch.uint8, device=device)
-    bytes_only = _bytes_only(device)
+    bytes_only = _needs_bytes(device)
     codes = nope_part[:, :NOPE_DIM]
     targets = (
         codes if bytes_only else codes.view(_FP8),
@@ -211,29 +218,29 @@ def quantize_k_cache_separate(
 def quantize_and_scatter(
     k_nope: torch.Tensor, k_rope: torch.Tensor, kv_buffer: torch.Tensor, loc: torch.Tensor
 ) -> None:
-    """Pack rows straight into their pool slots: one launch in place of quantise, then scatter.
+    """Pack rows directly into their pool slots, in one launch instead of one to quantise and one to scatter.
 
     Args:
         k_nope: bfloat16 [N, 512] or [N, 1, 512].
         k_rope: bfloat16 [N, 64] or [N, 1, 64].
-        kv_buffer: float8_e4m3fn or uint8, contiguous, [..., 656]; slot = flat row number.
-        loc: int32 or int64 [N] slots. A negative slot is skipped. Where two rows name one slot
-            (padding rows name slot 0) either may end up there.
+        kv_buffer: float8_e4m3fn or uint8, contiguous, [..., 656]. A slot is a flat row number.
+        loc: int32 or int64 [N] slots. A row with a negative slot is skipped. If two rows have the same
+            slot (padding rows have slot 0), the slot receives one of them; which one is undefined.
 
     Raises:
         TypeError, ValueError: dtype, shape, layout or device is not accepted. With
-            ``ADA_DSA_DEBUG=1`` also a slot past the end of the pool.
+            ``ADA_DSA_DEBUG=1`` also if a slot is beyond the end of the pool.
     """
-    nope, rope = _as_2d(k_nope, "k_nope", NOPE_DIM), _as_2d(k_rope, "k_rope", ROPE_DIM)
+    nope, rope = _view_2d(k_nope, "k_nope", NOPE_DIM), _view_2d(k_rope, "k_rope", ROPE_DIM)
     count = nope.shape[0]
     require_tensor(rope, "k_rope", shape=(count, ROPE_DIM), unit_last_stride=False)
-    rows = _pool_rows(kv_buffer, "kv_buffer")
+    rows = _view_rows(kv_buffer, "kv_buffer")
     device = require_same_device(kv_buffer=rows, k_nope=nope, k_rope=rope)
-    slots = _slots(loc, "loc", rows, count)
+    slots = _check_slots(loc, "loc", rows, count)
     if device.type != "cuda":
         reference.scatter_rows(nope, rope, rows, slots)
         return
-    bytes_only = _bytes_only(device)
+    bytes_only = _needs_bytes(device)
     _pack(nope, rope, _split_views(rows, bytes_only), slots, bytes_only)
 
 
@@ -245,24 +252,24 @@ def dequantize_k_cache(quant_k_cache: torch.Tensor, dv: int | None = None) -> to
         dv: width of the latent part; 512 or None.
 
     Returns:
-        bfloat16 [..., 576]: code times scale in float32, rounded once; rotary part copied.
+        bfloat16 [..., 576]: code times scale in float32, rounded once. The rotary part is copied.
 
     Raises:
         TypeError, ValueError: dtype, width, layout or ``dv`` is not accepted.
     """
     if dv is not None:
         require_int(dv, "dv", low=NOPE_DIM, high=NOPE_DIM)
-    rows = _pool_rows(quant_k_cache, "quant_k_cache")
+    rows = _view_rows(quant_k_cache, "quant_k_cache")
     shape = (*quant_k_cache.shape[:-1], ROW_DIM)
     if not rows.is_cuda:
         return reference.unpack_rows(rows).view(shape)
-    return _unpack(rows, None, _bytes_only(rows.device)).view(shape)
+    return _unpack(rows, None, _needs_bytes(rows.device)).view(shape)
 
 
 def dequantize_k_cache_paged(
     quant_k_cache: torch.Tensor, page_table_1_flattened: torch.Tensor, group_size: int = TILE
 ) -> torch.Tensor:
-    """Unpack the rows a flat page table (page size 1) names.
+    """Unpack the rows that a flat page table (page size 1) names.
 
     Args:
         quant_k_cache: float8_e4m3fn or uint8, contiguous, [..., 656].
@@ -274,13 +281,13 @@ def dequantize_k_cache_paged(
 
     Raises:
         TypeError, ValueError: dtype, shape, layout or device is not accepted. With
-            ``ADA_DSA_DEBUG=1`` also a row number past the end.
+            ``ADA_DSA_DEBUG=1`` also if a row number is beyond the end.
 
     Source: sglang ``dequantize_k_cache_paged`` (0.5.9), ``dequantize_k_cache_paged_dsa`` (0.5.23).
     """
     require_choice(group_size, "group_size", (TILE,))
-    rows = _pool_rows(quant_k_cache, "quant_k_cache")
-    slots = _slots(page_table_1_flattened, "page_table_1_flattened", rows, None)
+    rows = _view_rows(quant_k_cache, "quant_k_cache")
+    slots = _check_slots(page_table_1_flattened, "page_table_1_flattened", rows, None)
     if not rows.is_cuda:
         return reference.unpack_rows_at(rows, slots).unsqueeze(1)
-    return _unpack(rows, slots, _bytes_only(rows.device)).unsqueeze(1)
+    return _unpack(rows, slots, _needs_bytes(rows.device)).unsqueeze(1)

@@ -1,8 +1,8 @@
 """Triton kernels that pack latent rows to the 656-byte format and unpack them.
 
-One program handles TOKENS rows, all four tiles and the rotary part of each, so that a row costs
-one pass and a scatter into the pool needs no second launch. Row offsets are int64: a pool passes
-2^31 bytes at 3.3 million rows.
+One program processes TOKENS rows, with all four tiles and the rotary part of each. Therefore a row is read
+once, and a scatter into the pool needs no second launch. Row offsets are int64, because a pool exceeds 2^31
+bytes at 3.3 million rows.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ FP8_MAX = tl.constexpr(448.0)
 
 @triton.jit
 def encode_e4m3_bytes(x):
-    """float32 within +-448 -> e4m3 code as uint8, to nearest even, without the fp8 type."""
+    """Encode float32 values within +-448 as e4m3 codes (uint8), rounded to nearest even.
+
+    The fp8 type, which Triton has from sm_89 on, is not used.
+    """
     bits = x.to(tl.uint32, bitcast=True)
     magnitude = bits & 0x7FFFFFFF
-    # Normal range: drop 20 mantissa bits with rounding, then rebias the exponent (127 -> 7).
+    # Normal range: round away 20 mantissa bits, then change the exponent's bias from 127 to 7.
     normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - 960
-    # Below 2^-6 the step is 2^-9: adding 1.5 * 2^23 makes the float adder round to that step.
+    # Below 2^-6 the step is 2^-9. Adding 1.5 * 2^23 makes the float addition round to that step.
     stepped = tl.abs(x) * 512.0 + 12582912.0
     small = stepped.to(tl.uint32, bitcast=True) & 0xFF
     code = tl.where(magnitude < 0x3C800000, small, normal)
@@ -30,11 +33,11 @@ def encode_e4m3_bytes(x):
 
 @triton.jit
 def decode_e4m3_bytes(codes):
-    """uint8 e4m3 codes -> float32, exact, without the fp8 type (Triton has it from sm_89 on)."""
+    """Decode e4m3 codes (uint8) to float32, exactly and without the fp8 type."""
     wide = codes.to(tl.uint32)
     magnitude = wide & 0x7F
-    # Exponent and mantissa placed into the float32 fields are too small by 2^(127 - 7); the
-    # product restores that and is exact for subnormals as well.
+    # Exponent and mantissa in the float32 fields give 2^-(127 - 7) times the value. The product corrects
+    # this, and it is exact for subnormals too.
     value = (magnitude << 20).to(tl.float32, bitcast=True) * 1.329227995784916e36
     value = tl.where(magnitude == 0x7F, float("nan"), value)
     return tl.where(wide >= 0x80, -value, value)
@@ -47,7 +50,7 @@ def pack_rows_kernel(
     codes,  # e4m3 (or uint8) [., 512]
     scales,  # float32 [., 4]
     rope,  # bfloat16 [., 64]
-    slots,  # int [N], read only when SCATTER
+    slots,  # int [N], read only if SCATTER
     num_rows,
     k_nope_stride,
     k_rope_stride,
@@ -55,9 +58,10 @@ def pack_rows_kernel(
     scales_stride,
     rope_stride,
     SCATTER: tl.constexpr,
-    BYTES: tl.constexpr,
+    BYTES: tl.constexpr,  # codes are encoded as bytes, without the fp8 type
     TOKENS: tl.constexpr,
 ):
+    """Pack TOKENS rows per program; with SCATTER row i goes to slot slots[i], and not if that is negative."""
     row = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     ok = row < num_rows
     if SCATTER:
@@ -70,8 +74,8 @@ def pack_rows_kernel(
     cols = tile[None, :, None] * 128 + tl.arange(0, 128)[None, None, :]
     source = k_nope + row[:, None, None] * k_nope_stride + cols
     x = tl.load(source, mask=ok[:, None, None], other=0.0).to(tl.float32)
-    # The same operations in the same order as sglang's kernel, so the bytes agree; the guard
-    # against 0 * inf is the only difference.
+    # These are the operations of sglang's kernel in the same order, so that the bytes are equal. The only
+    # difference is the guard against 0 * inf.
     scale = tl.max(tl.abs(x), axis=2) / FP8_MAX
     inverse = (1.0 / scale)[:, :, None]
     scaled = tl.clamp(tl.where(inverse == float("inf"), 0.0, x * inverse), -FP8_MAX, FP8_MAX)
@@ -90,15 +94,16 @@ def unpack_rows_kernel(
     scales,  # float32 [., 4]
     rope,  # bfloat16 [., 64]
     out,  # bfloat16 [N, 576]
-    slots,  # int [N], read only when GATHER
+    slots,  # int [N], read only if GATHER
     num_rows,
     codes_stride,
     scales_stride,
     rope_stride,
     GATHER: tl.constexpr,
-    BYTES: tl.constexpr,
+    BYTES: tl.constexpr,  # codes are decoded from bytes, without the fp8 type
     TOKENS: tl.constexpr,
 ):
+    """Unpack TOKENS rows per program; with GATHER row i is row slots[i], and zero if that is negative."""
     row = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     ok = row < num_rows
     source = tl.load(slots + row, mask=ok, other=-1).to(tl.int64) if GATHER else row

@@ -1,6 +1,6 @@
 """Row formats of the MLA latent pool.
 
-A row holds 512 latent ("nope") values, which are key and value at once, and 64 rotary values.
+A row holds 512 latent ("nope") values, which are both key and value, and 64 rotary values.
 
 ======== ====== ==================================================================================
 format   bytes  content
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 NOPE_DIM = 512
 ROPE_DIM = 64
 ROW_DIM = NOPE_DIM + ROPE_DIM
-TILE = 128  # values sharing one scale
+TILE = 128  # values that share one scale
 NUM_TILES = NOPE_DIM // TILE
 NOPE_BYTES = NOPE_DIM + 4 * NUM_TILES  # codes and scales
 ROPE_BYTES = 2 * ROPE_DIM
@@ -34,7 +34,7 @@ FP8_MAX = 448.0
 
 
 class KvLayout(enum.IntEnum):
-    """Format of a pool's rows; the values are the kernels' ``LAYOUT`` constants."""
+    """Format of a pool's rows. The values are those of the kernels' ``LAYOUT`` parameter."""
 
     PACKED_FP8 = 0
     RAW_FP8 = 1
@@ -42,7 +42,7 @@ class KvLayout(enum.IntEnum):
 
 
 def detect_layout(kv: torch.Tensor, name: str = "kv") -> KvLayout:
-    """Format of ``kv`` from the width of its last dimension and its dtype.
+    """Return the format of ``kv``, which follows from the width of its last dimension and its dtype.
 
     Raises:
         ValueError: no format has this width and dtype.

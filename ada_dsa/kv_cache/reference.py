@@ -1,4 +1,4 @@
-"""Torch oracles for packing and unpacking latent rows (any device)."""
+"""Torch oracles of packing and unpacking latent rows. They run on any device."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .layout import (
 def pack_rows(k_nope: torch.Tensor, k_rope: torch.Tensor) -> torch.Tensor:
     """Quantise rows to the packed format.
 
-    Per 128 values: ``scale = amax / 448``, code = e4m3 of ``value * (1 / scale)``, as sglang's
-    ``_quantize_k_cache_fast_kernel`` computes them. Where ``1 / scale`` is infinite (an all-zero
-    tile, or one below the normal range) the codes are 0; sglang's are NaN there.
+    For each 128 values ``scale = amax / 448``, and a code is e4m3 of ``value * (1 / scale)``. sglang's
+    ``_quantize_k_cache_fast_kernel`` computes the same. If ``1 / scale`` is infinite (all values of the
+    tile are zero or below the normal range), the codes are 0, while sglang's are NaN.
 
     Args:
         k_nope: bfloat16 [N, 512].
@@ -40,12 +40,12 @@ def pack_rows(k_nope: torch.Tensor, k_rope: torch.Tensor) -> torch.Tensor:
 
 
 def unpack_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Packed rows, uint8 [N, 656], to bfloat16 [N, 576]: code times scale in float32, rounded once."""
-    return dequantise_rows(rows, KvLayout.PACKED_FP8, torch.float32).to(torch.bfloat16)
+    """Unpack rows uint8 [N, 656] to bfloat16 [N, 576]: code times scale in float32, rounded once."""
+    return dequantize_rows(rows, KvLayout.PACKED_FP8, torch.float32).to(torch.bfloat16)
 
 
-def dequantise_rows(rows: torch.Tensor, layout: KvLayout, dtype: torch.dtype) -> torch.Tensor:
-    """Rows of any format, [N, width], to ``dtype`` [N, 576] (float32 or float64), not rounded before."""
+def dequantize_rows(rows: torch.Tensor, layout: KvLayout, dtype: torch.dtype) -> torch.Tensor:
+    """Convert rows [N, width] of any format to ``dtype`` [N, 576], float32 or float64, without rounding."""
     if layout is not KvLayout.PACKED_FP8:
         return (rows if layout is KvLayout.BF16 else rows.view(torch.float8_e4m3fn)).to(dtype)
     rows = rows.view(torch.uint8)
@@ -57,7 +57,7 @@ def dequantise_rows(rows: torch.Tensor, layout: KvLayout, dtype: torch.dtype) ->
 
 
 def unpack_rows_at(rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """Rows ``slots`` (int [N]) of packed rows uint8 [P, 656]; a negative slot gives zeros."""
+    """Unpack the rows ``slots`` (int [N]) of packed rows uint8 [P, 656]; a negative slot gives zeros."""
     out = torch.zeros(slots.shape[0], ROW_DIM, dtype=torch.bfloat16, device=rows.device)
     chosen = slots >= 0
     out[chosen] = unpack_rows(rows[slots[chosen].long()])
@@ -67,6 +67,6 @@ def unpack_rows_at(rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
 def scatter_rows(
     k_nope: torch.Tensor, k_rope: torch.Tensor, pool: torch.Tensor, slots: torch.Tensor
 ) -> None:
-    """Quantise and write to ``pool`` uint8 [P, 656] at ``slots``; negative slots are skipped."""
+    """Quantise rows and write them to ``pool`` uint8 [P, 656] at ``slots``; skip negative slots."""
     chosen = slots >= 0
     pool[slots[chosen].long()] = pack_rows(k_nope[chosen], k_rope[chosen])

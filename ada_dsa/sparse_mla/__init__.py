@@ -1,4 +1,4 @@
-"""Sparse MLA attention: each query token attends to the latent rows its index list names."""
+"""Sparse MLA: each query token attends to the latent rows that its index list names."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ import math
 
 import torch
 
-from .._checks import debug_range, require_int, require_same_device, require_tensor
-from .._launch import num_sms
+from .._checks import debug_check_range, require_int, require_same_device, require_tensor
+from .._launch import get_num_sms, on_device
 from ..arch import target_arch
 from ..configs import pick
 from ..kv_cache.layout import NOPE_DIM, ROPE_DIM, ROW_DIM, KvLayout, detect_layout
@@ -28,7 +28,7 @@ def _split_query(q: torch.Tensor, q_rope: torch.Tensor | None) -> tuple[torch.Te
     return q, q_rope
 
 
-def _pool_rows(kv: torch.Tensor) -> tuple[torch.Tensor, KvLayout]:
+def _view_rows(kv: torch.Tensor) -> tuple[torch.Tensor, KvLayout]:
     accepted = (torch.float8_e4m3fn, torch.uint8, torch.bfloat16)
     require_tensor(kv, "kv", dtype=accepted, contiguous=True)
     if kv.dim() < 2:
@@ -55,7 +55,7 @@ def _check_backend(backend: str, layout: KvLayout) -> None:
             )
 
 
-def _index_lists(indices: torch.Tensor, tokens: int) -> torch.Tensor:
+def _check_indices(indices: torch.Tensor, tokens: int) -> torch.Tensor:
     require_tensor(indices, "indices", dtype=torch.int32, ndim=(2, 3))
     if indices.dim() == 3:
         require_tensor(indices, "indices", shape=(tokens, 1, None))
@@ -66,7 +66,7 @@ def _index_lists(indices: torch.Tensor, tokens: int) -> torch.Tensor:
 def _combine(
     partial: torch.Tensor, partial_lse: torch.Tensor, out: torch.Tensor, lse: torch.Tensor | None
 ) -> None:
-    """``out`` and ``lse`` from the results of the splits, float32 [T, H, splits, 512] and base 2."""
+    """Combine the splits' results, float32 [T, H, splits, 512] and base-2 sums, into ``out`` and ``lse``."""
     from .kernel import combine_splits_kernel
 
     tokens, heads, splits = partial_lse.shape
@@ -93,11 +93,11 @@ def launch(
     plan: LaunchPlan,
     return_lse: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Run the Triton kernels on checked CUDA arguments as ``plan`` says.
+    """Run the Triton kernels on checked CUDA arguments according to ``plan``.
 
-    Outputs and workspaces are plain allocations: inside a graph capture they come from the
-    graph's own pool, which keeps them alive for its replays, and nothing is shared between calls,
-    so a result that a later layer still reads is never overwritten.
+    Outputs and workspaces are ordinary allocations. During graph capture they come from the graph's own
+    memory pool, which keeps them for its replays. Calls share no memory, so that no call overwrites a
+    result that a later layer still reads.
     """
     from .kernel import sparse_mla_kernel
 
@@ -111,17 +111,17 @@ def launch(
         target = torch.empty(*shape, NOPE_DIM, dtype=torch.float32, device=device)
         target_lse = torch.empty(shape, dtype=torch.float32, device=device)
     else:
-        target, target_lse = out, lse
+        target, target_lse = out, out if lse is None else lse
     config, params = plan.config, plan.config.params
     options = {"maxnreg": params["MAXNREG"]} if params.get("MAXNREG") else {}
-    with torch.cuda.device_of(rows):
+    with on_device(rows.device):
         sparse_mla_kernel[(tokens * plan.head_blocks, plan.num_splits)](
             q_nope,
             q_rope,
             rows if layout is KvLayout.BF16 else rows.view(torch.int32),
             indices,
             target,
-            target_lse if target_lse is not None else target,
+            target_lse,
             q_nope.stride(0),
             q_nope.stride(1),
             q_rope.stride(0),
@@ -158,8 +158,8 @@ def launch_tilelang(
     plan: LaunchPlan,
     return_lse: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """:func:`launch` for packed rows with the TileLang kernel; strided queries are copied first."""
-    from .tilelang_kernel import LOG2_E, compiled
+    """Do what :func:`launch` does, for packed rows with the TileLang kernel; copy strided queries first."""
+    from .tilelang_kernel import LOG2_E, compile_kernel
 
     tokens, heads, _ = q_nope.shape
     device = q_nope.device
@@ -168,7 +168,7 @@ def launch_tilelang(
     dtype = torch.float32 if split else torch.bfloat16
     target = torch.empty(*shape, NOPE_DIM, dtype=dtype, device=device)
     target_lse = torch.empty(shape, dtype=torch.float32, device=device)
-    kernel = compiled(
+    kernel = compile_kernel(
         torch.cuda.get_device_capability(device),
         heads=heads,
         block_h=plan.config.params["BLOCK_H"],
@@ -176,7 +176,7 @@ def launch_tilelang(
         warps=plan.config.num_warps,
         split=split,
     )
-    with torch.cuda.device_of(rows):
+    with on_device(rows.device):
         kernel(
             q_nope.contiguous(),
             q_rope.contiguous(),
@@ -207,47 +207,48 @@ def sparse_mla_fwd(
     return_lse: bool = False,
     backend: str = "triton",
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Multi-head latent attention of each token over the pool rows its index list names.
+    """Compute the latent attention (MLA) of each token over the pool rows that its index list names.
 
-    Serves decode and prefill alike (``T`` = tokens). Rows are read straight from the pool, only
-    those that are named. fp8 rows enter both products as float16, after a scale for the row is set
-    apart, and so do the weights; bfloat16 rows and their weights as bfloat16. Scores and sums are
-    float32.
+    The function serves decode and prefill (``T`` is the number of tokens). Only rows that are named are
+    read, directly from the pool. fp8 rows and their weights enter both products as float16, and the row's
+    largest scale is applied separately. bfloat16 rows and their weights enter as bfloat16. Scores and sums
+    are float32.
 
     Args:
-        q: bfloat16 [T, H, 576], or the first 512 values [T, H, 512] when ``q_rope`` is given; any
-            strides with a last stride of 1, so that views of a larger projection need no copy.
-        kv: the pool, contiguous [..., 1, width], one of: packed fp8, 656 x float8_e4m3fn (or
-            uint8), scales not negative; raw fp8, 576 x float8_e4m3fn (or uint8); 576 x bfloat16.
-            See ``kv_cache/layout.py``.
-        indices: int32 [T, topk] or [T, 1, topk], row numbers in the pool. A negative entry is
-            absent, anywhere in the list. A repeated entry counts each time.
-        sm_scale: factor on the scores.
+        q: bfloat16 [T, H, 576], or its first 512 values [T, H, 512] if ``q_rope`` is given. Strides are
+            arbitrary except for a last stride of 1, so that views of a larger projection need no copy.
+        kv: the pool, contiguous [..., 1, width], in one of three formats: packed fp8, 656 x float8_e4m3fn
+            (or uint8) with scales that are not negative; raw fp8, 576 x float8_e4m3fn (or uint8);
+            576 x bfloat16. See ``kv_cache/layout.py``.
+        indices: int32 [T, topk] or [T, 1, topk], row numbers in the pool. A negative entry at any
+            position is absent. A repeated entry counts each time.
+        sm_scale: factor of the scores.
         d_v: width of the value part; 512.
         q_rope: bfloat16 [T, H, 64].
         return_lse: also return the log-sum-exp.
-        backend: ``"triton"``, or ``"tilelang"`` for packed rows (needs tilelang and a CUDA compiler, which
-            compiles the kernel on its first call; slower start, and not tuned).
+        backend: ``"triton"``, or ``"tilelang"`` for packed rows. The latter needs tilelang and a CUDA
+            compiler, compiles the kernel on its first call, and is not tuned.
 
     Returns:
         bfloat16 [T, H, 512]; with ``return_lse`` also float32 [T, H], the natural logarithm of the
-        sum of ``exp(score * sm_scale)``. A token without any present entry gives zeros and -inf.
-        Two calls with equal arguments give equal bits.
+        sum of ``exp(score * sm_scale)``. A token without a present entry gives zeros and -inf. Two calls
+        with equal arguments on the same device give equal bits.
 
     Raises:
         TypeError, ValueError: dtype, shape, stride, layout or device is not accepted. With
-            ``ADA_DSA_DEBUG=1`` also an index past the end of the pool.
+            ``ADA_DSA_DEBUG=1`` also if an index is beyond the end of the pool.
 
     Source of the contract: sglang ``nsa/tilelang_kernel.py`` (0.5.9), ``dsa_backend.py`` (0.5.23).
     """
     q_nope, q_rope = _split_query(q, q_rope)
-    rows, layout = _pool_rows(kv)
+    rows, layout = _view_rows(kv)
     tokens, heads, _ = q_nope.shape
-    lists = _index_lists(indices, tokens)
+    lists = _check_indices(indices, tokens)
     require_int(d_v, "d_v", low=NOPE_DIM, high=NOPE_DIM)
     _check_backend(backend, layout)
     device = require_same_device(q=q_nope, q_rope=q_rope, kv=rows, indices=lists)
-    debug_range(lists, "indices", -(2**31), rows.shape[0] - 1)
+    debug_check_range(lists, "indices", -(2**31), rows.shape[0] - 1)
+    lse: torch.Tensor | None
     if device.type != "cuda":
         exact, exact_lse = reference.sparse_mla(
             torch.cat([q_nope, q_rope], dim=2), rows, layout, lists, sm_scale
@@ -261,7 +262,7 @@ def sparse_mla_fwd(
         tilelang = backend == "tilelang"
         plan = plan_launch(
             arch=arch,
-            num_sms=num_sms(device),
+            num_sms=get_num_sms(device),
             layout=layout,
             num_tokens=tokens,
             num_heads=heads,
@@ -272,4 +273,4 @@ def sparse_mla_fwd(
             out, lse = launch_tilelang(q_nope, q_rope, rows, lists, sm_scale, plan, return_lse)
         else:
             out, lse = launch(q_nope, q_rope, rows, layout, lists, sm_scale, plan, return_lse)
-    return (out, lse) if return_lse else out
+    return (out, lse) if return_lse and lse is not None else out

@@ -1,23 +1,24 @@
-"""Triton kernels for sparse MLA attention over gathered latent rows.
+"""Triton kernels of sparse MLA attention over selected latent rows.
 
-One CTA handles BLOCK_H heads of one query token over one contiguous share ("split") of that
-token's index list. Every selected row is read once per CTA, straight from the pool, and serves as
-key (576 values) and as value (its first 512 values).
+A block processes BLOCK_H heads of one query token over one contiguous part ("split") of the token's index
+list. It reads every selected row once, directly from the pool. The row serves as key (576 values) and as
+value (its first 512 values).
 
-What shapes the main loop:
+These facts determine the main loop:
 
-* Triton does not pipeline a tile that is converted before it feeds both dots, and it loses
-  buffers to a load whose address was itself loaded in the same iteration. So indices are carried
-  one tile ahead and rows are prefetched into registers: each iteration converts the tile it
-  holds, issues the loads of the next one, and only then starts the dots.
-* Rows are selected by index, so a negative index simply masks its loads: nothing is read, the
-  row is zero, and its score is set to -inf. NaN bytes in unselected slots cannot reach a result.
-* A row of fp8 codes has a scale for each 128 of them. Code by code, they would cost two float32
-  operations and two conversions; so a row's largest scale is left for its score and its weight, and the
-  codes, as float16 (exact), are multiplied by what the others are of it, two at a time. Q becomes
-  float16 by an exact power of two a head. float16 rounds eight times finer than bfloat16.
-* SWAP exchanges the roles of keys and heads in both dots. With heads as N, eight heads need no
-  padding (the M side of an MMA is 16), and Q is re-read less often from shared memory.
+* Triton does not pipeline a tile that is converted before it enters both dots. It also uses fewer buffers
+  for a load whose address was loaded in the same iteration. Therefore indices are carried one tile ahead,
+  and fp8 rows are prefetched into registers. Each iteration converts the tile that it holds, issues the
+  loads of the next tile, and then starts the dots.
+* A negative index masks the loads of its row. Nothing is read, the row is zero, and its score is -inf.
+  Therefore NaN bytes in rows that are not selected cannot reach a result.
+* A packed row has one scale per 128 e4m3 codes. Applying it to each code in float32 would cost two
+  operations and two conversions per code. Instead the kernel applies the row's largest scale to the row's
+  score and to its softmax weight. It converts the codes to float16, which is exact, and multiplies two of
+  them at a time by the ratio of their scale to the largest. An exact power of two per head brings Q into
+  the range of float16. float16 rounds eight times finer than bfloat16.
+* SWAP exchanges the roles of keys and heads in both dots. If heads are N, eight heads need no padding (the
+  M side of an MMA is 16), and Q is read less often from shared memory.
 """
 
 from __future__ import annotations
@@ -25,75 +26,79 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .rows import (
+from .row_loads import (
     BF16,
     PACKED_FP8,
     RAW_FP8,
-    halved,
+    convert_chunk,
+    convert_rope,
+    deinterleave_chunk,
+    interleave_chunk,
     load_rows,
-    restored,
-    shares,
-    widen,
-    widen_rotary,
+    normalize_scales,
 )
 
-LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
-# Within these a row's scale counts for the running maximum: weights without it then stay finite and
-# above zero, whatever a pool holds.
-LEAST_SCALE = tl.constexpr(2.0**-64)
-MOST_SCALE = tl.constexpr(2.0**100)
+# A row's scale is limited to this range where it enters the running maximum. Softmax weights without the
+# scale then stay finite and above zero for every content of the pool.
+MIN_SCALE = tl.constexpr(2.0**-64)
+MAX_SCALE = tl.constexpr(2.0**100)
 
 
 @triton.jit
-def _float16_query(q0, q1, q2, q3, qr, LAYOUT: tl.constexpr):
-    """Q of fp8 rows: halved, float16, times a power of two a head that keeps it in range; its inverse.
+def _convert_query(q0, q1, q2, q3, qr, LAYOUT: tl.constexpr):
+    """Convert Q for fp8 rows to float16 in the order of :func:`deinterleave_chunk`.
 
-    The rotary part goes along where it meets fp8 codes too.
+    Q is multiplied by one power of two per head, which keeps it in range. The inverse of the factor is
+    returned too. The rotary part is converted as well if the pool stores it as fp8 codes.
     """
     peak = tl.maximum(tl.maximum(tl.abs(q0), tl.abs(q1)), tl.maximum(tl.abs(q2), tl.abs(q3)))
     peak = tl.max(peak.to(tl.float32), axis=1)
     if LAYOUT == RAW_FP8:
         peak = tl.maximum(peak, tl.max(tl.abs(qr).to(tl.float32), axis=1))
-    # The power of two at or below the peak, within what has an inverse (2^-100 to 2^126).
+    # The largest power of two that is at most the peak, limited to 2^-100 to 2^126, where its inverse exists.
     bits = peak.to(tl.int32, bitcast=True) & 0x7F800000
     bits = tl.minimum(tl.maximum(bits, 27 << 23), 253 << 23)
     factor = ((254 << 23) - bits).to(tl.float32, bitcast=True)[:, None]
-    q0 = halved((q0.to(tl.float32) * factor).to(tl.float16))
-    q1 = halved((q1.to(tl.float32) * factor).to(tl.float16))
-    q2 = halved((q2.to(tl.float32) * factor).to(tl.float16))
-    q3 = halved((q3.to(tl.float32) * factor).to(tl.float16))
+    q0 = deinterleave_chunk((q0.to(tl.float32) * factor).to(tl.float16))
+    q1 = deinterleave_chunk((q1.to(tl.float32) * factor).to(tl.float16))
+    q2 = deinterleave_chunk((q2.to(tl.float32) * factor).to(tl.float16))
+    q3 = deinterleave_chunk((q3.to(tl.float32) * factor).to(tl.float16))
     if LAYOUT == RAW_FP8:
         qr = (qr.to(tl.float32) * factor).to(tl.float16)
     return q0, q1, q2, q3, qr, bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _scores(q, k, acc, SWAP: tl.constexpr):
+def _compute_scores(q, k, acc, SWAP: tl.constexpr):
+    """Add q . k to ``acc``, [BLOCK_H, BLOCK_N], or [BLOCK_N, BLOCK_H] if SWAP."""
     return tl.dot(k, tl.trans(q), acc) if SWAP else tl.dot(q, tl.trans(k), acc)
 
 
 @triton.jit
-def _weigh(p, k, acc, SWAP: tl.constexpr):
+def _accumulate_values(p, k, acc, SWAP: tl.constexpr):
+    """Add the values ``k`` weighted by ``p`` to ``acc``, [BLOCK_H, 128], or [128, BLOCK_H] if SWAP."""
     return tl.dot(tl.trans(k), p, acc) if SWAP else tl.dot(p, k, acc)
 
 
 @triton.jit
-def _store(ptrs, values, mask, LAYOUT: tl.constexpr, SWAP: tl.constexpr):
+def _store_chunk(ptrs, values, mask, LAYOUT: tl.constexpr, SWAP: tl.constexpr):
     values = values.to(ptrs.dtype.element_ty)
-    tl.store(ptrs, values if LAYOUT == BF16 else restored(values, SWAP), mask=mask)
+    tl.store(ptrs, values if LAYOUT == BF16 else interleave_chunk(values, SWAP), mask=mask)
 
 
 @triton.jit
-def finish(top, total):
-    """What the sums are multiplied by, and the base-2 log-sum-exp; NaN goes through both.
+def finish_softmax(running_max, total):
+    """Compute the factor that normalises the sums, and the log-sum-exp in base 2.
 
-    A total of 0 (nothing selected) gives 0 and -inf.
+    A sum of weights of 0 means that nothing was selected, and gives 0 and -inf. NaN stays NaN in both.
     """
     some = total > 0.0
     inverse = tl.where(some, 1.0 / total, tl.where(total == 0.0, 0.0, total))
-    log2_sum = tl.where(some, top + tl.log2(total), tl.where(total == 0.0, float("-inf"), total))
+    log2_sum = tl.where(
+        some, running_max + tl.log2(total), tl.where(total == 0.0, float("-inf"), total)
+    )
     return inverse, log2_sum
 
 
@@ -124,9 +129,13 @@ def sparse_mla_kernel(
     WRITE_LSE: tl.constexpr,
     SPAN: tl.constexpr,  # power of two >= split_len
 ):
-    # Tiles that are converted are not pipelined by Triton (above); bfloat16 rows are.
+    """Compute attention for BLOCK_H heads of one token over one split of its index list.
+
+    The grid is (tokens * head blocks, splits).
+    """
+    # Triton pipelines bfloat16 rows, and not the converted fp8 rows (see the module's docstring).
     PREFETCH: tl.constexpr = LAYOUT != BF16
-    # Head blocks of one token are neighbours in the grid: they read the same rows.
+    # Head blocks of one token are neighbours in the grid because they read the same rows.
     head_blocks = tl.cdiv(num_heads, BLOCK_H)
     head_block = tl.program_id(0) % head_blocks
     token = (tl.program_id(0) // head_blocks).to(tl.int64)
@@ -138,10 +147,10 @@ def sparse_mla_kernel(
 
     lane = tl.arange(0, BLOCK_N)
     index = tl.load(indices + start + lane, mask=start + lane < end, other=-1)
-    # Tiles after the last selected row of this split are not visited.
+    # Tiles behind the last selected row of this split are not visited.
     span = start + tl.arange(0, SPAN)
-    listed = tl.load(indices + span, mask=span < end, other=-1)
-    last = tl.max(tl.where(listed >= 0, span + 1, start), axis=0)
+    selected = tl.load(indices + span, mask=span < end, other=-1)
+    last = tl.max(tl.where(selected >= 0, span + 1, start), axis=0)
 
     heads = head_block * BLOCK_H + tl.arange(0, BLOCK_H)
     head_ok = heads < num_heads
@@ -158,12 +167,12 @@ def sparse_mla_kernel(
         other=0.0,
     )
 
-    # What a product of codes is short of by, and a head's scores by what its Q was divided by.
+    # Codes decoded from bytes are 2^-8 of their value. A head's scores need the factor that Q was divided by.
     CODE_UNIT: tl.constexpr = 256.0 if BYTES else 1.0
     head_scale = tl.full([BLOCK_H], scale_log2, tl.float32)
     if LAYOUT != BF16:
-        q0, q1, q2, q3, qr, unit = _float16_query(q0, q1, q2, q3, qr, LAYOUT)
-        head_scale = head_scale * unit * CODE_UNIT
+        q0, q1, q2, q3, qr, query_unit = _convert_query(q0, q1, q2, q3, qr, LAYOUT)
+        head_scale = head_scale * query_unit * CODE_UNIT
     head_scale = head_scale[None, :] if SWAP else head_scale[:, None]
 
     if SWAP:
@@ -177,76 +186,76 @@ def sparse_mla_kernel(
         acc2 = tl.zeros([BLOCK_H, 128], tl.float32)
         acc3 = tl.zeros([BLOCK_H, 128], tl.float32)
     KEYS: tl.constexpr = 0 if SWAP else 1
-    # While keys are spread over warps, a sum across them costs two barriers a tile: it is put off
-    # until after the loop, but for 32 heads of fp8 rows, where registers are short.
+    # Keys are distributed over warps, so a sum over keys costs two barriers per tile. It is deferred until
+    # after the loop, except for 32 heads of fp8 rows, where registers are scarce.
     DEFER_SUM: tl.constexpr = BLOCK_H < 32 or LAYOUT == BF16
     if DEFER_SUM:
         weights = tl.zeros([BLOCK_N, BLOCK_H] if SWAP else [BLOCK_H, BLOCK_N], tl.float32)
     else:
         total = tl.zeros([BLOCK_H], tl.float32)
-    top = tl.full([BLOCK_H], float("-inf"), tl.float32)
+    running_max = tl.full([BLOCK_H], float("-inf"), tl.float32)
 
-    ahead = start + BLOCK_N + lane
+    next_position = start + BLOCK_N + lane
     if PREFETCH:
         valid, r0, r1, r2, r3, rr, s0, s1, s2, s3 = load_rows(kv, index, LAYOUT)
-        index = tl.load(indices + ahead, mask=ahead < end, other=-1)
+        index = tl.load(indices + next_position, mask=next_position < end, other=-1)
 
     for first in range(start, last, BLOCK_N):
         if not PREFETCH:
             valid, r0, r1, r2, r3, rr, s0, s1, s2, s3 = load_rows(kv, index, LAYOUT)
-        row_scale, s0, s1, s2, s3 = shares(valid, s0, s1, s2, s3, LAYOUT)
-        k0 = widen(r0, s0, LAYOUT, BYTES)
-        k1 = widen(r1, s1, LAYOUT, BYTES)
-        k2 = widen(r2, s2, LAYOUT, BYTES)
-        k3 = widen(r3, s3, LAYOUT, BYTES)
-        kr = widen_rotary(rr, LAYOUT, BYTES)
+        row_scale, s0, s1, s2, s3 = normalize_scales(valid, s0, s1, s2, s3, LAYOUT)
+        k0 = convert_chunk(r0, s0, LAYOUT, BYTES)
+        k1 = convert_chunk(r1, s1, LAYOUT, BYTES)
+        k2 = convert_chunk(r2, s2, LAYOUT, BYTES)
+        k3 = convert_chunk(r3, s3, LAYOUT, BYTES)
+        kr = convert_rope(rr, LAYOUT, BYTES)
         row_scale = row_scale[:, None] if SWAP else row_scale[None, :]
-        ahead = first + BLOCK_N + lane
+        next_position = first + BLOCK_N + lane
         if PREFETCH:
             valid, r0, r1, r2, r3, rr, s0, s1, s2, s3 = load_rows(kv, index, LAYOUT)
-            ahead += BLOCK_N
-        index = tl.load(indices + ahead, mask=ahead < end, other=-1)
+            next_position += BLOCK_N
+        index = tl.load(indices + next_position, mask=next_position < end, other=-1)
 
-        # Independent accumulators: one would chain 36 dependent MMAs. The scale is applied before
-        # they are added because Triton folds the sum of two dots back into such a chain.
+        # Two accumulators are independent of each other; one alone would be a chain of 36 dependent MMAs. The
+        # scale is applied before they are added, because Triton turns the sum of two dots into such a chain.
         zero = tl.zeros([BLOCK_N, BLOCK_H] if SWAP else [BLOCK_H, BLOCK_N], tl.float32)
-        low = _scores(q1, k1, _scores(q0, k0, zero, SWAP), SWAP) * head_scale
-        high = _scores(q3, k3, _scores(q2, k2, zero, SWAP), SWAP) * head_scale
+        low = _compute_scores(q1, k1, _compute_scores(q0, k0, zero, SWAP), SWAP) * head_scale
+        high = _compute_scores(q3, k3, _compute_scores(q2, k2, zero, SWAP), SWAP) * head_scale
         if LAYOUT == PACKED_FP8:
-            s = (low + high) * row_scale + _scores(qr, kr, zero, SWAP) * scale_log2
+            s = (low + high) * row_scale + _compute_scores(qr, kr, zero, SWAP) * scale_log2
         else:
-            s = low + high + _scores(qr, kr, zero, SWAP) * head_scale
+            s = low + high + _compute_scores(qr, kr, zero, SWAP) * head_scale
         s = tl.where(row_scale == float("-inf"), float("-inf"), s)
-        # A weight enters the second dot times its row's scale, so that is what must not exceed 1.
-        reach = s
+        # The second dot uses the weight times the row's scale, and this product must not exceed 1.
+        weighted = s
         if LAYOUT == PACKED_FP8:
-            reach = s + tl.log2(tl.minimum(tl.maximum(row_scale, LEAST_SCALE), MOST_SCALE))
-        new_top = tl.maximum(top, tl.max(reach, axis=KEYS))
-        # Nothing selected so far leaves the maximum at -inf; 0 avoids -inf minus -inf.
-        base = tl.where(new_top == float("-inf"), 0.0, new_top)
-        decay = tl.exp2(top - base)
+            weighted = s + tl.log2(tl.minimum(tl.maximum(row_scale, MIN_SCALE), MAX_SCALE))
+        new_max = tl.maximum(running_max, tl.max(weighted, axis=KEYS))
+        # The maximum is -inf while no row was selected. Then 0 avoids -inf minus -inf.
+        base = tl.where(new_max == float("-inf"), 0.0, new_max)
+        rescale = tl.exp2(running_max - base)
         if SWAP:
             p = tl.exp2(s - base[None, :])
-            spread = decay[None, :]
+            rescale_acc = rescale[None, :]
         else:
             p = tl.exp2(s - base[:, None])
-            spread = decay[:, None]
+            rescale_acc = rescale[:, None]
         if DEFER_SUM:
-            weights = weights * spread + p
+            weights = weights * rescale_acc + p
         else:
-            total = total * decay + tl.sum(p, axis=KEYS)
-        top = new_top
+            total = total * rescale + tl.sum(p, axis=KEYS)
+        running_max = new_max
         if LAYOUT == PACKED_FP8:
-            p = p * tl.maximum(row_scale, 0.0)  # an absent row's is -inf, and its weight 0
+            p = p * tl.maximum(row_scale, 0.0)  # the scale of an absent row is -inf, its weight 0
         p = p.to(k0.dtype)
-        acc0 = _weigh(p, k0, acc0 * spread, SWAP)
-        acc1 = _weigh(p, k1, acc1 * spread, SWAP)
-        acc2 = _weigh(p, k2, acc2 * spread, SWAP)
-        acc3 = _weigh(p, k3, acc3 * spread, SWAP)
+        acc0 = _accumulate_values(p, k0, acc0 * rescale_acc, SWAP)
+        acc1 = _accumulate_values(p, k1, acc1 * rescale_acc, SWAP)
+        acc2 = _accumulate_values(p, k2, acc2 * rescale_acc, SWAP)
+        acc3 = _accumulate_values(p, k3, acc3 * rescale_acc, SWAP)
 
     if DEFER_SUM:
         total = tl.sum(weights, axis=KEYS)
-    inverse, log2_sum = finish(top, total)
+    inverse, log2_sum = finish_softmax(running_max, total)
     inverse *= CODE_UNIT
     slot = token * num_heads + heads
     if SPLIT:
@@ -256,16 +265,16 @@ def sparse_mla_kernel(
         tl.store(lse + slot, log2_sum * LN_2, mask=head_ok)
     if SWAP:
         ptrs = out + slot[None, :] * 512 + d[:, None]
-        ok = head_ok[None, :]
-        inv = inverse[None, :]
+        store_mask = head_ok[None, :]
+        factor = inverse[None, :]
     else:
         ptrs = out + slot[:, None] * 512 + d[None, :]
-        ok = head_ok[:, None]
-        inv = inverse[:, None]
-    _store(ptrs, acc0 * inv, ok, LAYOUT, SWAP)
-    _store(ptrs + 128, acc1 * inv, ok, LAYOUT, SWAP)
-    _store(ptrs + 256, acc2 * inv, ok, LAYOUT, SWAP)
-    _store(ptrs + 384, acc3 * inv, ok, LAYOUT, SWAP)
+        store_mask = head_ok[:, None]
+        factor = inverse[:, None]
+    _store_chunk(ptrs, acc0 * factor, store_mask, LAYOUT, SWAP)
+    _store_chunk(ptrs + 128, acc1 * factor, store_mask, LAYOUT, SWAP)
+    _store_chunk(ptrs + 256, acc2 * factor, store_mask, LAYOUT, SWAP)
+    _store_chunk(ptrs + 384, acc3 * factor, store_mask, LAYOUT, SWAP)
 
 
 @triton.jit(do_not_specialize=["num_splits"])
@@ -279,7 +288,7 @@ def combine_splits_kernel(
     BLOCK_D: tl.constexpr,
     WRITE_LSE: tl.constexpr,
 ):
-    """Weighted mean of the splits' normalised results; grid (T * H, 512 / BLOCK_D)."""
+    """Combine the splits' normalised results to their weighted mean; the grid is (T * H, 512 / BLOCK_D)."""
     slot = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     s = tl.arange(0, BLOCK_S)
@@ -292,13 +301,13 @@ def combine_splits_kernel(
         mask=filled[:, None],
         other=0.0,
     )
-    top = tl.max(log2_sum, axis=0)
-    weight = tl.exp2(log2_sum - tl.where(top == float("-inf"), 0.0, top))
+    largest = tl.max(log2_sum, axis=0)
+    weight = tl.exp2(log2_sum - tl.where(largest == float("-inf"), 0.0, largest))
     total = tl.sum(weight, axis=0)
     result = tl.sum(values * weight[:, None], axis=0)
     result = tl.where(total == 0.0, 0.0, result / total)
     tl.store(out + slot * 512 + d, result.to(out.dtype.element_ty))
     if WRITE_LSE:
-        natural = (top + tl.log2(total)) * LN_2
+        natural = (largest + tl.log2(total)) * LN_2
         natural = tl.where(total == 0.0, float("-inf"), natural)
         tl.store(lse + slot + 0 * d, natural, mask=d == 0)

@@ -4,34 +4,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .._launch import next_power_of_2
 from ..arch import has_native_fp8
 from ..configs import Config, pick
 from ..kv_cache.layout import KvLayout
 
-# In units of one main-loop iteration: what a block spends before and after its loop (first index
-# and row latency, Q, result), and what the combine kernel costs.
+# Model of the time of a launch, in units of one main-loop iteration: what a block spends before and after its
+# loop (latency of the first indices and rows, Q, result), and what the combine kernel costs.
 _PROLOGUE_TILES = 4
 _COMBINE_TILES = 2
 _COMBINE_TILES_PER_SPLIT = 1 / 16
 _MAX_SPLITS = 64
-# Bytes of partial results: beyond this a launch has more than enough blocks without splitting.
+# Largest size of the partial results in bytes. A launch that would exceed it has enough blocks without
+# splits.
 _WORKSPACE_LIMIT = 128 << 20
-# Widths at which a block reads its index list to find the last selected one; few, so that
-# serving compiles few variants.
+# A block reads the index list of its split to find the last selected index. Lists up to this length use one
+# width, so that the server compiles few variants.
 _SHORT_SPAN = 256
 
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """How one call is laid out on the device.
+    """How one call is divided on the device.
 
     Attributes:
-        config: the table row the tile sizes come from.
-        head_blocks: blocks a token's heads are divided into.
-        num_splits: shares a token's index list is divided into.
-        split_len: indices per share, a multiple of the tile.
-        span: power of two >= ``split_len``.
-        bytes_only: fp8 values are decoded from bytes, because Triton has no fp8 type there.
+        config: row of the configuration table that gives the tile sizes.
+        head_blocks: number of blocks that a token's heads are divided into.
+        num_splits: number of splits that a token's index list is divided into.
+        split_len: indices per split, a multiple of the tile.
+        span: power of two that is at least ``split_len``.
+        bytes_only: whether fp8 values are decoded from bytes, because Triton has no fp8 type on the
+            architecture.
     """
 
     config: Config
@@ -42,20 +45,16 @@ class LaunchPlan:
     bytes_only: bool
 
 
-def _next_power_of_two(value: int) -> int:
-    return 1 << max(0, value - 1).bit_length()
-
-
 def choose_splits(blocks: int, tiles: int, slots: int) -> int:
-    """Splits that minimise the modelled time of a launch.
+    """Choose the number of splits that minimises the modelled time of a launch.
 
-    Time is counted in main-loop iterations: the waves of blocks the launch needs, times what one
-    block does, plus the combine kernel.
+    The time is the number of waves of blocks, times the iterations of one block, plus the combine kernel.
+    Its unit is one main-loop iteration.
 
     Args:
-        blocks: blocks at one split (tokens times head blocks).
-        tiles: main-loop iterations of one block at one split.
-        slots: blocks the device holds at once.
+        blocks: blocks of the launch without splits (tokens times head blocks).
+        tiles: main-loop iterations of one block without splits.
+        slots: blocks that the device holds at once.
     """
     best, best_time = 1, float("inf")
     for splits in range(1, min(tiles, _MAX_SPLITS) + 1):
@@ -81,10 +80,10 @@ def plan_launch(
     config: Config | None = None,
     num_splits: int | None = None,
 ) -> LaunchPlan:
-    """Plan for one call; ``config`` and ``num_splits`` replace the choice, for tuning.
+    """Plan one call; ``config`` and ``num_splits`` replace the plan's own choice, for tuning.
 
-    Everything comes from the shape of the launch and the device, nothing from device memory, so a
-    captured graph and a repeated call do the same additions in the same order.
+    The plan depends on the shapes of the call and on the device, and not on values in device memory.
+    Therefore a captured graph and a repeated call do the same additions in the same order.
     """
     if config is None:
         config = pick("sparse_mla", arch, heads=num_heads, layout=int(layout))
@@ -98,6 +97,6 @@ def plan_launch(
             num_splits = 1
     split_len = -(-tiles // num_splits) * block_n
     num_splits = -(-tiles * block_n // split_len)
-    span = _SHORT_SPAN if split_len <= _SHORT_SPAN else _next_power_of_two(topk)
+    span = _SHORT_SPAN if split_len <= _SHORT_SPAN else next_power_of_2(topk)
     bytes_only = layout is not KvLayout.BF16 and not has_native_fp8(arch)
     return LaunchPlan(config, head_blocks, num_splits, split_len, max(span, block_n), bytes_only)

@@ -1,11 +1,11 @@
-"""Torch oracle of sparse MLA (any device)."""
+"""Torch oracle of sparse MLA. It runs on any device."""
 
 from __future__ import annotations
 
 import torch
 
 from ..kv_cache.layout import NOPE_DIM, KvLayout
-from ..kv_cache.reference import dequantise_rows
+from ..kv_cache.reference import dequantize_rows
 
 _ROWS_AT_ONCE = 1 << 16  # gathered rows held at a time: 150 MB in float32
 
@@ -18,10 +18,11 @@ def sparse_mla(
     sm_scale: float,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of each token over the rows its index list names.
+    """Compute the attention of each token over the rows that its index list names.
 
-    Everything is in ``dtype``, the rows too: ``dequantize_k_cache`` rounds them to bfloat16, this does
-    not. A negative index is absent; a repeated index counts each time.
+    All arithmetic is in ``dtype``. Rows are converted to ``dtype`` without rounding, while
+    ``dequantize_k_cache`` rounds them to bfloat16. A negative index is absent. A repeated index counts
+    each time.
 
     Args:
         q: [T, H, 576].
@@ -32,7 +33,7 @@ def sparse_mla(
 
     Returns:
         ``dtype`` [T, H, 512] and the natural log-sum-exp of the scaled scores, ``dtype`` [T, H];
-        a token without any index gives zeros and -inf.
+        a token without a present index gives zeros and -inf.
     """
     tokens, heads, _ = q.shape
     out = torch.zeros(tokens, heads, NOPE_DIM, dtype=dtype, device=q.device)
@@ -44,11 +45,11 @@ def sparse_mla(
         part = slice(first, first + step)
         index = indices[part].long()
         absent = index < 0
-        # One row per distinct index, so that an absent index reads nothing at all.
+        # One row per distinct index, so that an absent index reads no row.
         named, where = index.clamp(min=-1).unique(return_inverse=True)
         keys = torch.zeros(len(named), q.shape[2], dtype=dtype, device=q.device)
         present = named >= 0
-        keys[present] = dequantise_rows(rows[named[present]], layout, dtype)
+        keys[present] = dequantize_rows(rows[named[present]], layout, dtype)
         gathered = keys[where]
         scores = torch.einsum("thd,tkd->thk", q[part].to(dtype), gathered) * sm_scale
         scores = scores.masked_fill(absent[:, None, :], float("-inf"))

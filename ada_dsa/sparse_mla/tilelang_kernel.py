@@ -1,16 +1,16 @@
-"""Sparse MLA in TileLang, for packed fp8 rows: an alternative to the Triton kernel, never a default.
+"""Sparse MLA in TileLang for packed fp8 rows, an alternative to the Triton kernel and never the default.
 
-Warp-level MMA alone (no WGMMA, no tensor memory) and less than 99 KB of shared memory, so that the same
-source serves sm_80 to sm_120. A block handles BLOCK_H heads of one token over one share of its index
-list: a tile of rows is read once from the pool, dequantised to bfloat16 into shared memory, and serves as
-key and as value. With BLOCK_H = 64 the rows of 64 heads are read and converted once, where the Triton
-kernel does so once per 32 heads.
+The kernel uses warp-level MMA only (no WGMMA, no tensor memory) and less than 99 KB of shared memory, so that
+the same source serves sm_80 to sm_120. A block processes BLOCK_H heads of one token over one split of the
+token's index list. It reads a tile of rows once from the pool and dequantises it to bfloat16 in shared
+memory. The tile serves as key and as value. With BLOCK_H = 64 a row is read and converted once for 64 heads,
+while the Triton kernel does this once per 32 heads.
 
-Importing this module imports tilelang (see ``requirements-tilelang.txt``); nothing else in the package
-does.
+This is the only module of the package that imports tilelang (see ``requirements-tilelang.txt``).
 """
 
-# No postponed annotations here: TileLang reads shapes and types from those of the program.
+# There is no ``from __future__ import annotations`` here, because TileLang reads shapes and types from the
+# annotations of the program.
 import functools
 from typing import Any
 
@@ -18,31 +18,33 @@ import tilelang
 import tilelang.language as T  # noqa: N812
 
 LOG2_E = 1.4426950408889634
-# Score of an absent row, and the running maximum before any row: below every finite score, yet finite, so
-# that differences of two stay numbers.
+# Score of an absent row, and the running maximum before the first row. It is below every score and finite,
+# so that the difference of two such values is a number.
 LOWEST = -(2.0**100)
 
-# On sm_90 TileLang would take WGMMA for 64 heads: another program than the one for sm_89.
+# Without this, TileLang uses WGMMA for 64 heads on sm_90, which is another program than the one for sm_89.
 PASS_CONFIGS: dict[str, Any] = {"tl.disable_wgmma": True}
 
 
 @functools.cache
 def build(*, heads: int, block_h: int, block_n: int, warps: int, split: bool) -> Any:
-    """The kernel as a TileLang program, for any number of tokens, slots, indices and splits.
+    """Build the kernel as a TileLang program for any number of tokens, slots, indices and splits.
 
-    Its arguments: ``q_nope`` bfloat16 [T, H, 512], ``q_rope`` bfloat16 [T, H, 64], the pool's memory three
-    times (``codes`` e4m3 [slots, 656], ``scales`` float32 [slots, 164], ``rope`` bfloat16 [slots, 328]),
-    ``indices`` int32 [T, topk], ``out``, ``lse``, indices per split, softmax scale times log2(e).
+    The program's arguments are ``q_nope`` bfloat16 [T, H, 512], ``q_rope`` bfloat16 [T, H, 64], three views
+    of the pool's memory (``codes`` e4m3 [slots, 656], ``scales`` float32 [slots, 164], ``rope`` bfloat16
+    [slots, 328]), ``indices`` int32 [T, topk], ``out``, ``lse``, the number of indices per split, and the
+    softmax scale times log2(e).
 
     Args:
         heads: heads of the query.
-        block_h: heads a block handles, a multiple of 16.
-        block_n: rows a tile holds, a multiple of 16.
-        warps: warps a block has.
-        split: ``out`` is float32 [T, H, splits, 512] and ``lse`` base 2, -inf for an empty share, for the
-            combine kernel; else bfloat16 [T, H, 512] and the natural logarithm [T, H].
+        block_h: heads per block, a multiple of 16.
+        block_n: rows per tile, a multiple of 16.
+        warps: warps per block.
+        split: write partial results for the combine kernel. ``out`` is then float32 [T, H, splits, 512] and
+            ``lse`` is in base 2, -inf for an empty split. Otherwise ``out`` is bfloat16 [T, H, 512] and
+            ``lse`` is the natural logarithm [T, H].
     """
-    # 64 bits: a row's offset in the pool exceeds 2^31 from 3.3 million slots on.
+    # A row's offset needs 64 bits: it exceeds 2^31 from 3.3 million slots on.
     tokens, slots, topk, splits = (
         T.dynamic(name, "int64") for name in ("tokens", "slots", "topk", "splits")
     )
@@ -50,7 +52,8 @@ def build(*, heads: int, block_h: int, block_n: int, warps: int, split: bool) ->
     shape = (tokens, heads, splits) if split else (tokens, heads)
     bf16, f32 = "bfloat16", "float32"
     natural = 1.0 if split else 1 / LOG2_E
-    # Both products divide heads among warps alike, so that what belongs to a head stays in its registers.
+    # Both products divide heads among warps in the same way, so that the values of a head stay in the
+    # registers of one warp.
     by_rows = T.GemmWarpPolicy.FullRow
 
     @T.prim_func
@@ -101,7 +104,8 @@ def build(*, heads: int, block_h: int, block_n: int, warps: int, split: bool) ->
                 for n in T.Parallel(block_n):
                     at = start + tile * block_n + n
                     row[n] = T.if_then_else(at < stop, indices[token, at], -1)
-                # An absent row takes slot 0's memory and none of its values: what lies there may be NaN.
+                # The address of an absent row is that of slot 0, and none of its values is used, because they
+                # may be NaN.
                 for n, d in T.Parallel(block_n, 512):
                     k_s[n, d] = T.if_then_else(
                         row[n] >= 0,
@@ -135,7 +139,7 @@ def build(*, heads: int, block_h: int, block_n: int, warps: int, split: bool) ->
                 T.copy(score, p_s)
                 T.gemm(p_s, k_s, acc, policy=by_rows)
 
-            # A total of 0 is an empty share; NaN goes through.
+            # A sum of 0 is an empty split. NaN stays NaN.
             for h, d in T.Parallel(block_h, 512):
                 if first + h < heads:
                     value = T.if_then_else(total[h] == 0, 0.0, acc[h, d] / total[h])
@@ -159,7 +163,7 @@ def build(*, heads: int, block_h: int, block_n: int, warps: int, split: bool) ->
 
 
 @functools.cache
-def compiled(capability: tuple[int, int], **shape: Any) -> Any:
-    """:func:`build` made callable for a GPU of this capability; needs a CUDA compiler."""
+def compile_kernel(capability: tuple[int, int], **shape: Any) -> Any:
+    """Compile the program of :func:`build` for a GPU of this capability; needs a CUDA compiler."""
     target = {"kind": "cuda", "arch": f"sm_{capability[0]}{capability[1]}"}
     return tilelang.compile(build(**shape), target=target, pass_configs=PASS_CONFIGS)

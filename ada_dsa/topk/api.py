@@ -1,8 +1,8 @@
-"""Public functions of top-k: validation, planning, launch.
+"""Public functions of top-k: validation and launch.
 
-Every call allocates its scratch and its output from torch's allocator. There is no workspace shared
-between calls, so nothing has to be sized in advance, calls on several streams cannot collide, and a
-CUDA graph owns the scratch of the calls that it captured (it comes from the graph's memory pool).
+Every call allocates its scratch and its output from torch's allocator. Calls share no workspace.
+Therefore nothing has to be sized in advance, calls on several streams cannot collide, and a CUDA graph
+owns the scratch of the calls that it captured, because that scratch comes from the graph's memory pool.
 """
 
 from __future__ import annotations
@@ -12,22 +12,31 @@ from dataclasses import dataclass
 import torch
 
 from .. import _checks, arch, configs
-from .._launch import next_power_of_2, num_sms, on_device
+from .._launch import get_num_sms, next_power_of_2, on_device
 from . import reference
+from .plan import LaunchPlan, plan_launch
 
 MAX_TOPK = 4096
-MAX_SPLITS = 64
 
-# Rows are taken in batches whose candidates fit this many bytes of scratch (a prefill chunk of
-# thousands of rows would otherwise ask for as much memory as its logits).
+# Rows are processed in batches whose candidates fit into this many bytes of scratch. Without the limit
+# a prefill chunk of thousands of rows would need as much scratch as its logits take.
 SCRATCH_BYTES = 64 << 20
 
-LOCAL, PAGED, RAGGED = 0, 1, 2  # as in emit.py, imported on first launch only
+# The values of epilogue.py, repeated because that module imports triton.
+LOCAL, PAGED, RAGGED = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class Transform:
-    """What is stored for a selected index: itself, a page-table entry, or the index plus an offset."""
+    """What is stored for a selected index.
+
+    Attributes:
+        mode: LOCAL stores the index itself, PAGED its entry in a page table, RAGGED the index plus an
+            offset.
+        table: PAGED, int32 [P, width], one row per request.
+        cu_seqlens: PAGED, int32 [P + 1], rows of score before each request.
+        offset: RAGGED, int32 [R].
+    """
 
     mode: int = LOCAL
     table: torch.Tensor | None = None
@@ -35,43 +44,12 @@ class Transform:
     offset: torch.Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How rows are processed; a function of shapes only.
+def has_padded_rows(score: torch.Tensor) -> bool:
+    """Whether every row may be read in aligned vectors, up to the next multiple of 16 columns.
 
-    Attributes:
-        splits: programs a row is thinned by, 0 if rows are short enough to need no thinning.
-        samples: scores a pivot is taken from.
-        compact: whether the selection that holds few candidates, in fewer warps, is used.
+    Rows must start at multiples of 64 bytes, and the columns beyond the last row's end must lie inside
+    the tensor's storage.
     """
-
-    splits: int
-    samples: int
-    compact: bool = False
-
-
-def plan(rows: int, width: int, topk: int, sms: int, target: int, padded: bool) -> Plan:
-    """Choose the path for ``rows`` rows of at most ``width`` scores.
-
-    The sample is sized so that at least 64 of it are wanted (up to 8,192): the pivot then keeps
-    about 1.6 times ``topk`` scores. With twice that sample it keeps 1.5 times and at most twice
-    (4.5 sigma), and the compact selection does. Splits make about two programs per multiprocessor,
-    of at least 2,048 scores each.
-    """
-    compact = padded and 1024 < topk <= 2048 and width <= 64 * topk
-    wanted = 128 if compact else 64
-    samples = min(8192, max(512, next_power_of_2(wanted * width // topk)))
-    select = configs.pick(
-        "topk_select", target, topk=topk, aligned=int(padded), compact=int(compact)
-    )
-    if width <= select.params["LARGE"]:
-        return Plan(splits=0, samples=samples, compact=compact)
-    splits = min(MAX_SPLITS, -(-2 * sms // rows), -(-width // 2048))
-    return Plan(splits=max(1, splits), samples=samples, compact=compact)
-
-
-def _padded(score: torch.Tensor) -> bool:
-    """Whether columns up to the next multiple of 16 can be read in every row, vectors aligned."""
     rows, width = score.shape
     if score.stride(0) % 16 or score.data_ptr() % 64:
         return False
@@ -87,13 +65,13 @@ def launch(
     topk: int,
     *,
     target: int,
-    how: Plan,
+    plan: LaunchPlan,
     select: configs.Config | None = None,
-    thin: configs.Config | None = None,
+    prefilter: configs.Config | None = None,
 ) -> torch.Tensor:
     """Launch the kernels on validated arguments and return int32 [R, topk].
 
-    ``select`` and ``thin`` replace the rows of the table, for tuning.
+    ``select`` and ``prefilter`` replace the rows of the configuration table, for tuning.
     """
     from . import kernel
 
@@ -102,37 +80,38 @@ def launch(
     out = torch.empty((rows, topk), dtype=torch.int32, device=device)
     bits = score.view(torch.int32)
     tables = transform.cu_seqlens.shape[0] - 1 if transform.cu_seqlens is not None else 0
-    padded = _padded(score)
+    padded = has_padded_rows(score)
     select = select or configs.pick(
-        "topk_select", target, topk=topk, aligned=int(padded), compact=int(how.compact)
+        "topk_select", target, topk=topk, aligned=int(padded), compact=int(plan.compact)
     )
-    thin = thin or configs.pick("topk_thin", target, topk=topk)
+    prefilter = prefilter or configs.pick("topk_prefilter", target, topk=topk)
     row_args = {"HAS_STARTS": row_starts is not None, "PADDED": padded}
     large = select.params["LARGE"]
-    share = -(-width // (max(1, how.splits) * 16)) * 16 + 16
+    share = -(-width // (max(1, plan.splits) * 16)) * 16 + 16
     segment = min(large, share)
-    splits_pad = next_power_of_2(max(1, how.splits))
+    splits_pad = next_power_of_2(max(1, plan.splits))
     batch = rows
-    counts = keys = indices = out  # stand-ins: Triton has no absent pointers in nested calls
+    # A tensor stands in for each absent one: Triton cannot pass an absent pointer to a nested call.
+    counts = keys = indices = out
     starts = lengths if row_starts is None else row_starts
     table = out if transform.table is None else transform.table
     cu_seqlens = out if transform.cu_seqlens is None else transform.cu_seqlens
     offset = out if transform.offset is None else transform.offset
-    if how.splits:
-        batch = min(rows, max(1, SCRATCH_BYTES // (how.splits * segment * 8)))
-        counts = torch.empty((batch, how.splits), dtype=torch.int32, device=device)
-        keys = torch.empty((batch, how.splits, segment), dtype=torch.int32, device=device)
+    if plan.splits:
+        batch = min(rows, max(1, SCRATCH_BYTES // (plan.splits * segment * 8)))
+        counts = torch.empty((batch, plan.splits), dtype=torch.int32, device=device)
+        keys = torch.empty((batch, plan.splits, segment), dtype=torch.int32, device=device)
         indices = torch.empty_like(keys)
     with on_device(device):
         for base in range(0, rows, batch):
             count = min(batch, rows - base)
-            if how.splits:
-                kernel.thin_rows_kernel[(count, how.splits)](
+            if plan.splits:
+                kernel.prefilter_rows_kernel[(count, plan.splits)](
                     bits, lengths, starts, counts, keys, indices,
                     base, width, topk, score.stride(0), **row_args,
-                    SPLITS=how.splits, SEGMENT=segment, DIRECT=large, SAMPLES=how.samples,
-                    TILE=min(thin.params["TILE"], next_power_of_2(share)),
-                    num_warps=thin.num_warps, maxnreg=thin.params["maxnreg"],
+                    SPLITS=plan.splits, SEGMENT=segment, DIRECT=large, SAMPLES=plan.samples,
+                    TILE=min(prefilter.params["TILE"], next_power_of_2(share)),
+                    num_warps=prefilter.num_warps, maxnreg=prefilter.params["maxnreg"],
                 )  # fmt: skip
             kernel.select_rows_kernel[(count,)](
                 bits, lengths, starts, counts, keys, indices,
@@ -140,7 +119,7 @@ def launch(
                 base, width, topk, score.stride(0), out.stride(0),
                 table.stride(0), table.shape[1], tables,
                 MODE=transform.mode, ROW_IS_TABLE=tables == rows, **row_args,
-                THINNED=how.splits > 0, SPLITS=how.splits, SPLITS_PAD=splits_pad,
+                PREFILTERED=plan.splits > 0, SPLITS=plan.splits, SPLITS_PAD=splits_pad,
                 LOG2_SPLITS=splits_pad.bit_length() - 1, SEGMENT=segment,
                 SMALL=select.params["SMALL"], LARGE=large, num_warps=select.num_warps,
                 maxnreg=select.params["maxnreg"],
@@ -151,7 +130,7 @@ def launch(
 def _check_rows(
     score: torch.Tensor, lengths: torch.Tensor, topk: int, row_starts: torch.Tensor | None
 ) -> int:
-    """Validate what all three functions share; returns the number of rows."""
+    """Check the arguments that all three functions share and return the number of rows."""
     _checks.require_tensor(score, "score", dtype=torch.float32, ndim=2)
     rows, width = score.shape
     _checks.require_tensor(lengths, "lengths", dtype=torch.int32, shape=(rows,))
@@ -159,13 +138,13 @@ def _check_rows(
     if row_starts is not None:
         _checks.require_tensor(row_starts, "row_starts", dtype=torch.int32, shape=(rows,))
     _checks.require_same_device(score=score, lengths=lengths, row_starts=row_starts)
-    if _checks.debug_enabled():
-        _checks.debug_range(lengths, "lengths", 0, 2**31 - 1)
+    if _checks.is_debug_enabled():
+        _checks.debug_check_range(lengths, "lengths", 0, 2**31 - 1)
         starts = torch.zeros_like(lengths) if row_starts is None else row_starts
-        _checks.debug_range(starts, "row_starts", 0, width)
-        # A row of at most topk scores is never read, so its length may exceed the width.
+        _checks.debug_check_range(starts, "row_starts", 0, width)
+        # The kernels read no score of a row of at most topk scores, so its length may exceed the width.
         read = torch.where(lengths > topk, lengths + starts, 0)
-        _checks.debug_range(read, "row_starts + lengths", 0, width)
+        _checks.debug_check_range(read, "row_starts + lengths", 0, width)
     return rows
 
 
@@ -180,8 +159,15 @@ def _run(
     if rows == 0:
         return torch.empty((0, topk), dtype=torch.int32, device=score.device)
     target = arch.target_arch(score.device)
-    how = plan(rows, width, topk, num_sms(score.device), target, _padded(score))
-    return launch(score, lengths, row_starts, transform, topk, target=target, how=how)
+    plan = plan_launch(
+        arch=target,
+        num_sms=get_num_sms(score.device),
+        num_rows=rows,
+        width=width,
+        topk=topk,
+        padded=has_padded_rows(score),
+    )
+    return launch(score, lengths, row_starts, transform, topk, target=target, plan=plan)
 
 
 def fast_topk_v2(
@@ -190,18 +176,19 @@ def fast_topk_v2(
     topk: int,
     row_starts: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Indices of the ``topk`` highest scores of each row, local to the row's start, ascending.
+    """Select the ``topk`` highest scores of each row; indices count from the row's start and ascend.
 
-    Exact: scores compare as float32 with -0 equal to +0 and NaN below -inf; among equal scores the
-    lowest index wins. The result depends on nothing but the arguments. Signature follows
-    sgl-kernel's function of this name, which leaves the order open.
+    The selection is exact. Scores compare as float32, -0 equals +0, and NaN is lower than -inf. Of
+    equal scores the one with the lowest index is selected first. The result depends on the arguments
+    alone. The signature is that of sgl-kernel's function of this name, which does not define the order
+    of the indices.
 
     Args:
         score: float32 [R, W], any row stride, last stride 1.
-        lengths: int32 [R], scores of each row, from its start. A row of at most ``topk`` scores
-            selects all of them without reading any; a longer one is cut at the row's end.
+        lengths: int32 [R], number of scores of each row, counted from the row's start. A row of at
+            most ``topk`` scores selects all of them, and none is read. A longer row ends at column W.
         topk: 1 to 4096.
-        row_starts: int32 [R], first column of each row's scores; 0 when absent.
+        row_starts: int32 [R], first column of each row's scores; 0 when None.
 
     Returns:
         int32 [R, topk]: ascending indices in [0, length), then -1.
@@ -223,16 +210,16 @@ def fast_topk_transform_fused(
     topk: int,
     row_starts: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """:func:`fast_topk_v2` with each index looked up in the row's page table.
+    """Run :func:`fast_topk_v2` and replace each index by its entry in the row's page table.
 
     Args:
         score, lengths, topk, row_starts: as for :func:`fast_topk_v2`.
-        page_table_size_1: int32 [P, width], any row stride, last stride 1: slot of each token.
-        cu_seqlens_q: int32 [P + 1], rows of score before each request. With as many rows as
-            requests (decode), row i uses table i and the sums are not read.
+        page_table_size_1: int32 [P, width], any row stride, last stride 1: pool slot of each token.
+        cu_seqlens_q: int32 [P + 1], number of rows of score before each request. If there are as many
+            rows as requests (decode), row i uses table row i and these numbers are not read.
 
     Returns:
-        int32 [R, topk]: table entries in ascending order of their indices, then -1. An index past
+        int32 [R, topk]: table entries in ascending order of their indices, then -1. An index beyond
         the table's width gives -1.
 
     Raises:
@@ -270,7 +257,7 @@ def fast_topk_transform_ragged_fused(
     topk: int,
     row_starts: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """:func:`fast_topk_v2` with an offset added to each row's indices (not to the -1 tail).
+    """Run :func:`fast_topk_v2` and add an offset to each row's indices, but not to the trailing -1.
 
     Args:
         score, lengths, topk, row_starts: as for :func:`fast_topk_v2`.

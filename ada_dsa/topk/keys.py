@@ -1,19 +1,22 @@
-"""Scores as ordered integers: a row's keys, and the search for its k-th highest."""
+"""Keys of a row: its scores as ordered integers, and the search for the k-th highest key."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-# Codes below every score: an absent element, and NaN. Every other key is the float's bits, or for a
-# negative float -magnitude - 1, so that -inf is -2139095041.
+# Keys below that of every other score: an absent element, and NaN. The key of a float is its bits, and that
+# of a negative float is -magnitude - 1. The key of -inf is therefore -2139095041.
 ABSENT = tl.constexpr(-2147483648)
 NAN_KEY = tl.constexpr(-2147483647)
 
 
 @triton.jit
-def ordered_key(bits):
-    """Bits of a float32 (int32) -> int32 with the order of the scores; -0 as +0, NaN as NAN_KEY."""
+def encode_key(bits):
+    """Convert the bits of float32 scores (int32) to int32 keys in the order of the scores.
+
+    -0 has the key of +0, and NaN has NAN_KEY.
+    """
     magnitude = bits & 0x7FFFFFFF
     key = tl.where(bits < 0, -magnitude - 1, bits)
     key = tl.where(magnitude == 0, 0, key)
@@ -21,21 +24,21 @@ def ordered_key(bits):
 
 
 @triton.jit
-def _value(key):
-    """The float32 whose ordered key is ``key`` (some NaN for the two codes below -inf)."""
+def _decode_key(key):
+    """Return the float32 whose key is ``key``; the two keys below that of -inf give NaN."""
     return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _key_of(value):
-    return ordered_key(value.to(tl.int32, bitcast=True))
+def _encode_value(value):
+    return encode_key(value.to(tl.int32, bitcast=True))
 
 
 @triton.jit
-def row_window(lengths_ptr, starts_ptr, row, width, topk, HAS_STARTS: tl.constexpr):
-    """First column and number of scores of a row; no length or start can reach past the row.
+def load_row_window(lengths_ptr, starts_ptr, row, width, topk, HAS_STARTS: tl.constexpr):
+    """Return the first column and the number of scores of a row, limited to the row's columns.
 
-    A row of at most ``topk`` scores keeps its length as given: its scores are never read.
+    The length of a row of at most ``topk`` scores is not limited, because its scores are never read.
     """
     length = tl.maximum(tl.load(lengths_ptr + row), 0)
     begin = length * 0
@@ -47,10 +50,11 @@ def row_window(lengths_ptr, starts_ptr, row, width, topk, HAS_STARTS: tl.constex
 
 @triton.jit
 def load_keys(row_ptr, base, begin, end, PADDED: tl.constexpr, TILE: tl.constexpr):
-    """Keys of columns [base, base + TILE) of a row, ABSENT outside [begin, end); local indices.
+    """Load the keys of columns [base, base + TILE) of a row, and their indices from ``begin``.
 
-    ``base`` is a multiple of 16. PADDED: columns up to the next multiple of 16 are readable, so the
-    load may be masked in whole vectors; an exact mask would split it into single elements.
+    A key outside [begin, end) is ABSENT. ``base`` is a multiple of 16. PADDED says that columns up to
+    the next multiple of 16 may be read. The load then needs a mask for whole vectors only; an exact
+    mask would split the load into single elements.
     """
     column = base + tl.arange(0, TILE)
     inside = (column >= begin) & (column < end)
@@ -58,7 +62,7 @@ def load_keys(row_ptr, base, begin, end, PADDED: tl.constexpr, TILE: tl.constexp
         bits = tl.load(row_ptr + column, mask=column < (end + 15) // 16 * 16, other=0)
     else:
         bits = tl.load(row_ptr + column, mask=inside, other=0)
-    return tl.where(inside, ordered_key(bits), ABSENT), column - begin
+    return tl.where(inside, encode_key(bits), ABSENT), column - begin
 
 
 @triton.jit
@@ -67,11 +71,12 @@ def _add_pairs(a0, a1, b0, b1):
 
 
 @triton.jit
-def _count4(keys, t0, t1, t2, t3):
-    """How many keys reach each threshold, two to a number: t1 and t3 in the upper 16 bits.
+def _count_four(keys, t0, t1, t2, t3):
+    """Count the keys at or above each threshold, two counts per int32: t1 and t3 in the upper 16 bits.
 
-    At most 16,384 keys. One reduction of both numbers, because its barriers are what it costs; of
-    many keys two, which hold fewer registers (with one, Triton 3.6.0 spills on sm_120).
+    There are at most 16,384 keys. One reduction computes both numbers, because barriers dominate its
+    cost. Many keys use two reductions, which need fewer registers: with one, Triton 3.6.0 spills on
+    sm_120.
     """
     c01 = (keys >= t0).to(tl.int32) + ((keys >= t1).to(tl.int32) << 16)
     c23 = (keys >= t2).to(tl.int32) + ((keys >= t3).to(tl.int32) << 16)
@@ -84,28 +89,28 @@ def _count4(keys, t0, t1, t2, t3):
 
 
 @triton.jit
-def thresholds(lo, hi, count_lo, count_hi, need):
-    """Four thresholds in (lo, hi] for a bracket with ``count_lo`` keys >= lo, ``count_hi`` > hi."""
+def choose_thresholds(lo, hi, count_lo, count_hi, need):
+    """Choose four thresholds in (lo, hi] for a bracket with ``count_lo`` keys >= lo, ``count_hi`` > hi."""
     inside = (count_lo - count_hi).to(tl.float32)
     share = ((count_lo - need).to(tl.float32) + 0.5) / inside
-    low = _value(lo)
-    width = _value(hi) - low
+    low = _decode_key(lo)
+    width = _decode_key(hi) - low
     margin = width / tl.sqrt(inside)
     guess = low + width * share
     span = hi.to(tl.int64) - lo
     third = (span + 2) // 3
-    t0 = tl.minimum(tl.maximum(_key_of(guess - margin), lo + 1), hi)
-    t1 = tl.minimum(tl.maximum(_key_of(guess + margin), lo + 1), hi)
+    t0 = tl.minimum(tl.maximum(_encode_value(guess - margin), lo + 1), hi)
+    t1 = tl.minimum(tl.maximum(_encode_value(guess + margin), lo + 1), hi)
     t2 = (lo + third).to(tl.int32)
     t3 = tl.minimum(lo + 2 * third, hi).to(tl.int32)
     return t0, t1, t2, t3
 
 
 @triton.jit
-def narrow(lo, hi, count_lo, count_hi, need, slack, threshold, count):
-    """The bracket after learning that ``count`` keys reach ``threshold``.
+def narrow_bracket(lo, hi, count_lo, count_hi, need, slack, threshold, count):
+    """Narrow the bracket by the knowledge that ``count`` keys are at or above ``threshold``.
 
-    A count in [need, need + slack] ends the search: the bracket collapses onto the threshold.
+    A count in [need, need + slack] ends the search: both ends of the bracket become the threshold.
     """
     enough = count >= need
     good = enough & (count <= need + slack)
@@ -120,28 +125,34 @@ def narrow(lo, hi, count_lo, count_hi, need, slack, threshold, count):
 
 
 @triton.jit
-def _narrow4(lo, hi, count_lo, count_hi, need, slack, t0, t1, t2, t3, c01, c23):
-    lo, hi, count_lo, count_hi = narrow(lo, hi, count_lo, count_hi, need, slack, t2, c23 & 0xFFFF)
-    lo, hi, count_lo, count_hi = narrow(lo, hi, count_lo, count_hi, need, slack, t3, c23 >> 16)
-    lo, hi, count_lo, count_hi = narrow(lo, hi, count_lo, count_hi, need, slack, t0, c01 & 0xFFFF)
-    return narrow(lo, hi, count_lo, count_hi, need, slack, t1, c01 >> 16)
+def _narrow_by_four(lo, hi, count_lo, count_hi, need, slack, t0, t1, t2, t3, c01, c23):
+    lo, hi, count_lo, count_hi = narrow_bracket(
+        lo, hi, count_lo, count_hi, need, slack, t2, c23 & 0xFFFF
+    )
+    lo, hi, count_lo, count_hi = narrow_bracket(
+        lo, hi, count_lo, count_hi, need, slack, t3, c23 >> 16
+    )
+    lo, hi, count_lo, count_hi = narrow_bracket(
+        lo, hi, count_lo, count_hi, need, slack, t0, c01 & 0xFFFF
+    )
+    return narrow_bracket(lo, hi, count_lo, count_hi, need, slack, t1, c01 >> 16)
 
 
 @triton.jit
-def search(keys, total, need, slack):
-    """A threshold that between need and need + slack of ``keys`` reach, or the need-th highest key.
+def find_threshold(keys, total, need, slack):
+    """Find a threshold that need to need + slack ``keys`` are at or above, or the need-th highest key.
 
-    ``total`` of the keys are present, at least ``need``. Returns the threshold T and how many keys
-    equal to T belong to the first ``need`` (all of them, if the count came out exact).
+    ``total`` keys are present, and ``total >= need``. Returns the threshold T and how many keys equal
+    to T belong to the first ``need``: all of them if exactly ``need`` keys are at or above T.
     """
     lo = tl.min(tl.where(keys == ABSENT, 2147483647, keys), axis=0)
     hi = tl.where(total <= need + slack, lo, tl.max(keys, axis=0))
     count_lo = total
     count_hi = total * 0
     while lo < hi:
-        t0, t1, t2, t3 = thresholds(lo, hi, count_lo, count_hi, need)
-        c01, c23 = _count4(keys, t0, t1, t2, t3)
-        lo, hi, count_lo, count_hi = _narrow4(
+        t0, t1, t2, t3 = choose_thresholds(lo, hi, count_lo, count_hi, need)
+        c01, c23 = _count_four(keys, t0, t1, t2, t3)
+        lo, hi, count_lo, count_hi = _narrow_by_four(
             lo, hi, count_lo, count_hi, need, slack, t0, t1, t2, t3, c01, c23
         )
     return lo, tl.where(count_lo == need, total, need - count_hi)

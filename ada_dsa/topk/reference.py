@@ -7,8 +7,8 @@ import torch
 NAN_KEY = -(2**31) + 1
 
 
-def ordered_keys(score: torch.Tensor) -> torch.Tensor:
-    """float32 -> int32 with the order of the scores; -0 equals +0, every NaN is below -inf."""
+def encode_keys(score: torch.Tensor) -> torch.Tensor:
+    """Convert float32 scores to int32 keys in the same order; -0 equals +0, NaN is lower than -inf."""
     bits = score.contiguous().view(torch.int32)
     magnitude = bits & 0x7FFFFFFF
     key = torch.where(bits < 0, -magnitude - 1, bits)
@@ -22,7 +22,7 @@ def fast_topk_v2(
     topk: int,
     row_starts: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Oracle of :func:`ada_dsa.fast_topk_v2`."""
+    """Compute the oracle of :func:`ada_dsa.fast_topk_v2`."""
     rows, width = score.shape
     out = torch.full((rows, topk), -1, dtype=torch.int32, device=score.device)
     starts = [0] * rows if row_starts is None else row_starts.clamp(0, width).tolist()
@@ -33,7 +33,7 @@ def fast_topk_v2(
         if n <= topk:
             out[row, :n] = torch.arange(n, device=score.device)
             continue
-        keys = ordered_keys(score[row, start : start + n])
+        keys = encode_keys(score[row, start : start + n])
         best = torch.sort(keys, descending=True, stable=True).indices[:topk]
         out[row] = best.sort().values.to(torch.int32)
     return out
@@ -47,7 +47,7 @@ def fast_topk_transform_fused(
     topk: int,
     row_starts: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Oracle of :func:`ada_dsa.fast_topk_transform_fused`."""
+    """Compute the oracle of :func:`ada_dsa.fast_topk_transform_fused`."""
     local = fast_topk_v2(score, lengths, topk, row_starts).to(torch.int64)
     rows, tables = score.shape[0], cu_seqlens_q.shape[0] - 1
     which = torch.arange(rows, device=score.device)
@@ -68,6 +68,6 @@ def fast_topk_transform_ragged_fused(
     topk: int,
     row_starts: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Oracle of :func:`ada_dsa.fast_topk_transform_ragged_fused`."""
+    """Compute the oracle of :func:`ada_dsa.fast_topk_transform_ragged_fused`."""
     local = fast_topk_v2(score, lengths, topk, row_starts)
     return torch.where(local >= 0, local + topk_indices_offset[:, None], local)

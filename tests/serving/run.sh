@@ -73,7 +73,7 @@ one() { # WORD[@GPUS]
             --flavour "${SOAK_FLAVOUR:-fork-sm89}" --seconds "$SOAK" --out "$out/soak.json"
         ;;
     bench*)
-        step "$1" python3 bench/serve.py --heads "${1#bench}" --json "$out/serve-${1#bench}.json"
+        step "$1" python3 -m bench.serving.steps --heads "${1#bench}" --json "$out/serve-${1#bench}.json"
         ;;
     esac
 }

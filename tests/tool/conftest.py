@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lab import Lab
-from rebasekit import three_patches
+
+from tests.support.lab import Lab
+from tests.support.rebases import three_patches
 
 
 @pytest.fixture(autouse=True)

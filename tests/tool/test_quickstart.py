@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from ada_dsa import index_sharing
-from tool import doctor_judge
+from tool.doctor import diagnose as doctor_judge
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = (ROOT / "docs" / "quickstart.md").read_text()

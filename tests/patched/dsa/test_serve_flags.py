@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +19,8 @@ import pytest
 import releases
 import tree
 
+from bench.serving import steps
 from tests.serving.support import engine_runner, engines, flavours, soak
-
-ROOT = Path(__file__).resolve().parents[3]
 
 pytestmark = releases.only(f"=={flavours.RELEASE}")
 
@@ -39,7 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "tp2": {**engines.PARALLEL, "tp_size": 2},
     "pp2": {**engines.PARALLEL, "pp_size": 2},
     "soak": soak.CHANGES,
-    "bench": runpy.run_path(str(ROOT / "bench" / "serve.py"))["changes"](),
+    "bench": steps.changes(),
 }
 
 
@@ -135,7 +133,7 @@ def test_the_runner_asks_with_what_a_request_has() -> None:
 def test_the_benchmark_drives_the_releases_own_batches(tmp_path: Path, _nvidia_smi: None) -> None:
     """Prefill in chunks, streams on pages of their own with a prompt's rows repeated, decode."""
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("serve_rig_on_cpu.py")), str(tmp_path)],
+        [sys.executable, str(Path(__file__).with_name("serving_harness_on_cpu.py")), str(tmp_path)],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

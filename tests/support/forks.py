@@ -1,0 +1,188 @@
+"""Small sglang releases, real zip files, for the tests of build and verify; and ways to spoil them."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from packaging.version import Version
+
+from tool.git.objects import FILE, NULL_OID, blob_id, file_mode, tree_id
+from tool.series.lockfile import FileChange, Lock, LockedPatch, LockedRelease, LockedWheel
+from tool.wheel.archive import Wheel
+from tool.wheel.overlay import BuiltWheel, build_fork_wheel
+from tool.wheel.record import RecordRow, format_record
+from tool.wheel.sbom import PatchProvenance
+
+COMMA = "sglang/srt/configs/E=8,N=64,device_name=X,block_shape=[128, 128].json"
+SCRIPT = "sglang/test/run.sh"
+NATIVE = "sglang/srt/_core.cpython-311-x86_64-linux-gnu.so"
+TOUCHED = "sglang/srt/dsa.py"
+DELETED = "sglang/srt/old.py"
+ADDED = "sglang/srt/new.py"
+UNTOUCHED = "sglang/srt/engine.py"
+
+METADATA = """\
+Metadata-Version: 2.4
+Name: sglang
+Version: {version}
+License: first line
+        
+        Version: 2.0 is a line of the licence
+Requires-Dist: torch==2.14.1
+Requires-Dist: tilelang==0.1.12
+Requires-Dist: ray>=2; extra == "ray"
+Provides-Extra: ray
+
+# About
+
+Version: 1.0 of this text
+Requires-Dist: nothing
+"""  # noqa: W293  (METADATA folds a blank licence line into spaces)
+
+PATCHED: Mapping[str, bytes | None] = {
+    f"python/{TOUCHED}": b"def route():\n    return 'ada'\n",
+    f"python/{DELETED}": None,
+    f"python/{ADDED}": b"ADDED = True\n",
+}
+KERNELS: Mapping[str, bytes] = {"__init__.py": b"", "ops/logits.py": b"K = 1\n"}
+PATCHES = (
+    PatchProvenance("swap.patch", "a" * 64, "kernel-swap", "unofficial", "no", None),
+    PatchProvenance(
+        "share.patch", "b" * 64, "sharing", "backport", None, "0.6.0, https://example.org/pull/7"
+    ),
+)
+
+
+def release_files(version: str) -> dict[str, tuple[bytes, int]]:
+    """Name → (content, permissions) of a release without RECORD."""
+    info = f"sglang-{version}.dist-info"
+    stated = f"\nversion: str\n\n__version__ = version = '{version}'\n__version_tuple__ = (0, 5)\n"
+    return {
+        "sglang/__init__.py": (b"from sglang._version import __version__\n", 0o644),
+        "sglang/_version.py": (stated.encode(), 0o644),
+        TOUCHED: (b"def route():\n    return 'stock'\n" * 40, 0o664),
+        DELETED: (b"OLD = True\n", 0o644),
+        UNTOUCHED: (b"ENGINE = 1\n" * 200, 0o644),
+        COMMA: (b"{}\n", 0o644),
+        SCRIPT: (b"#!/bin/sh\necho run\n", 0o755),
+        NATIVE: (b"\x7fELF" + bytes(range(256)) * 8, 0o755),
+        f"{info}/METADATA": (METADATA.format(version=version).encode(), 0o644),
+        f"{info}/WHEEL": (
+            b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            0o644,
+        ),
+        f"{info}/entry_points.txt": (b"[console_scripts]\nsglang = sglang.cli:main\n", 0o644),
+    }
+
+
+def write_wheel(folder: Path, version: str, files: Mapping[str, tuple[bytes, int]]) -> Path:
+    """A wheel as setuptools writes it: deflated, with real dates and a RECORD."""
+    rows = [(n, RecordRow(hashlib.sha256(d).hexdigest(), len(d))) for n, (d, _) in files.items()]
+    record = f"sglang-{version}.dist-info/RECORD"
+    data = format_record([*rows, (record, RecordRow(None, None))])
+    path = folder / f"sglang-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.mkdir("sglang/")
+        for name, (content, mode) in [*files.items(), (record, (data, 0o664))]:
+            info = zipfile.ZipInfo(name, (2026, 10, 30, 1, 4, 36))
+            info.external_attr = (0o100000 | mode) << 16
+            archive.writestr(info, content, zipfile.ZIP_DEFLATED)
+    return path
+
+
+def lock_for(
+    source: Path,
+    patched: Mapping[str, bytes | None],
+    patches: Sequence[PatchProvenance] = PATCHES,
+    *,
+    base_commit: str = "1" * 40,
+) -> LockedRelease:
+    """What ``tool lock`` would record for one patch series on ``source``, computed from its content."""
+    with Wheel(source) as wheel:
+        files = {
+            f"python/{n}": (file_mode(m.mode), blob_id(wheel.read(n)))
+            for n, m in wheel.members.items()
+            if n.startswith("sglang/") and not n.endswith(".so")
+        }
+        version, sha256 = wheel.name.version, wheel.sha256()
+    base = tree_id(files)
+    changes = []
+    for path, data in patched.items():
+        mode, before = files.pop(path, (FILE, NULL_OID))
+        after = NULL_OID if data is None else blob_id(data)
+        changes.append(FileChange(path, before, after))
+        if data is not None:
+            files[path] = (mode, after)
+    entries = tuple(
+        LockedPatch(p.name, p.sha256, tree_id(files), "3" * 40, tuple(changes) if not i else ())
+        for i, p in enumerate(patches)
+    )
+    wheels = (LockedWheel(source.name, sha256, source.stat().st_size),)
+    return LockedRelease(version, wheels, base_commit, base, entries)
+
+
+@dataclass
+class Fork:
+    """A release on disk with its lock entry, ready to build. Fields may be replaced before building."""
+
+    source: Path
+    locked: LockedRelease
+    patched: Mapping[str, bytes | None] = field(default_factory=lambda: dict(PATCHED))
+    kernels: Mapping[str, bytes] = field(default_factory=lambda: dict(KERNELS))
+    requires: Sequence[str] = ("triton>=3.5", "tilelang>=0.1.11")
+    patches: Sequence[PatchProvenance] = PATCHES
+
+    @property
+    def lock(self) -> Lock:
+        return Lock({self.locked.version: self.locked})
+
+    @property
+    def version(self) -> Version:
+        return self.locked.version
+
+    def build(self, out: Path, revision: int = 1) -> BuiltWheel:
+        return build_fork_wheel(
+            self.source,
+            out,
+            locked=self.locked,
+            revision=revision,
+            patched=self.patched,
+            kernels=self.kernels,
+            requires=self.requires,
+            patches=self.patches,
+        )
+
+
+def make_fork(folder: Path, version: str = "0.5.23") -> Fork:
+    source = write_wheel(folder, version, release_files(version))
+    return Fork(source, lock_for(source, PATCHED))
+
+
+def rewrite(
+    wheel: Path, change: Callable[[dict[str, tuple[bytes, int]]], None], *, record: bool = False
+) -> None:
+    """Change a wheel's members in place. ``record``: forge RECORD to match, as an attacker would."""
+    with zipfile.ZipFile(wheel) as archive:
+        files = {
+            i.filename: (archive.read(i), (i.external_attr >> 16) & 0o777)
+            for i in archive.infolist()
+            if not i.is_dir()
+        }
+    change(files)
+    listing = next(n for n in files if n.endswith(".dist-info/RECORD"))
+    if record:
+        rows = [
+            (n, RecordRow(hashlib.sha256(d).hexdigest(), len(d)))
+            for n, (d, _) in files.items()
+            if n != listing
+        ]
+        files[listing] = (format_record([*rows, (listing, RecordRow(None, None))]), 0o644)
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, (content, mode) in files.items():
+            info = zipfile.ZipInfo(name)
+            info.external_attr = (0o100000 | mode) << 16
+            archive.writestr(info, content)

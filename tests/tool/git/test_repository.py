@@ -1,0 +1,132 @@
+"""The runner: nothing of the user's or an attacker's reaches git."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from packaging.version import Version
+
+from tests.support.lab import TREE, UTILS, Lab, git
+from tool.errors import EnvironmentFault, UsageError
+from tool.git.objects import blob_id
+from tool.git.repository import Git, GitFailed, check_ref, failure
+from tool.upstream import wheel_import as wheelimport
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["--help", "-x", "a..b", "a//b", "x.lock", "a/.b", "a@{1}", "a b", "a\nb", "", "a^", "a:b"],
+)
+def test_check_ref_refuses_what_is_not_plainly_a_ref(text: str) -> None:
+    with pytest.raises(UsageError):
+        check_ref(text)
+
+
+@pytest.mark.parametrize("text", ["main", "v0.5.23", "feature/x-1", "0123abc", "release_1.0+x"])
+def test_check_ref_accepts_refs(text: str) -> None:
+    assert check_ref(text) == text
+
+
+def test_users_configuration_and_environment_change_nothing(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.patch(
+        "demo/answer.patch",
+        {UTILS: TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")},
+    )
+    lab.relock()
+    first = lab.apply(tmp_path / "one")["result"]["head"]
+    config = tmp_path / "gitconfig"
+    config.write_text(
+        "[user]\n\tname = Mallory\n\temail = m@example.invalid\n[core]\n\tautocrlf = true\n\thooksPath = "
+        f"{tmp_path}/hooks\n[commit]\n\tgpgSign = true\n[apply]\n\twhitespace = fix\n"
+        "[diff]\n\tnoprefix = true\n"
+        "[i18n]\n\tcommitEncoding = latin1\n"
+    )
+    hooks = tmp_path / "hooks"
+    hooks.mkdir()
+    for name in ("post-checkout", "reference-transaction", "post-index-change"):
+        (hooks / name).write_text(f"#!/bin/sh\ntouch {tmp_path}/hook-ran\n")
+        (hooks / name).chmod(0o755)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+    monkeypatch.setenv("GIT_DIR", "/nonexistent")
+    monkeypatch.setenv("GIT_INDEX_FILE", "/nonexistent")
+    monkeypatch.setenv("GIT_AUTHOR_DATE", "2001-01-01T00:00:00Z")
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")
+    assert lab.apply(tmp_path / "two", "--branch", "two")["result"]["head"] == first
+    assert not (tmp_path / "hook-ran").exists()
+
+
+def test_missing_objects_are_an_environment_fault(lab: Lab) -> None:
+    with pytest.raises(EnvironmentFault, match="is missing"):
+        Git(lab.home.repository).blobs(["1" * 40])
+
+
+def children() -> list[str]:
+    """Processes this one started that are still there."""
+    return Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+
+
+def test_a_process_that_stays_sees_what_others_write(lab: Lab) -> None:
+    repository = Git(lab.home.repository)
+    new = blob_id(b"written later\n")
+    assert repository.resolve("refs/heads/later") is None
+    assert repository.has_objects([new]) == {new: False}
+    others = Git(lab.home.repository)
+    assert others.out("hash-object", "-w", "--stdin", stdin=b"written later\n") == new
+    base = others.resolve(wheelimport.release_ref(Version("0.5.23")))
+    assert base is not None
+    others.run("update-ref", "refs/heads/later", base)
+    others.run("pack-refs", "--all")
+    assert repository.blobs([new]) == {new: b"written later\n"}
+    assert repository.resolve("refs/heads/later") == base
+    others.run("update-ref", "-d", "refs/heads/later")
+    assert repository.resolve("refs/heads/later") is None
+
+
+def test_a_process_that_stays_ends_with_the_last_that_may_ask(lab: Lab) -> None:
+    before = children()
+    repository = Git(lab.home.repository)
+    index = replace(repository, index_file=lab.home.data / "index")
+    new = blob_id(b"")
+    assert repository.has_objects([new]) == index.has_objects([new])
+    assert len(children()) == len(before) + 1
+    del repository
+    assert len(children()) == len(before) + 1
+    del index
+    assert children() == before
+
+
+def test_a_process_that_died_is_an_error(lab: Lab) -> None:
+    before = children()
+    repository = Git(lab.home.repository)
+    new = blob_id(b"")
+    repository.has_objects([new])
+    (reader,) = set(children()) - set(before)
+    os.kill(int(reader), signal.SIGKILL)
+    with pytest.raises(GitFailed, match="cat-file"):
+        repository.has_objects([new])
+
+
+def test_threads_do_not_take_each_others_answers(lab: Lab) -> None:
+    repository = Git(lab.home.repository)
+    base = repository.resolve(wheelimport.release_ref(Version("0.5.23")))
+    names = [f"{base}:python/{path}" for path in TREE] * 20
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(repository.find, names))
+    assert found == [blob_id(text.encode()) for text in TREE.values()] * 20
+
+
+def test_a_full_disk_is_told_from_other_failures() -> None:
+    full = failure(("write-tree",), 128, b"fatal: write error: No space left on device\n")
+    assert isinstance(full, EnvironmentFault) and full.next_step
+    assert isinstance(failure(("write-tree",), 128, b"fatal: other\n"), GitFailed)
+
+
+def test_the_repository_is_a_plain_one_a_person_can_read(lab: Lab) -> None:
+    assert git(lab.home.repository, "fsck", "--strict") == ""

@@ -1,0 +1,47 @@
+"""What a killed command left in the repository goes with the next one; a whole one leaves nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.lab import Lab
+from tests.support.rebases import MERGED, conflicting, rebase, three_patches
+from tool.git import tempdir as scratch
+
+
+def left(lab: Lab) -> list[Path]:
+    return list(lab.home.repository.rglob(f"{scratch.PREFIX}*"))
+
+
+def test_commands_work_below_the_repository_and_leave_nothing(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    nowhere = tmp_path / "nowhere"
+    three_patches(lab)
+    monkeypatch.setattr("tempfile.tempdir", str(nowhere))  # a temporary folder elsewhere would fail
+    path = conflicting(lab)
+    path.write_text(MERGED)
+    rebase(lab, "--continue")
+    lab.tool("check", "--offline")
+    lab.apply(tmp_path / "fork")
+    assert left(lab) == [] and not nowhere.exists()
+
+
+def test_the_next_command_removes_what_a_kill_left(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = conflicting(three_patches(lab))
+    git = lab.home.open_repository()
+    admin = git.git_dir / "worktrees" / path.parents[3].name
+    for place in (git.git_dir, admin):
+        folder = place / f"{scratch.PREFIX}killed"
+        (folder / "cwd").mkdir(parents=True)
+        (folder / "index").write_bytes(b"half")
+    assert len(left(lab)) == 2
+    lab.tool("check", "--offline")
+    assert left(lab) == []
+    assert (admin / "ada-rebase").is_file(), "the worktree's own entry stays"

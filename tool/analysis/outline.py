@@ -1,0 +1,175 @@
+"""What git cannot see in a patched Python file: does it parse, is a definition there twice, does
+every name mean something, where am I.
+
+A three-way merge can succeed and still leave a function defined twice (upstream added the same one
+elsewhere in the file), a hunk in the wrong twin of two similar classes, or a name whose import
+upstream has moved into a function. All show in the syntax tree or the symbol table.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import re
+import symtable
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Final
+
+from tool.git import Git
+
+MODULE: Final = "<module>"
+_REDEFINES: Final = {"overload", "setter", "getter", "deleter", "register"}
+"""Decorators under which a second definition of the same name is ordinary Python."""
+
+_Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+@dataclass(frozen=True)
+class Span:
+    """A definition's qualified name and its 1-based first and last line, decorators included."""
+
+    name: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The definitions of one file, and the names it uses that nothing in it binds."""
+
+    spans: tuple[Span, ...]
+    counts: Counter[str]
+    unbound: frozenset[str] = frozenset()
+
+    def symbol_at(self, line: int) -> str:
+        """The qualified name of the innermost definition around ``line``, or ``<module>``."""
+        around = [s for s in self.spans if s.first <= line <= s.last]
+        return min(around, key=lambda s: s.last - s.first).name if around else MODULE
+
+
+def parse_outline(source: bytes) -> Outline:
+    """Parse ``source``. Raises SyntaxError when it is not Python."""
+    spans: list[Span] = []
+    counts: Counter[str] = Counter()
+    _collect(ast.parse(source).body, "", (), spans, counts)
+    return Outline(tuple(spans), counts, frozenset(_unbound(source)))
+
+
+def find_duplicates(outline: Outline) -> dict[str, int]:
+    """What is defined more than once in one block, and how often; a key names both."""
+    return {name: count for name, count in outline.counts.items() if count > 1}
+
+
+def find_new_duplicates(before: Outline | None, after: Outline) -> list[str]:
+    """Names defined more than once in one block now, and more often than before."""
+    earlier = before.counts if before else Counter[str]()
+    return sorted(n.split("@")[0] for n, c in find_duplicates(after).items() if c > earlier[n])
+
+
+def _unbound(source: bytes) -> set[str]:
+    """Names that are read as globals and bound nowhere; none where ``import *`` may bind any."""
+    if _STAR.search(source):
+        return set()
+    module = symtable.symtable(source.decode("utf-8", "replace"), "<patched>", "exec")
+    bound = set(_PROVIDED)
+    used: set[str] = set()
+    tables = [module]
+    for table in tables:
+        tables.extend(table.get_children())
+        for symbol in table.get_symbols():
+            binds = symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace()
+            if binds and (table is module or symbol.is_declared_global()):
+                bound.add(symbol.get_name())
+            if symbol.is_referenced() and (table is module or symbol.is_global()):
+                used.add(symbol.get_name())
+    return used - bound
+
+
+_STAR: Final = re.compile(rb"^\s*from\s.*\simport\s*\*", re.MULTILINE)
+_PROVIDED: Final = frozenset(dir(builtins)) | {"__file__", "__path__"}
+
+_Block = tuple[tuple[ast.AST, str], ...]
+"""The blocks around a statement, outermost first: the node that opens each and which part it is."""
+
+
+def _collect(
+    body: Sequence[ast.stmt], scope: str, block: _Block, spans: list[Span], counts: Counter[str]
+) -> None:
+    for node in body:
+        if isinstance(node, _Definition):
+            name = f"{scope}.{node.name}" if scope else node.name
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            spans.append(Span(name, first, node.end_lineno or node.lineno))
+            if not any(_decorator(d) in _REDEFINES for d in node.decorator_list):
+                # The block is part of the key: `if A: def f` / `else: def f` is one choice, not two.
+                counts[f"{name}@{_key(block)}"] += 1
+            _collect(node.body, name, (), spans, counts)
+        else:
+            for opener, part, inner in _blocks(node):
+                _collect(inner, scope, (*block, (opener, part)), spans, counts)
+
+
+def _blocks(node: ast.stmt) -> Iterator[tuple[ast.AST, str, list[ast.stmt]]]:
+    for part in ("body", "orelse", "finalbody"):
+        inner = getattr(node, part, None)
+        if isinstance(inner, list):
+            yield node, part, inner
+    for handler in getattr(node, "handlers", ()):
+        yield handler, "except", handler.body
+    for case in getattr(node, "cases", ()):
+        yield case, "case", case.body
+
+
+def _key(block: _Block) -> str:
+    """Each block by what selects it, not by a line number, which a patch shifts."""
+    return "/".join(f"{_selector(opener)}:{part}" for opener, part in block)
+
+
+def _selector(opener: ast.AST) -> str:
+    match opener:
+        case ast.If(test=test) | ast.While(test=test):
+            return ast.unparse(test)
+        case ast.ExceptHandler(type=ast.expr() as caught):
+            return ast.unparse(caught)
+        case ast.match_case(pattern=pattern):
+            return ast.unparse(pattern)
+        case _:
+            return type(opener).__name__
+
+
+def _decorator(node: ast.expr) -> str:
+    if isinstance(node, ast.Call):
+        node = node.func
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+class Outlines:
+    """Outlines by blob id. An id means one content everywhere, so a process parses a file once."""
+
+    _known: ClassVar[dict[str, Outline]] = {}
+
+    def __init__(self, git: Git) -> None:
+        self._git = git
+
+    def of(self, oid: str) -> Outline:
+        """Raises SyntaxError when the file is not Python."""
+        if oid not in self._known:
+            self._known[oid] = parse_outline(self._git.blobs([oid])[oid])
+        return self._known[oid]
+
+    def or_empty(self, oid: str) -> Outline:
+        """The outline, or one without symbols for a file that is not Python."""
+        try:
+            return self.of(oid)
+        except SyntaxError:
+            return self.nothing
+
+    @cached_property
+    def nothing(self) -> Outline:
+        """The outline of an empty file."""
+        return parse_outline(b"")

@@ -1,0 +1,52 @@
+"""The series on a base: apply, check, compare with the lock, write a worktree, record the lock.
+
+It may import ``tool.upstream``, ``tool.analysis`` and what is below them.
+"""
+
+from tool.apply.check_all import CHECK_RULES, check_releases, select_releases
+from tool.apply.checks import UNBOUND, check_applied, compute_intended, find_newly_unbound
+from tool.apply.compose import (
+    Composition,
+    check_patch_files,
+    compose_release,
+    compose_series,
+    lock_patches,
+    prepare_base,
+    select_patches,
+)
+from tool.apply.engine import EMPTY_MERGE, Applied, apply_patch, apply_series, merge_diff
+from tool.apply.kernels import DESTINATION, RELEASE_TRAILER, TREE_TRAILER
+from tool.apply.lock import recompute_commits, update_lock
+from tool.apply.preimages import find_missing_preimages, find_orphans, list_known_preimages
+from tool.apply.worktree import apply_to_worktree
+
+__all__ = [
+    "Applied",
+    "CHECK_RULES",
+    "Composition",
+    "DESTINATION",
+    "EMPTY_MERGE",
+    "RELEASE_TRAILER",
+    "TREE_TRAILER",
+    "UNBOUND",
+    "apply_patch",
+    "apply_series",
+    "apply_to_worktree",
+    "check_applied",
+    "check_patch_files",
+    "check_releases",
+    "compose_release",
+    "compose_series",
+    "compute_intended",
+    "find_missing_preimages",
+    "find_newly_unbound",
+    "find_orphans",
+    "list_known_preimages",
+    "lock_patches",
+    "merge_diff",
+    "prepare_base",
+    "recompute_commits",
+    "select_patches",
+    "select_releases",
+    "update_lock",
+]

@@ -1,0 +1,24 @@
+"""Edits of the series by its author: new, refresh, import, drop, and export from a worktree.
+
+It may import ``tool.apply`` and what is below it.
+"""
+
+from tool.authoring.edit import (
+    Edited,
+    HeaderFields,
+    drop_patch,
+    import_patch,
+    new_patch,
+    refresh_patch,
+)
+from tool.authoring.export import export_patches
+
+__all__ = [
+    "Edited",
+    "HeaderFields",
+    "drop_patch",
+    "export_patches",
+    "import_patch",
+    "new_patch",
+    "refresh_patch",
+]

@@ -1,0 +1,402 @@
+"""``tool new``, ``refresh``, ``import`` and ``drop``: edit the series as its author thinks of it.
+
+Each ends with a series that is proven: on every release an edit reaches, the series is applied, the
+proofs are run, and series.lock is written in the same transaction as the patches and series.txt. A
+patch after the edited one whose lines are the same but whose pre-image is not is written anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from packaging.version import Version
+
+from tool.apply import (
+    DESTINATION,
+    Applied,
+    apply_patch,
+    apply_series,
+    check_applied,
+    find_orphans,
+    list_known_preimages,
+    lock_patches,
+    merge_diff,
+    prepare_base,
+    recompute_commits,
+)
+from tool.authoring.mail import apply_mail, read_mail, read_reason
+from tool.errors import ConflictError, UsageError
+from tool.git import Git, canonical_diff, private_index, read_head, write_worktree
+from tool.project import Session, base_ref, tip_ref
+from tool.series import (
+    LOCK_FILE,
+    PATCH_DIR,
+    SERIES_FILE,
+    Header,
+    Lock,
+    LockedRelease,
+    Patch,
+    Series,
+    SeriesText,
+    lockfile,
+    make_specifier,
+    name_next_file,
+    parse_series,
+    patchfile,
+)
+from tool.upstream import Base, Request
+
+
+@dataclass(frozen=True)
+class Edited:
+    """``written`` and ``removed`` are patch files; ``releases`` were proven anew."""
+
+    patch: str
+    written: tuple[str, ...]
+    removed: tuple[str, ...]
+    releases: tuple[Version, ...]
+
+
+@dataclass(frozen=True)
+class HeaderFields:
+    """What a patch's header says; ``name`` is its file, ``change`` the change it belongs to."""
+
+    name: str
+    change: str
+    subject: str
+    why: str
+    drop_when: str
+    origin: str = "vendor"
+
+    def header(self, releases: str) -> Header:
+        fields = (
+            ("Origin", self.origin),
+            ("Forwarded", "no"),
+            ("Releases", releases),
+            ("Drop-When", self.drop_when),
+        )
+        return Header(self.subject, self.why, fields)
+
+
+class Author:
+    """One edit of one project; used while ``session.exclusive()`` is held."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.git = session.git
+        self.series = session.series
+        self.lock = session.lock
+        self.text = SeriesText((self.series.root / SERIES_FILE).read_text(encoding="utf-8"))
+
+    def base(self, release: Version) -> Base:
+        """The base of a carried release, with every pre-image its patches need."""
+        self.lock.get(release)
+        return prepare_base(self.session, Request(f"v{release}"))
+
+    def applied(self, release: Version) -> tuple[Base, tuple[Applied, ...]]:
+        base = self.base(release)
+        return base, apply_series(self.git, base, self.series.for_release(release))
+
+    def write(
+        self,
+        patch: str,
+        contents: Mapping[str, bytes | None],
+        releases: Sequence[Version],
+        headers: Mapping[str, bytes] | None = None,
+    ) -> Edited:
+        """Prove the edited series on ``releases`` and write everything.
+
+        ``headers`` are patch files of which nothing but the header is new.
+
+        Raises:
+            ConflictError, UpstreamedError: it does not hold on one of them; nothing was changed.
+        """
+        given = {name: data for name, data in contents.items() if data is not None}
+        text = str(self.text)
+        series = parse_series(self.series.root, text)
+        bases = {release: self.base(release) for release in releases}
+        lock = recompute_commits(self.lock, self.series, headers or {})
+        for release, base in bases.items():
+            applied, renewed = self._prove(series, release, base, given, lock, set(bases))
+            given |= renewed
+            old = lock.get(release)
+            lock = lock.with_release(
+                LockedRelease(
+                    release, old.wheels, old.base_commit, old.base_tree, lock_patches(applied)
+                )
+            )
+        edited = tuple(replace(p, given=given.get(p.name)) for p in series.patches)
+        for orphan, oid in find_orphans(edited, list_known_preimages(lock)):
+            raise ConflictError(
+                f"{orphan.name} was written on {oid[:12]}, which no release would give any more",
+                where=f"{PATCH_DIR}/{orphan.name}",
+                next_step=f"write it anew first: tool refresh {orphan.name} --split, in a worktree of a "
+                "later release it stands for",
+            )
+        # A patch renewed for one release must still be the proven one of the others.
+        for entry in lock.releases.values():
+            stale = [p.name for p in entry.patches if p.name in given]
+            if stale and entry.version not in bases:
+                raise ConflictError(
+                    f"{stale[0]} also stands for v{entry.version}, which this edit does not reach",
+                    where=f"{PATCH_DIR}/{stale[0]}",
+                    next_step="give that release a patch of its own first (series.txt)",
+                )
+        files: dict[str, bytes | None] = {f"{PATCH_DIR}/{n}": c for n, c in contents.items()}
+        files |= {f"{PATCH_DIR}/{n}": c for n, c in (dict(headers or {}) | given).items()}
+        files[SERIES_FILE] = text.encode()
+        files[LOCK_FILE] = lockfile.dump(lock)
+        self.session.write(files)
+        removed = tuple(name for name, data in contents.items() if data is None)
+        return Edited(patch, tuple(given), removed, tuple(releases))
+
+    def _prove(
+        self,
+        series: Series,
+        release: Version,
+        base: Base,
+        given: Mapping[str, bytes],
+        lock: Lock,
+        reached: set[Version],
+    ) -> tuple[tuple[Applied, ...], dict[str, bytes]]:
+        """Apply to ``release``, writing anew what no longer is exact and no other release needs as it is.
+
+        A patch that several releases share is written for the first of them, if the edit reaches all:
+        the blob it was written on may be one that nothing gives any more.
+        """
+        renewed: dict[str, bytes] = {}
+        done: list[Applied] = []
+        with private_index(self.git, base.tree) as index:
+            commit, tree = base.commit, base.tree
+            for listed in series.for_release(release):
+                patch = replace(listed, given=given.get(listed.name))
+                applied = apply_patch(index, patch, commit, tree)
+                check_applied(self.git, [applied])
+                users = lock.checked_on(patch.name) | {release}
+                if not applied.exact and users <= reached and release == min(users):
+                    diff = canonical_diff(self.git, applied.parent_tree, applied.tree)
+                    renewed[patch.name] = patchfile.render(applied.patch.header, diff)
+                    index.run("read-tree", tree)
+                    patch = replace(patch, given=renewed[patch.name])
+                    applied = apply_patch(index, patch, commit, tree)
+                commit, tree = applied.commit, applied.tree
+                done.append(applied)
+        return tuple(done), renewed
+
+
+def new_patch(session: Session, fields: HeaderFields, folder: Path) -> Edited:
+    """Make a patch of a worktree's uncommitted changes, after those of the series.
+
+    Raises:
+        UsageError: nothing is changed there, or the name is taken.
+    """
+    _check_name(session.series, fields)
+    with session.exclusive():
+        author = Author(session)
+        release, diff = _find_release(author, folder), _diff_worktree(author, folder)
+        _require_changes(diff, folder)
+        tip = author.applied(release)[1][-1]
+        tree = _on(author.git, tip.tree, diff, fields.name)
+        return _add(author, fields, release, tip.tree, tree)
+
+
+def refresh_patch(session: Session, name: str, folder: Path, *, split: bool = False) -> Edited:
+    """Fold a worktree's uncommitted changes into the patch ``name``.
+
+    With ``split`` they go into a new patch file, for the worktree's release and those after it that
+    ``name`` stands for; the releases before keep the file as it is. Without such changes the new
+    file says the same, written on what is there.
+
+    Raises:
+        UsageError: the patch is not one of the worktree's release, or there is nothing to split.
+        ConflictError: the change does not fit there, or a later patch does not apply any more.
+    """
+    with session.exclusive():
+        author = Author(session)
+        release = _find_release(author, folder)
+        patch = author.series.find_patch(name, release)
+        diff = _diff_worktree(author, folder)
+        if not split:
+            _require_changes(diff, folder)
+        applied = next((a for a in author.applied(release)[1] if a.name == patch.name), None)
+        if applied is None:
+            raise UsageError(f"{patch.name} does not apply to v{release}", where=str(folder))
+        tree = _on(author.git, applied.tree, diff, patch.name) if diff else applied.tree
+        if tree == applied.parent_tree:
+            raise UsageError(
+                f"nothing of {patch.name} would be left",
+                next_step=f"tool drop {patch.name} --why TEXT",
+            )
+        content = patchfile.render(
+            applied.patch.header, canonical_diff(author.git, applied.parent_tree, tree)
+        )
+        if split:
+            return _split(author, patch, release, content)
+        return author.write(patch.name, {patch.name: content}, _proven(author, patch))
+
+
+def _split(author: Author, patch: Patch, release: Version, content: bytes) -> Edited:
+    proven = _proven(author, patch)
+    before = [v for v in proven if v < release]
+    after = [v for v in proven if v >= release]
+    if not before:
+        raise UsageError(
+            f"{patch.name} stands for no release before v{release}",
+            where=SERIES_FILE,
+            next_step=f"tool refresh {patch.name}",
+        )
+    name = name_next_file(patch.name, release, {p.name for p in author.series.patches})
+    author.text.respecify(patch.name, spec := make_specifier(before))
+    author.text.insert_after(patch.name, name, successor := make_specifier(after))
+    return author.write(
+        name,
+        {name: _releases(name, content, successor)},
+        after,
+        headers={patch.name: _releases(patch.name, patch.content, spec)},
+    )
+
+
+def _releases(name: str, content: bytes, spec: str) -> bytes:
+    parsed = patchfile.parse(name, content)
+    return patchfile.render(patchfile.with_fields(parsed.header, Releases=spec), parsed.diff)
+
+
+def import_patch(
+    session: Session, fields: HeaderFields, content: bytes, release: Version
+) -> Edited:
+    """Make a patch of a diff or a mail, after those of the series on ``release``.
+
+    Raises:
+        UsageError: it is not a diff, or holds what a patch may not.
+        ConflictError: it does not apply, or only by searching for another place.
+    """
+    _check_name(session.series, fields)
+    with session.exclusive():
+        author = Author(session)
+        base, applied = author.applied(release)
+        before = applied[-1].tree if applied else base.tree
+        mail = read_mail(fields.name, content)
+        told = replace(fields, subject=fields.subject or mail.subject, why=fields.why or mail.body)
+        if not told.subject or not told.why:
+            raise UsageError(
+                "the mail says not what it does and why",
+                where=fields.name,
+                next_step="say it: --subject TEXT --reason TEXT",
+            )
+        tree = apply_mail(author.git, before, mail, fields.name)
+        return _add(author, told, release, before, tree)
+
+
+def drop_patch(session: Session, name: str, why: str) -> Edited:
+    """Take the patch ``name`` out of the series; a comment in series.txt keeps the reason.
+
+    Raises:
+        ConflictError: a later patch does not apply without it.
+    """
+    reason = " ".join(why.split())
+    if not reason:
+        raise UsageError("a patch is not dropped without a reason", next_step="--why TEXT")
+    with session.exclusive():
+        author = Author(session)
+        patch = author.series.find_patch(name)
+        releases = _proven(author, patch)
+        author.text.replace_by_comment(
+            patch.name, f"{patch.name} {patch.releases} was dropped: {reason}"
+        )
+        return author.write(patch.name, {patch.name: None}, releases)
+
+
+def _add(author: Author, fields: HeaderFields, release: Version, before: str, after: str) -> Edited:
+    if before == after:
+        raise UsageError(f"{fields.name} would change nothing", next_step="see: tool status")
+    spec = make_specifier([release])
+    content = patchfile.render(fields.header(spec), canonical_diff(author.git, before, after))
+    patchfile.parse(fields.name, content)
+    author.text.append(fields.change, fields.name, spec)
+    return author.write(fields.name, {fields.name: content}, [release])
+
+
+def _find_release(author: Author, folder: Path) -> Version:
+    """The release of a worktree that ``tool apply`` made, without commits of a person's."""
+    _, head, branch = read_head(folder)
+    tip = author.git.resolve(tip_ref(branch)) if branch else None
+    base = author.git.resolve(base_ref(branch)) if branch else None
+    if tip is None or base is None:
+        raise UsageError(
+            "is not on a branch that tool apply made",
+            where=str(folder),
+            next_step="make a worktree with tool apply and edit there",
+        )
+    if head != tip:
+        raise UsageError(
+            "has commits of your own",
+            where=str(folder),
+            next_step="tool export writes commits back; for this command leave the change uncommitted",
+        )
+    for version, entry in author.lock.releases.items():
+        if entry.base_commit == base:
+            return version
+    raise UsageError(
+        "is not of a release in series.lock",
+        where=str(folder),
+        next_step="make a worktree of a supported release: tool apply --sglang-ref v0.5.23",
+    )
+
+
+def _diff_worktree(author: Author, folder: Path) -> bytes:
+    """The uncommitted changes of a worktree as a diff; empty when there are none."""
+    admin, head, _ = read_head(folder)
+    diff = canonical_diff(author.git, author.git.tree_of(head), write_worktree(admin, folder))
+    if DESTINATION.encode() + b"/" in diff:
+        raise UsageError(
+            "changes the bundled kernels",
+            where=str(folder),
+            next_step="make that change in ada_dsa/ and apply again",
+        )
+    return diff
+
+
+def _require_changes(diff: bytes, folder: Path) -> None:
+    if not diff:
+        raise UsageError(
+            "has no uncommitted changes", where=str(folder), next_step="edit there first"
+        )
+
+
+def _on(git: Git, tree: str, diff: bytes, name: str) -> str:
+    """``tree`` with ``diff`` merged into it from the blobs it was made on."""
+    patchfile.parse(name, b"Description: an edit\n---\n" + diff)
+    with private_index(git, tree) as index:
+        done = merge_diff(index, diff)
+        if done.returncode != 0:
+            raise ConflictError(
+                f"the change does not fit into {name}",
+                why=read_reason(done.stderr),
+                next_step="a later patch changes the same lines: refresh that one, or make a new patch",
+            )
+        return index.out("write-tree")
+
+
+def _proven(author: Author, patch: Patch) -> list[Version]:
+    found = author.lock.checked_on(patch.name)
+    if not found:
+        raise UsageError(
+            f"{patch.name} was proven on no release",
+            where=LOCK_FILE,
+            next_step="prove it first: tool lock --sglang-ref RELEASE",
+        )
+    return sorted(found)
+
+
+def _check_name(series: Series, fields: HeaderFields) -> None:
+    if (
+        any(p.name == fields.name for p in series.patches)
+        or (series.root / PATCH_DIR / fields.name).exists()
+    ):
+        raise UsageError(
+            f"{fields.name} exists already",
+            where=PATCH_DIR,
+            next_step=f"choose another name, or change it: tool refresh {fields.name}",
+        )

@@ -1,0 +1,15 @@
+"""``tool history``."""
+
+from __future__ import annotations
+
+from tool.cli.options import command
+from tool.cli.output import Report
+from tool.project import Session
+from tool.rebase import load_history, render_markdown
+
+
+@command()
+def history(session: Session) -> Report:
+    """Print what every rebase met, as Markdown: docs/rebase-history.md is made with it."""
+    rebases = load_history(session.series)
+    return Report({"rebases": rebases}, render_markdown(rebases))

@@ -1,0 +1,242 @@
+"""``tool rebase``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from tool.analysis import Block
+from tool.classify import UPSTREAM, OutcomeKind
+from tool.cli.options import command, start_option
+from tool.cli.outcomes import make_step_result
+from tool.cli.output import Report, format_table
+from tool.errors import UsageError
+from tool.project import Session
+from tool.rebase import (
+    RebaseResult,
+    SeriesUpdate,
+    Stopped,
+    abort_rebase,
+    continue_rebase,
+    restart_rebase,
+    show_rebase,
+    skip_patch,
+    start_rebase,
+)
+from tool.series import parse_release
+from tool.upstream import Request
+
+_HUNK_LINES: Final = 24
+
+
+@command(session="offline quiet", settle=False)
+@click.option("--onto", metavar="RELEASE", help="The release to carry the series to.")
+@start_option
+@click.option(
+    "--edit",
+    "edits",
+    multiple=True,
+    metavar="PATCH",
+    help="With --onto: stop at PATCH in any case.",
+)
+@click.option("--continue", "resume", is_flag=True, help="Take the worktree as resolved; go on.")
+@click.option("--skip", is_flag=True, help="Leave this patch out; needs --why.")
+@click.option("--why", metavar="TEXT", help="The reason; it goes into the patch's header.")
+@click.option("--abort", is_flag=True, help="Give up: the series is as it was.")
+@click.option("--restart", is_flag=True, help="Begin again, without the decisions made.")
+@click.option(
+    "--into", type=click.Path(path_type=Path), help="Worktree, where one is needed. Default: "
+    "./sglang-vRELEASE-rebase.",
+)  # fmt: skip
+def rebase(
+    session: Session,
+    onto: str | None,
+    start: str | None,
+    edits: tuple[str, ...],
+    resume: bool,
+    skip: bool,
+    why: str | None,
+    abort: bool,
+    restart: bool,
+    into: Path | None,
+) -> Report:
+    """Carry the series to another release.
+
+    \b
+    Exit code 3: stopped at a patch that does not carry over, in a worktree where it can be resolved;
+    4: upstream seems to have it. Then --continue, --skip --why TEXT, --abort or --restart. Without any
+    of these: show again where it stopped.
+    """
+    _check_options(onto, resume, skip, abort, restart, edits, why)
+    if abort:
+        onto_release = abort_rebase(session)
+        message = f"gave up the rebase onto v{onto_release}; the series is as it was"
+        return Report({"state": "aborted"}, [message])
+    if resume:
+        return _report(continue_rebase(session))
+    if skip:
+        return _report(skip_patch(session, why or ""))
+    if restart:
+        return _report(restart_rebase(session))
+    if onto is None:
+        shown = show_rebase(session)
+        return _report(shown) if shown else _report_interrupted()
+    source = parse_release(start) if start else None
+    request = Request(onto)
+    return _report(start_rebase(session, request, source=source, into=into, edits=edits))
+
+
+def _check_options(
+    onto: str | None,
+    resume: bool,
+    skip: bool,
+    abort: bool,
+    restart: bool,
+    edits: tuple[str, ...],
+    why: str | None,
+) -> None:
+    if sum([onto is not None, resume, skip, abort, restart]) > 1:
+        raise UsageError(
+            "one of --onto, --continue, --skip, --abort and --restart",
+            next_step="see where the rebase is: tool rebase",
+        )
+    if edits and onto is None:
+        raise UsageError(
+            "--edit goes with --onto", next_step="tool rebase --onto RELEASE --edit PATCH"
+        )
+    if (why is not None) != skip:
+        raise UsageError(
+            "--skip and --why go together", next_step="tool rebase --skip --why 'the reason'"
+        )
+
+
+def _report(done: RebaseResult) -> Report:
+    """Exit code 0 when the series was carried, 3 or 4 when the rebase stopped at a patch."""
+    result: dict[str, Any] = {
+        "from": str(done.source),
+        "onto": str(done.onto),
+        "remembered": list(done.remembered),
+    }
+    lines = [f"used a {text}" for text in done.remembered]
+    if done.stopped is not None:
+        return _report_stop(done, done.stopped, result, lines)
+    result |= {"state": "carried", "patches": [], "files": []}
+    if done.update is not None:
+        rows = [("patch", "outcome", "became")]
+        rows += [
+            (r.patch, r.outcome.value, f"{r.became} ({r.decided})" if r.decided else r.became)
+            for r in done.update.rows
+        ]
+        lines += format_table(rows)
+        result["patches"] = [dataclasses.asdict(row) for row in done.update.rows]
+        result["files"] = sorted(done.update.files)
+        result["tree"] = done.update.tree
+        result["dated"] = done.update.dated
+        lines += _dated_lines(done.update)
+    lines.append(f"the series carries v{done.onto} now")
+    lines.append(f"next: tool check; tool diff v{done.source} v{done.onto} shows what changed")
+    return Report(result, lines)
+
+
+def _dated_lines(update: SeriesUpdate) -> Iterator[str]:
+    """New files whose header still names another release: only their author can reword it."""
+    for name, fields in update.dated.items():
+        yield f"patches/{name}: {', '.join(fields)} still names a release it does not stand for"
+    if update.dated:
+        yield "next: edit that, then tool lock"
+
+
+def _report_stop(
+    done: RebaseResult, stopped: Stopped, result: dict[str, Any], lines: list[str]
+) -> Report:
+    step, outcome = stopped.step, stopped.step.outcome
+    asked = ", as asked with --edit" if stopped.asked else ""
+    lines.append(f"stopped at {step.patch.name}: {outcome.kind.value}{asked}")
+    lines += [f"  {text}" for text in outcome.reasons]
+    for conflict in outcome.conflicts:
+        if conflict.theirs and conflict.renamed_to is None:
+            lines.append(
+                f"  {conflict.path}, {conflict.symbol}: upstream, since the patch was written:"
+            )
+            lines += [f"    {text}" for block in conflict.theirs for text in _shorten(block)]
+            lines.append("  the patch, in the same place:")
+            lines += [f"    {text}" for text in _shorten(conflict.ours)]
+    marked = {m.path: m.marked_lines for m in stopped.merged if m.conflicts}
+    beside = {m.path: at for m in stopped.merged if (at := m.lines_beside(outcome.conflicts))}
+    lines.append(f"the worktree is {stopped.folder}, with the patches before this one")
+    for path, at in marked.items():
+        where = ", ".join(map(str, at))
+        lines.append(f"  {path}: conflict at line {where}" if at else f"  {path} is not there")
+    for file in stopped.merged:
+        if not file.conflicts:
+            look = ", ".join(map(str, beside.get(file.path, ())))
+            and_look = f"; upstream changed lines beside it, look at line {look}" if look else ""
+            lines.append(f"  {file.path} is merged{and_look}")
+    lines.append(f"next: {_next_step(stopped, resolved=not marked)}")
+    result |= {
+        "state": "stopped",
+        "asked": stopped.asked,
+        "worktree": str(stopped.folder),
+        "marked": marked,
+        "beside": beside,
+        "stop": make_step_result(step)
+        | {
+            "conflicts": [
+                {
+                    "path": c.path,
+                    "symbol": c.symbol,
+                    "line": c.line,
+                    "renamed_to": c.renamed_to,
+                    "upstream": [text for block in c.theirs for text in block.format()],
+                    "ours": list(c.ours.format()),
+                }
+                for c in outcome.conflicts
+            ]
+        },
+        "patches": [make_step_result(s) for s in done.steps],
+    }
+    return Report(result, lines, 4 if outcome.kind in UPSTREAM else 3)
+
+
+def _next_step(stopped: Stopped, *, resolved: bool) -> str:
+    """What to type, the likeliest first. ``resolved``: no file in the worktree holds a conflict."""
+    kind = stopped.step.outcome.kind
+    skip = "tool rebase --skip --why TEXT"
+    if stopped.asked:
+        return "edit the worktree or leave it as it is, then: tool rebase --continue"
+    if kind is OutcomeKind.STALE:
+        return "edit the worktree if the patch is incomplete, then: tool rebase --continue"
+    if kind is OutcomeKind.PARTIAL:
+        first = "" if resolved else "resolve the conflicts, then: "
+        return (
+            f"{first}tool rebase --continue keeps what upstream lacks; if that is not needed either: "
+            f"{skip}"
+        )
+    if kind in UPSTREAM:
+        return (
+            "if upstream has the patch: tool rebase --skip --why 'upstream REFERENCE'; otherwise make "
+            "what is still needed in the worktree, then: tool rebase --continue"
+        )
+    if resolved:
+        return f"look at the merge; nothing is left to resolve: tool rebase --continue; or {skip}"
+    return f"resolve the conflicts, then: tool rebase --continue; or {skip}"
+
+
+def _report_interrupted() -> Report:
+    """A rebase that a kill left between two stops."""
+    lines = ["the rebase under way was interrupted", "next: tool rebase --continue"]
+    return Report({"state": "interrupted"}, lines, 3)
+
+
+def _shorten(block: Block) -> list[str]:
+    """A hunk for the terminal: whole when short, its ends otherwise."""
+    shown = [f"@@ line {max(1, block.old_line)} @@", *block.format()]
+    if len(shown) <= _HUNK_LINES:
+        return shown
+    half = _HUNK_LINES // 2
+    left_out = len(shown) - 2 * half
+    return [*shown[:half], f"... {left_out} lines; --json has them all", *shown[-half:]]

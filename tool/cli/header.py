@@ -1,0 +1,49 @@
+"""The options that make a patch's header, and the report of a command that edits the series."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import click
+
+from tool.authoring import Edited, HeaderFields
+from tool.cli.output import Report
+
+_Function = Callable[..., Report]
+
+
+def header_options(function: _Function) -> _Function:
+    for option in (
+        click.option("--drop-when", required=True, metavar="TEXT", help="When it can go again."),
+        click.option("--reason", default="", metavar="TEXT", help="Why it is needed."),
+        click.option("--subject", "-m", default="", metavar="TEXT", help="What it does, one line."),
+        click.option("--change", required=True, metavar="NAME", help="The change it belongs to."),
+    ):
+        function = option(function)
+    return function
+
+
+def make_header(
+    name: str, change: str, subject: str, reason: str, drop_when: str, origin: str = "vendor"
+) -> HeaderFields:
+    return HeaderFields(
+        f"{change}/{name.removeprefix(f'{change}/').removesuffix('.patch')}.patch",
+        change,
+        " ".join(subject.split()),
+        reason,
+        " ".join(drop_when.split()),
+        " ".join(origin.split()),
+    )
+
+
+def report_edit(done: Edited) -> Report:
+    lines = [f"wrote patches/{name}" for name in done.written]
+    lines += [f"removed patches/{name}" for name in done.removed]
+    checked = ", ".join(f"v{v}" for v in done.releases)
+    lines.append(f"checked on {checked}; series.lock is up to date")
+    lines.append(
+        "next: tool lint; a worktree that still has the change uncommitted can go: git stash -u there, "
+        "then tool apply"
+    )
+    return Report(dataclasses.asdict(done), lines)

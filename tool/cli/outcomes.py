@@ -1,0 +1,58 @@
+"""How ``tool drift``, ``tool watch`` and ``tool rebase`` show what became of patches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from packaging.version import Version
+
+from tool.classify import ReplayStep
+from tool.cli.output import Report, format_table
+from tool.rebase import Preview, count_outcomes
+
+
+def make_step_result(
+    step: ReplayStep, broken_since: Mapping[str, Version] | None = None
+) -> dict[str, Any]:
+    """One patch in a JSON result."""
+    since = (broken_since or {}).get(step.patch.name)
+    return {
+        "patch": step.patch.name,
+        "outcome": step.outcome.kind.value,
+        "reasons": list(step.outcome.reasons),
+        "first_broken_by": str(since) if since else None,
+    }
+
+
+def report_preview(done: Preview) -> Report:
+    """Exit code 1 when a patch does not carry over."""
+    rows = [("patch", "outcome", "reasons")]
+    for step in done.steps:
+        name, outcome = step.patch.name, step.outcome
+        since = done.broken_since.get(name)
+        first, *rest = (*outcome.reasons, *([f"first broken by v{since}"] if since else []))
+        rows.append((name, outcome.kind.value, first))
+        rows += [("", "", more) for more in rest]
+    counts = count_outcomes(done.steps)
+    summary = ", ".join(f"{number} {kind}" for kind, number in counts.items())
+    lines = [f"v{done.source} -> {done.base.label}: {summary}", *format_table(rows)]
+    if done.same_as_lock is not None:
+        lines.append(
+            "the result is the locked tree of that release"
+            if done.same_as_lock
+            else "the result is not the locked tree of that release, which has patches of its own"
+        )
+    stop = f", which stops at {done.failing[0].patch.name}" if done.failing else ""
+    lines.append(f"next: tool rebase --onto v{done.base.release} --from v{done.source}{stop}")
+    result = {
+        "from": str(done.source),
+        "onto": str(done.base.release),
+        "base": done.base.commit,
+        "tree": done.tree,
+        "carries": not done.failing,
+        "same_as_lock": done.same_as_lock,
+        "summary": counts,
+        "patches": [make_step_result(step, done.broken_since) for step in done.steps],
+    }
+    return Report(result, lines, int(bool(done.failing)))

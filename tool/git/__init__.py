@@ -1,0 +1,72 @@
+"""git, as this tool runs it: one hardened runner, object ids, diffs, private indexes and worktrees.
+
+It may import ``tool.errors`` and nothing else of the tool.
+"""
+
+from tool.git.diff import canonical_diff, changed_files, changed_runs
+from tool.git.index import COMMIT_ENV, DATE, IDENTITY, commit_tree, find_blobs, private_index
+from tool.git.objects import (
+    EXECUTABLE,
+    FILE,
+    NULL_OID,
+    blob_header,
+    blob_id,
+    commit_id,
+    file_mode,
+    tree_id,
+)
+from tool.git.repository import (
+    TIMEOUT,
+    Git,
+    GitFailed,
+    check_ref,
+    failure,
+    is_oid,
+    missing_object,
+    require_version,
+)
+from tool.git.tempdir import make_tempdir, sweep_tempdirs
+from tool.git.worktree import (
+    find_admin,
+    list_changes,
+    list_worktrees,
+    read_head,
+    read_text,
+    write_worktree,
+)
+
+__all__ = [
+    "COMMIT_ENV",
+    "DATE",
+    "EXECUTABLE",
+    "FILE",
+    "Git",
+    "GitFailed",
+    "IDENTITY",
+    "NULL_OID",
+    "TIMEOUT",
+    "blob_header",
+    "blob_id",
+    "canonical_diff",
+    "changed_files",
+    "changed_runs",
+    "check_ref",
+    "commit_id",
+    "commit_tree",
+    "failure",
+    "file_mode",
+    "find_admin",
+    "find_blobs",
+    "is_oid",
+    "list_changes",
+    "list_worktrees",
+    "make_tempdir",
+    "missing_object",
+    "private_index",
+    "read_head",
+    "read_text",
+    "require_version",
+    "sweep_tempdirs",
+    "tree_id",
+    "write_worktree",
+]

@@ -1,0 +1,316 @@
+"""The one door to git: a hardened subprocess runner.
+
+Nothing of the user's configuration, hooks, templates or environment can change what a command
+does, and no outside string reaches git's option parser: revisions are validated here and resolved
+once to a full object id, and only ids are passed on. Reading history for people is GitPython's
+job; every mutation and every result that a hash depends on goes through this module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import signal
+import subprocess
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+from tool.errors import EnvironmentFault, ToolError, UsageError
+
+MINIMUM: Final = (2, 32)
+"""``git apply --cached --3way`` exists since 2.32."""
+
+TIMEOUT: Final = 600.0
+"""Seconds for one local command; a hung filter or lock must not hang the tool."""
+
+_CONFIG: Final = (
+    "core.hooksPath=/dev/null",  # no hook of a template or a user runs
+    "core.fsmonitor=false",  # nor a monitor command
+    "core.attributesFile=/dev/null",  # no global filter or eol attribute rewrites content
+    "core.excludesFile=/dev/null",
+    "core.autocrlf=false",  # bytes in equal bytes out
+    "core.eol=lf",
+    "core.safecrlf=false",
+    "core.fileMode=true",
+    "core.symlinks=true",
+    "core.quotePath=true",  # paths print the same on every machine
+    "core.untrackedCache=false",
+    "commit.gpgSign=false",  # a signature would change the commit id
+    "merge.renames=false",  # a patch names its file; git guesses nothing
+    "gc.auto=0",  # nothing deletes objects behind a running transaction
+    "maintenance.auto=false",
+    "transfer.fsckObjects=true",  # fetched objects are checked, not trusted
+    "protocol.ext.allow=never",
+    "submodule.recurse=false",
+    "advice.detachedHead=false",
+    "color.ui=false",
+)
+
+_DISK_FULL: Final = (
+    "No space left on device",
+    "File too large",
+    "Disk quota exceeded",
+    f"died of signal {int(signal.SIGXFSZ)}",  # a checkout worker under ulimit -f
+)
+_REF: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]*")
+_OID: Final = re.compile(r"[0-9a-f]{40}")
+
+
+class GitFailed(ToolError):
+    """git exited non-zero where it should not have."""
+
+    kind = "git"
+
+
+@dataclass(frozen=True)
+class Git:
+    """Runs git on one repository.
+
+    ``git_dir`` is the repository (or a worktree's administrative folder); ``index_file`` selects a
+    private index so that trees are built without touching any worktree. ``cwd`` is where git runs:
+    a three-way ``git apply --cached`` of an added file that exists checks it out there (git 2.39).
+
+    Objects are looked up in processes that stay, a process for each thread and kind of question:
+    starting git takes fifty times as long as asking it. They end with the last copy of this object.
+    """
+
+    git_dir: Path
+    work_tree: Path | None = None
+    index_file: Path | None = None
+    cwd: Path | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    _readers: threading.local = field(default_factory=threading.local, repr=False, compare=False)
+
+    def run(
+        self,
+        *args: str,
+        stdin: bytes | None = None,
+        check: bool = True,
+        timeout: float = TIMEOUT,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run ``git ARGS``; stdout and stderr are captured as bytes.
+
+        Raises:
+            GitFailed: non-zero exit and ``check``.
+            EnvironmentFault: no git, no space, or the time limit passed.
+        """
+        try:
+            done = subprocess.run(
+                self.command(*args),
+                input=b"" if stdin is None else stdin,
+                capture_output=True,
+                cwd=self.cwd,
+                env=self.environment(),
+                timeout=timeout,
+            )
+        except FileNotFoundError as err:
+            raise EnvironmentFault("git is not installed", next_step="install git ≥ 2.32") from err
+        except subprocess.TimeoutExpired as err:
+            raise EnvironmentFault(
+                f"git {args[0]} did not finish in {timeout:.0f} s", where=str(self.git_dir)
+            ) from err
+        if check and done.returncode != 0:
+            raise failure(args, done.returncode, done.stderr)
+        return done
+
+    def out(self, *args: str, stdin: bytes | None = None) -> str:
+        """The command's stdout, stripped of the final newline."""
+        return self.run(*args, stdin=stdin).stdout.decode("utf-8", "surrogateescape").rstrip("\n")
+
+    def start(self, *args: str, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+        """Start a command with piped stdin and stderr; the caller waits for it."""
+        return subprocess.Popen(
+            self.command(*args),
+            stdin=subprocess.PIPE,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            cwd=self.cwd,
+            env=self.environment(),
+        )
+
+    def command(self, *args: str) -> list[str]:
+        config = [part for item in _CONFIG for part in ("-c", item)]
+        return ["git", *config, "--no-replace-objects", "--literal-pathspecs", *args]
+
+    def environment(self) -> dict[str, str]:
+        """The caller's environment without any ``GIT_*``, plus what pins git's behaviour."""
+        env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+        env |= {
+            "GIT_DIR": str(self.git_dir),
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "GIT_ATTR_NOSYSTEM": "1",
+            "GIT_TERMINAL_PROMPT": "0",
+            "GIT_ALLOW_PROTOCOL": "https:ssh:file",
+            "GIT_OPTIONAL_LOCKS": "0",
+            "GIT_EDITOR": "true",
+            "LC_ALL": "C",
+            "TZ": "UTC",
+        }
+        if self.work_tree is not None:
+            env["GIT_WORK_TREE"] = str(self.work_tree)
+        if self.index_file is not None:
+            env["GIT_INDEX_FILE"] = str(self.index_file)
+        return env | dict(self.env)
+
+    def resolve(self, ref: str) -> str | None:
+        """The commit id ``ref`` names here, or None. ``ref`` must have passed ``check_ref``."""
+        return self.find(f"{ref}^{{commit}}")
+
+    def tree_of(self, commit: str) -> str:
+        """The tree of ``commit``. Raises EnvironmentFault when it is not here."""
+        tree = self.find(f"{commit}^{{tree}}")
+        if tree is None:
+            raise missing_object(commit, str(self.git_dir))
+        return tree
+
+    def blobs(self, oids: Sequence[str]) -> dict[str, bytes]:
+        """Contents by blob id.
+
+        Raises:
+            EnvironmentFault: an object is missing (a shallow or broken repository).
+        """
+        found: dict[str, bytes] = {}
+        for oid in dict.fromkeys(oids):
+            content = self._reader("--batch").content(oid)
+            if content is None:
+                raise missing_object(oid, str(self.git_dir))
+            found[oid] = content
+        return found
+
+    def find(self, name: str) -> str | None:
+        """The object id of ``name``, an id or ``TREE:PATH``; None when there is no such object."""
+        return self._reader("--batch-check").find(name)
+
+    def has_objects(self, oids: Sequence[str]) -> dict[str, bool]:
+        return {oid: self.find(oid) is not None for oid in oids}
+
+    def _reader(self, mode: str) -> _Reader:
+        readers: dict[str, _Reader] = self._readers.__dict__
+        if mode not in readers:
+            readers[mode] = _Reader(self, mode)
+        return readers[mode]
+
+
+class _Reader:
+    """A ``git cat-file --batch`` or ``--batch-check`` that answers until nobody can ask any more."""
+
+    def __init__(self, git: Git, mode: str) -> None:
+        self._process = git.start("cat-file", mode, stdout=subprocess.PIPE)
+        weakref.finalize(self, _end, self._process)
+
+    def find(self, name: str) -> str | None:
+        """The object id that ``name`` stands for (``--batch-check``)."""
+        head = self._ask(name)
+        return head[0] if len(head) == 3 else None
+
+    def content(self, oid: str) -> bytes | None:
+        """The content of an object (``--batch``)."""
+        head = self._ask(oid)
+        assert self._process.stdout is not None
+        return self._process.stdout.read(int(head[2]) + 1)[:-1] if len(head) == 3 else None
+
+    def _ask(self, name: str) -> list[str]:
+        """The answer's first line: id, type and size; other words when there is no such object."""
+        assert "\n" not in name
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(f"{name}\n".encode())
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died; its own words follow
+        # A repository without file contents fetches one here, over a network that may hang.
+        if not select.select([process.stdout], [], [], TIMEOUT)[0]:
+            process.kill()
+            raise EnvironmentFault(f"git cat-file did not answer in {TIMEOUT:.0f} s")
+        line = process.stdout.readline()
+        if not line:
+            assert process.stderr is not None
+            words = process.stderr.read()
+            raise failure(("cat-file",), process.wait(), words)
+        return line.decode("utf-8", "surrogateescape").split()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Let a reader go: it ends when nothing more can be asked."""
+    with process, contextlib.suppress(BrokenPipeError):
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def failure(args: Sequence[str], code: int, stderr: bytes) -> ToolError:
+    """The error for a git command that failed, with git's own words as the reason."""
+    words = stderr.decode("utf-8", "replace").strip()
+    if code == -signal.SIGXFSZ or any(sign in words for sign in _DISK_FULL):
+        return EnvironmentFault(
+            "no space left while git was writing",
+            why=words.splitlines()[-1] if words else "a file size limit (ulimit -f) was reached",
+            next_step="free some space and run the same command again; nothing was changed",
+        )
+    last = "\n".join(words.splitlines()[-8:])
+    return GitFailed(f"git {args[0]} failed with exit code {code}", why=last or None)
+
+
+def missing_object(oid: str, where: str) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"object {oid} is missing",
+        where=where,
+        why="the repository was cloned without history (shallow) or is damaged",
+        next_step="fetch full history into it (git fetch --unshallow), or use the released wheel: "
+        "--source pypi",
+    )
+
+
+def check_ref(text: str) -> str:
+    """Return ``text`` when it can only be a ref or an object id, never an option or a refspec.
+
+    Raises:
+        UsageError: otherwise.
+    """
+    good = (
+        _REF.fullmatch(text)
+        and ".." not in text
+        and "//" not in text
+        and not text.endswith((".lock", "/", "."))
+        and "/." not in text
+    )
+    if not good:
+        raise UsageError(
+            f"{text!r} is not a release or a git ref",
+            next_step="name a release (v0.5.23), pin, a tag, a branch or a commit id",
+        )
+    return text
+
+
+def is_oid(text: str) -> bool:
+    return _OID.fullmatch(text) is not None
+
+
+@lru_cache(maxsize=1)
+def installed_version() -> str:
+    """What the installed git says it is. Raises EnvironmentFault when there is none."""
+    try:
+        return subprocess.run(["git", "version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as err:
+        raise EnvironmentFault("git is not installed", next_step="install git ≥ 2.32") from err
+
+
+def require_version() -> tuple[int, int]:
+    """The installed git's (major, minor). Raises EnvironmentFault below ``MINIMUM``."""
+    match = re.search(r"(\d+)\.(\d+)", installed_version())
+    found = (int(match[1]), int(match[2])) if match else (0, 0)
+    if found < MINIMUM:
+        raise EnvironmentFault(
+            f"git {found[0]}.{found[1]} is too old",
+            why="three-way application into an index needs git 2.32",
+            next_step="install git ≥ 2.32",
+        )
+    return found

@@ -1,0 +1,42 @@
+"""Carrying the series to another release: preview, stops, decisions, and the files written at the end.
+
+It may import ``tool.classify`` and what is below it.
+"""
+
+from tool.rebase.explain import diff_releases, explain_patch
+from tool.rebase.history import load_history, render_markdown
+from tool.rebase.preview import Preview, count_outcomes, find_newer, preview_rebase
+from tool.rebase.run import (
+    RebaseResult,
+    Stopped,
+    abort_rebase,
+    continue_rebase,
+    restart_rebase,
+    show_rebase,
+    skip_patch,
+    start_rebase,
+)
+from tool.rebase.status import RebaseStatus, read_status
+from tool.rebase.write import SeriesUpdate
+
+__all__ = [
+    "Preview",
+    "RebaseResult",
+    "RebaseStatus",
+    "SeriesUpdate",
+    "Stopped",
+    "abort_rebase",
+    "continue_rebase",
+    "count_outcomes",
+    "diff_releases",
+    "explain_patch",
+    "find_newer",
+    "load_history",
+    "preview_rebase",
+    "read_status",
+    "render_markdown",
+    "restart_rebase",
+    "show_rebase",
+    "skip_patch",
+    "start_rebase",
+]

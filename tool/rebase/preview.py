@@ -1,0 +1,146 @@
+"""``tool drift``: what carrying the series to another release would meet. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from packaging.version import InvalidVersion, Version
+
+from tool.apply import (
+    check_patch_files,
+    compose_release,
+    find_missing_preimages,
+    prepare_base,
+    select_patches,
+)
+from tool.classify import OutcomeKind, ReplayStep, replay_series
+from tool.errors import ToolError
+from tool.git import Git
+from tool.project import Session
+from tool.upstream import (
+    PYPI,
+    Base,
+    Request,
+    find_release,
+    list_available,
+    previous_release,
+    release_ref,
+    resolve_release,
+)
+
+
+@dataclass(frozen=True)
+class Preview:
+    """``broken_since``: per patch that does not carry over, the first release known here that breaks
+    it. ``same_as_lock``: does the resulting tree equal the locked one (None: not locked)?"""
+
+    source: Version
+    base: Base
+    steps: tuple[ReplayStep, ...]
+    broken_since: dict[str, Version]
+    same_as_lock: bool | None
+
+    @property
+    def failing(self) -> tuple[ReplayStep, ...]:
+        return tuple(s for s in self.steps if s.stops)
+
+    @property
+    def tree(self) -> str:
+        trees = [s.applied.tree for s in self.steps if s.applied is not None]
+        return trees[-1] if trees else self.base.tree
+
+
+def preview_rebase(session: Session, request: Request, *, source: Version | None = None) -> Preview:
+    """Classify every patch of release ``source`` (default: the newest one below) on ``request``.
+
+    Raises:
+        ToolError: a base cannot be had, or a patch file is not the locked one.
+    """
+    with session.exclusive():
+        git, series, lock = session.git, session.series, session.lock
+        release = find_release(series, request)
+        start = previous_release(lock, release, source)
+        patches = select_patches(series, start)
+        base = resolve_release(session, request, whole=False).base
+        old = prepare_source(session, start)
+
+        def classify(on: Base) -> tuple[ReplayStep, ...]:
+            return tuple(replay_series(git, series, on, patches, old_tree=old))
+
+        steps = classify(base)
+        failing = {s.patch.name for s in steps if s.stops}
+        broken = dict.fromkeys(failing, release)
+        if failing:
+            broken |= _first_breaks(_between(git, start, release), classify, failing)
+        entry = lock.releases.get(release)
+        done = Preview(start, base, steps, broken, None)
+        if entry is None or not entry.patches or base.source != PYPI or failing:
+            return done
+        return replace(done, same_as_lock=entry.final_tree == done.tree)
+
+
+def find_newer(session: Session) -> Version | None:
+    """The newest release on the index, if it is newer than every carried one.
+
+    Raises:
+        EnvironmentFault: the index cannot be asked.
+    """
+    carried = [v for v, entry in session.lock.releases.items() if entry.patches]
+    offered = list_available()
+    return offered[-1] if offered and (not carried or offered[-1] > max(carried)) else None
+
+
+def prepare_source(session: Session, release: Version) -> str:
+    """Bring in the release carried from, and its patches' pre-images; returns its base tree.
+
+    Raises:
+        IntegrityError: a patch file is not the locked one.
+    """
+    patches = select_patches(session.series, release)
+    check_patch_files(patches, session.lock.get(release))
+    # The base is needed even where no blob is missing: its tree tells what upstream renamed.
+    base = prepare_base(session, Request(f"v{release}"))
+    if find_missing_preimages(session.git, patches):
+        compose_release(session, release)
+    return base.tree
+
+
+def _first_breaks(
+    bases: Iterator[Base], classify: Callable[[Base], tuple[ReplayStep, ...]], failing: set[str]
+) -> dict[str, Version]:
+    """The first of ``bases`` that breaks each patch of ``failing``, for those that one breaks."""
+    found: dict[str, Version] = {}
+    for base in bases:
+        if failing == set(found):
+            break
+        try:
+            steps = classify(base)
+        except ToolError:
+            continue  # a pre-image that is not here: this release can say nothing
+        for step in steps:
+            if step.patch.name in failing and step.stops:
+                found.setdefault(step.patch.name, base.release)
+    return found
+
+
+def _between(git: Git, start: Version, end: Version) -> Iterator[Base]:
+    """The releases in between that the repository holds, oldest first."""
+    prefix = release_ref(Version("0"))[: -len("0")]
+    known: list[Version] = []
+    for ref in git.out("for-each-ref", "--format=%(refname)", "refs/ada/base").split():
+        try:
+            known.append(Version(ref.removeprefix(prefix)))
+        except InvalidVersion:
+            continue
+    for version in sorted(known):
+        if start < version < end:
+            commit = git.resolve(release_ref(version))
+            assert commit is not None
+            yield Base(version, commit, git.tree_of(commit), PYPI, f"v{version}")
+
+
+def count_outcomes(steps: Sequence[ReplayStep]) -> dict[str, int]:
+    """How many patches had each outcome; outcomes that no patch had are left out."""
+    counts = {kind.value: sum(s.outcome.kind is kind for s in steps) for kind in OutcomeKind}
+    return {kind: count for kind, count in counts.items() if count}

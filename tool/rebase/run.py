@@ -1,0 +1,386 @@
+"""``tool rebase``: carry the series to another release, patch by patch, and land it whole.
+
+The project is not touched until every patch has an answer; then patches, series.txt, series.lock and
+the history change in one transaction. A patch that needs a person stops the rebase with a worktree
+at exactly that patch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from packaging.version import Version
+
+from tool.apply import check_patch_files, select_patches
+from tool.classify import CARRIES, Decision, OutcomeKind, ReplayStep, replay_series
+from tool.errors import UsageError
+from tool.git import canonical_diff
+from tool.project import Session, transaction
+from tool.rebase.conflict import (
+    MergedFile,
+    close_worktree,
+    is_as_merged,
+    is_whole,
+    merge_files,
+    open_worktree,
+    read_from_disk,
+    read_resolution,
+)
+from tool.rebase.preview import prepare_source
+from tool.rebase.rerere import recall_resolution, record_resolution
+from tool.rebase.state import (
+    STATE_FILE,
+    State,
+    Stop,
+    check_snapshot,
+    load_state,
+    remove_state,
+    require_state,
+    save_state,
+    snapshot_project,
+)
+from tool.rebase.write import SeriesUpdate, SeriesWriter
+from tool.series import Patch, Series, patchfile
+from tool.upstream import (
+    PYPI,
+    Base,
+    Request,
+    find_release,
+    names_release,
+    previous_release,
+    resolve_release,
+)
+
+BY_HAND: Final = "by hand"
+AS_MERGED: Final = "as merged"
+"""Nothing was changed in the worktree: a person looked at what was there, and went on."""
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """What a person has to decide on: the patch, what its files hold now, and where.
+
+    ``asked``: the patch carries over, and the rebase was told to stop at it.
+    """
+
+    step: ReplayStep
+    folder: Path
+    merged: tuple[MergedFile, ...]
+
+    @property
+    def asked(self) -> bool:
+        return not self.step.stops
+
+
+@dataclass(frozen=True)
+class RebaseResult:
+    """``stopped``, or landed. ``update`` and ``steps`` are missing where an earlier command, killed
+    while it wrote, had decided everything. ``remembered`` names resolutions used."""
+
+    source: Version
+    onto: Version
+    steps: tuple[ReplayStep, ...]
+    update: SeriesUpdate | None
+    stopped: Stopped | None
+    remembered: tuple[str, ...]
+
+
+def start_rebase(
+    session: Session,
+    request: Request,
+    *,
+    source: Version | None = None,
+    into: Path | None = None,
+    edits: Sequence[str] = (),
+) -> RebaseResult:
+    """Begin carrying the series to ``request``'s release, stopping at the patches ``edits`` in any case.
+
+    Raises:
+        UsageError: a rebase is under way, the release is carried already, or it is not a release; or
+            one of ``edits`` is not carried to it.
+        ToolError: a base cannot be had, or the series is not the locked one.
+    """
+    with session.exclusive():
+        if running := load_state(session.workspace):
+            raise UsageError(
+                f"a rebase onto v{running.onto} is under way",
+                where=running.root,
+                next_step="go on with it: tool rebase --continue, or give it up: tool rebase --abort",
+            )
+        return _run(session, _begin(session, request, source, into, edits))
+
+
+def _begin(
+    session: Session,
+    request: Request,
+    source: Version | None,
+    into: Path | None,
+    edits: Sequence[str],
+) -> State:
+    if request.source not in (None, PYPI) or not names_release(request.ref):
+        raise UsageError(
+            f"{request.ref!r} is not a release, and series.lock rests on released wheels",
+            next_step=f"see what would happen there: tool drift --onto {request.ref}",
+        )
+    series, lock = session.series, session.lock
+    onto = find_release(series, request)
+    entry = lock.releases.get(onto)
+    if entry is not None and entry.patches:
+        raise UsageError(
+            f"the series carries sglang {onto} already",
+            where="series.lock",
+            next_step=f"check it: tool check --refs v{onto}; or name a release it does not carry",
+        )
+    begin = previous_release(lock, onto, source)
+    patches = select_patches(series, begin)
+    check_patch_files(patches, lock.get(begin))
+    wanted = _edits(series, patches, begin, onto, edits)
+    folder = (into or Path.cwd() / f"sglang-v{onto}-rebase").absolute()
+    if folder.exists():
+        raise UsageError(
+            "exists already, and a stopped rebase would need that place",
+            where=str(folder),
+            next_step="move it away, or name another folder with --into",
+        )
+    found = resolve_release(session, request, whole=True)
+    prepare_source(session, begin)
+    return State(
+        root=str(series.root),
+        onto=onto,
+        source=begin,
+        base_commit=found.base.commit,
+        base_tree=found.base.tree,
+        wheels=found.wheels,
+        folder=str(folder),
+        snapshot=snapshot_project(series),
+        edits=wanted,
+    )
+
+
+def _edits(
+    series: Series, patches: Sequence[Patch], source: Version, onto: Version, edits: Sequence[str]
+) -> tuple[str, ...]:
+    """The names of the patches to stop at, each once."""
+    wanted = tuple(dict.fromkeys(series.find_patch(name, source).name for name in edits))
+    carried = [
+        p.name for p in patches if series.change_of(p).needed.contains(onto, prereleases=True)
+    ]
+    for name in wanted:
+        if name not in carried:
+            raise UsageError(
+                f"{name} is not a patch that v{source} hands on to v{onto}",
+                where="--edit",
+                why=f"patches: {', '.join(carried) or 'none'}",
+                next_step="name one of these",
+            )
+    return wanted
+
+
+def show_rebase(session: Session) -> RebaseResult | None:
+    """The stop of the rebase under way as it is now; None when a kill left it between two stops.
+
+    Raises:
+        UsageError: no rebase is under way.
+        IntegrityError: the project was edited since it began.
+    """
+    with session.exclusive(settle=False):
+        state = _require_state(session)
+        folder, stop = Path(state.folder), state.stop
+        if stop is None or not is_whole(folder, stop.token):
+            return None
+        steps = _replay(session, state)
+        merged = merge_files(session.git, steps[-1], _label(state))
+        now = tuple(read_from_disk(folder, file) for file in merged)
+        return RebaseResult(
+            state.source, state.onto, steps, None, Stopped(steps[-1], folder, now), ()
+        )
+
+
+def continue_rebase(session: Session) -> RebaseResult:
+    """Take what the worktree holds as the patch, and go on; or resume what a kill interrupted.
+
+    Raises:
+        ConflictError: the worktree is not resolved.
+        IntegrityError: the project was edited since the rebase began.
+    """
+    with session.exclusive(settle=False):
+        git, workspace = session.git, session.workspace
+        running = load_state(workspace)
+        if session.settle() and running is not None and load_state(workspace) is None:
+            # The kill came after the last decision: the files were all that was left to write.
+            return RebaseResult(running.source, running.onto, (), None, None, ())
+        state = _require_state(session)
+        stop = state.stop
+        if stop is None or not is_whole(Path(state.folder), stop.token):
+            # Killed before the worktree was whole: nobody has worked in it yet.
+            return _run(session, replace(state, stop=None))
+        step = _replay(session, state)[-1]
+        tree = read_resolution(git, Path(state.folder), step)
+        content = patchfile.render(
+            patchfile.parse(step.patch.name, step.patch.content).header,
+            canonical_diff(git, step.parent_tree, tree),
+        )
+        how = AS_MERGED if is_as_merged(git, step, tree, _label(state)) else BY_HAND
+        decision = Decision(stop.kind, stop.reasons, content, how=how)
+        decided = replace(state, decisions={**state.decisions, stop.patch: decision})
+        _replay(session, decided, until=stop.patch)  # checks it before it is written down
+        state = replace(decided, stop=None)
+        save_state(workspace, state)
+        return _run(session, state)
+
+
+def skip_patch(session: Session, why: str) -> RebaseResult:
+    """Leave out the patch the rebase stopped at; ``why`` goes into its header.
+
+    Raises:
+        UsageError: no rebase is stopped at a patch, or ``why`` is empty.
+    """
+    reason = " ".join(why.split())
+    if not reason:
+        raise UsageError("a patch is not left out without a reason", next_step="--why TEXT")
+    with session.exclusive():
+        state = _require_state(session)
+        stop = state.stop
+        if stop is None:
+            raise UsageError(
+                "the rebase has not stopped at a patch", next_step="tool rebase --continue"
+            )
+        decision = Decision(stop.kind, stop.reasons, skipped=reason)
+        state = replace(state, decisions={**state.decisions, stop.patch: decision}, stop=None)
+        save_state(session.workspace, state)
+        return _run(session, state)
+
+
+def abort_rebase(session: Session) -> Version:
+    """Give the rebase up: the project is byte for byte what it was. Returns the release it was onto.
+
+    Raises:
+        UsageError: none is under way.
+    """
+    with session.exclusive(settle=False):
+        workspace = session.workspace
+        if load_state(workspace) is None and transaction.holds(workspace, STATE_FILE):
+            transaction.roll_back(
+                workspace
+            )  # killed while it was written, its state removed already
+        state = require_state(workspace, session.root)
+        transaction.roll_back(workspace)
+        if state.opened:
+            close_worktree(session.git, Path(state.folder))
+        remove_state(workspace)
+    return state.onto
+
+
+def restart_rebase(session: Session) -> RebaseResult:
+    """The same rebase from its beginning, with the same stops, without the decisions made so far."""
+    with session.exclusive(settle=False):
+        state = require_state(session.workspace, session.root)
+    abort_rebase(session)
+    return start_rebase(
+        session,
+        Request(f"v{state.onto}"),
+        source=state.source,
+        into=Path(state.folder),
+        edits=state.edits,
+    )
+
+
+def _require_state(session: Session) -> State:
+    """The rebase under way, of a project that is as it was when the rebase began."""
+    state = require_state(session.workspace, session.root)
+    check_snapshot(state, session.series)
+    return state
+
+
+def _run(session: Session, state: State) -> RebaseResult:
+    """Replay with what is decided; stop at the first open question, or write the project."""
+    git, workspace = session.git, session.workspace
+    folder = Path(state.folder)
+    if state.opened:
+        close_worktree(git, folder)
+    state = replace(state, opened=False)
+    save_state(workspace, state)
+    used: list[str] = []
+    while True:
+        steps = _replay(session, state)
+        step = steps[-1] if steps and _is_open(steps[-1], state) else None
+        if step is None:
+            return _write(session, state, steps, used)
+        # Who asked to see a patch is not answered from memory.
+        asked = step.patch.name in state.edits
+        recalled = None if asked else recall_resolution(session, _base(state), step)
+        if recalled is None:
+            break
+        content, found = recalled
+        used.append(str(found))
+        decision = Decision(step.outcome.kind, step.outcome.reasons, content, how=f"by a {found}")
+        state = replace(state, decisions={**state.decisions, step.patch.name: decision})
+    token = os.urandom(16).hex()
+    stop = Stop(step.patch.name, step.outcome.kind, step.outcome.reasons, token)
+    # First the word that a worktree may be there, then the worktree.
+    save_state(workspace, replace(state, stop=stop, opened=True))
+    merged = open_worktree(git, folder, step, token=token, label=_label(state))
+    stopped = Stopped(step, folder, tuple(merged))
+    return RebaseResult(state.source, state.onto, steps, None, stopped, tuple(used))
+
+
+def _replay(session: Session, state: State, *, until: str | None = None) -> tuple[ReplayStep, ...]:
+    """The steps up to the first that stops, or that of the patch ``until``."""
+    series = session.series
+    steps: list[ReplayStep] = []
+    for step in replay_series(
+        session.git,
+        series,
+        _base(state),
+        series.for_release(state.source),
+        old_tree=session.lock.get(state.source).base_tree,
+        decisions=state.decisions,
+    ):
+        steps.append(step)
+        if _is_open(step, state) or step.patch.name == until:
+            break
+    return tuple(steps)
+
+
+def _is_open(step: ReplayStep, state: State) -> bool:
+    """Does the rebase stop at ``step``?"""
+    return step.stops or (step.decision is None and step.patch.name in state.edits)
+
+
+def _write(
+    session: Session, state: State, steps: tuple[ReplayStep, ...], used: list[str]
+) -> RebaseResult:
+    series = session.series
+    writer = SeriesWriter(session.git, series, session.lock, state.onto)
+    update = writer.write(state.source, _base(state), state.wheels, steps)
+    data: dict[str, bytes | None] = dict(_resolved(series, state))
+    data[STATE_FILE] = None
+    session.write(update.files, data=data)
+    return RebaseResult(state.source, state.onto, steps, update, None, tuple(used))
+
+
+def _resolved(series: Series, state: State) -> Iterator[tuple[str, bytes]]:
+    """Files of the data folder that keep what a person made of patches that did not carry over."""
+    patches = {p.name: p for p in series.patches}
+    for name, decision in state.decisions.items():
+        if (
+            decision.content is not None
+            and decision.how in (BY_HAND, AS_MERGED)
+            and decision.kind not in CARRIES
+            # Stale and left so is a word on this release: the next may have more that is left over.
+            and not (decision.kind is OutcomeKind.STALE and decision.how == AS_MERGED)
+        ):
+            yield record_resolution(patches[name], decision.content, state.source, state.onto)
+
+
+def _label(state: State) -> str:
+    """What the release's side of a conflict is called."""
+    return f"sglang v{state.onto}"
+
+
+def _base(state: State) -> Base:
+    return Base(state.onto, state.base_commit, state.base_tree, PYPI, f"v{state.onto}")

@@ -1,0 +1,174 @@
+"""What a stopped rebase is: one JSON file in the data folder, replaced whole.
+
+It holds decisions, not results. Going on means replaying the series with them, so a kill at any
+moment costs at most the work of one command.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from packaging.version import Version
+
+from tool import atomic
+from tool.classify import Decision, OutcomeKind
+from tool.errors import IntegrityError, UsageError
+from tool.project import Workspace
+from tool.series import LOCK_FILE, PATCH_DIR, SERIES_FILE, LockedWheel, Series
+
+STATE_FILE: Final = "rebase.json"
+_FORMAT: Final = 2
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The patch a person has to decide on, and the worktree made for it under ``token``."""
+
+    patch: str
+    kind: OutcomeKind
+    reasons: tuple[str, ...]
+    token: str
+
+
+@dataclass(frozen=True)
+class State:
+    """``snapshot`` is the sha256 of each project file the rebase reads: they may not change meanwhile.
+    ``folder`` is where worktrees are made; ``opened`` says that one may be there. ``edits`` are patches
+    to stop at though they carry over."""
+
+    root: str
+    onto: Version
+    source: Version
+    base_commit: str
+    base_tree: str
+    wheels: tuple[LockedWheel, ...]
+    folder: str
+    snapshot: Mapping[str, str]
+    decisions: Mapping[str, Decision] = field(default_factory=dict)
+    stop: Stop | None = None
+    opened: bool = False
+    edits: tuple[str, ...] = ()
+
+
+def load_state(home: Workspace) -> State | None:
+    """The rebase under way, or None.
+
+    Raises:
+        IntegrityError: the file cannot be read.
+    """
+    path = home.data / STATE_FILE
+    try:
+        raw = json.loads(path.read_bytes())
+        if raw["format"] != _FORMAT:
+            raise ValueError(f"format {raw['format']}, this tool reads {_FORMAT}")
+        return _state(raw)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(
+            "the state of the rebase cannot be read",
+            where=str(path),
+            why=f"{type(error).__name__}: {error}",
+            next_step="delete it and start again; the project itself was not changed",
+        ) from error
+
+
+def save_state(home: Workspace, state: State) -> None:
+    body: dict[str, Any] = {
+        "format": _FORMAT,
+        "root": state.root,
+        "onto": str(state.onto),
+        "from": str(state.source),
+        "base": [state.base_commit, state.base_tree],
+        "wheels": [asdict(w) for w in state.wheels],
+        "folder": state.folder,
+        "snapshot": dict(state.snapshot),
+        "decisions": {name: _pack(d) for name, d in state.decisions.items()},
+        "stop": asdict(state.stop) if state.stop else None,
+        "opened": state.opened,
+        "edits": list(state.edits),
+    }
+    atomic.write(home.data / STATE_FILE, json.dumps(body, indent=1).encode())
+
+
+def remove_state(home: Workspace) -> None:
+    (home.data / STATE_FILE).unlink(missing_ok=True)
+
+
+def require_state(home: Workspace, root: Path) -> State:
+    """The rebase under way of the project in ``root``.
+
+    Raises:
+        UsageError: there is none, or it is another project's.
+    """
+    state = load_state(home)
+    if state is None:
+        raise UsageError(
+            "no rebase is under way", next_step="begin one: tool rebase --onto v0.5.24"
+        )
+    if Path(state.root) != root:
+        raise UsageError(
+            f"the rebase under way is that of {state.root}", next_step=f"cd {state.root}"
+        )
+    return state
+
+
+def snapshot_project(series: Series) -> dict[str, str]:
+    """sha256 of series.txt, series.lock and every patch."""
+    names = [SERIES_FILE, LOCK_FILE, *(f"{PATCH_DIR}/{p.name}" for p in series.patches)]
+    return {
+        name: hashlib.sha256((series.root / name).read_bytes()).hexdigest()
+        for name in names
+        if (series.root / name).is_file()
+    }
+
+
+def check_snapshot(state: State, series: Series) -> None:
+    """Raises IntegrityError naming the first file edited since the rebase began."""
+    found = snapshot_project(series)
+    for name in sorted(found.keys() | state.snapshot.keys()):
+        if found.get(name) != state.snapshot.get(name):
+            raise IntegrityError(
+                "changed since the rebase began",
+                where=name,
+                next_step="restore it; or begin anew from what it is now: tool rebase --restart",
+            )
+
+
+def _state(raw: dict[str, Any]) -> State:
+    stop = raw["stop"]
+    return State(
+        root=raw["root"],
+        onto=Version(raw["onto"]),
+        source=Version(raw["from"]),
+        base_commit=raw["base"][0],
+        base_tree=raw["base"][1],
+        wheels=tuple(LockedWheel(**w) for w in raw["wheels"]),
+        folder=raw["folder"],
+        snapshot=raw["snapshot"],
+        decisions={name: _unpack(d) for name, d in raw["decisions"].items()},
+        stop=Stop(stop["patch"], OutcomeKind(stop["kind"]), tuple(stop["reasons"]), stop["token"])
+        if stop
+        else None,
+        opened=raw["opened"],
+        edits=tuple(raw.get("edits", ())),
+    )
+
+
+def _pack(decision: Decision) -> dict[str, Any]:
+    content = decision.content
+    text = base64.b64encode(content).decode() if content is not None else None
+    return asdict(decision) | {"content": text}
+
+
+def _unpack(raw: dict[str, Any]) -> Decision:
+    content = base64.b64decode(raw["content"]) if raw["content"] is not None else None
+    return Decision(
+        OutcomeKind(raw["kind"]), tuple(raw["reasons"]), content, raw["skipped"], raw["how"]
+    )

@@ -1,0 +1,122 @@
+"""Edits of ``series.txt`` that keep comments, order and layout, and the arithmetic of ranges."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from tool.errors import UsageError
+from tool.series.layout import SERIES_FILE
+from tool.series.model import Patch
+
+
+class SeriesText:
+    """The file's lines; every edit touches one line or adds one."""
+
+    def __init__(self, text: str) -> None:
+        self._lines = text.split("\n")
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines)
+
+    def respecify(self, name: str, releases: str) -> None:
+        """Give a patch another range; a comment after it keeps its place."""
+        at, match = self._find(name)
+        self._lines[at] = f"{match[1]}{match[2]}{match[3]}{releases}{match[5]}"
+
+    def insert_after(self, name: str, new: str, releases: str) -> None:
+        """A line for the patch ``new`` below that of ``name``, in the same columns."""
+        at, match = self._find(name)
+        column = len(match[1] + match[2] + match[3])
+        self._lines.insert(at + 1, f"{match[1]}{new}".ljust(column - 1) + f" {releases}")
+
+    def append(self, change: str, new: str, releases: str) -> None:
+        """A line for the patch ``new`` at the end of ``change``; a new change goes to the end."""
+        at = self._change(change)
+        if at is None:
+            while self._lines and not self._lines[-1].strip():
+                self._lines.pop()
+            self._lines += ["", f"change {change} {releases}", f"    {new} {releases}", ""]
+            return
+        last = at
+        for number in range(at + 1, len(self._lines)):
+            words = self._lines[number].split("#", 1)[0].split()
+            if words[:1] == ["change"]:
+                break
+            if words:
+                last = number
+        match = _PATCH.match(self._lines[last]) if last != at else None
+        if match:
+            self.insert_after(match[2], new, releases)
+        else:
+            self._lines.insert(last + 1, f"    {new} {releases}")
+
+    def replace_by_comment(self, name: str, comment: str) -> None:
+        """Take a patch's line out and leave a word about it in its place."""
+        at, match = self._find(name)
+        self._lines[at] = f"{match[1]}# {comment}"
+
+    def retire(self, change: str, needed: SpecifierSet, bound: Version, reference: str) -> None:
+        """Note that upstream has ``change`` since ``bound``; a reference that is there stays."""
+        at = self._change(change)
+        if at is None or re.search(r"\supstream\s", self._lines[at]):
+            return
+        kept = [str(s) for s in needed if not s.operator.startswith("<")]
+        spec = ",".join([*kept, f"<{bound}"])
+        code, mark, comment = self._lines[at].partition("#")
+        line = f"change {change} {spec} upstream {bound}: {' '.join(reference.split())}"
+        # A '#' would begin a comment; a reference to a pull request often has one.
+        self._lines[at] = line.replace("#", "PR ") + (f"  {mark}{comment}" if mark else "")
+        assert code.split()[1] == change
+
+    def _find(self, name: str) -> tuple[int, re.Match[str]]:
+        for at, line in enumerate(self._lines):
+            match = _PATCH.match(line)
+            if match and match[2] == name:
+                return at, match
+        raise UsageError(f"{name} is not listed", where=SERIES_FILE)
+
+    def _change(self, change: str) -> int | None:
+        for at, line in enumerate(self._lines):
+            if line.split("#", 1)[0].split()[:2] == ["change", change]:
+                return at
+        return None
+
+
+_PATCH = re.compile(r"(\s*)([^\s#]+\.patch)(\s+)([^\s#]+)(.*)$")
+
+
+def make_specifier(proven: Collection[Version]) -> str:
+    """The specifier from the first to the last of ``proven``."""
+    first, last = min(proven), max(proven)
+    return f"=={first}" if first == last else f">={first},<={last}"
+
+
+def widen_specifier(
+    patch: Patch, target: Version, proven: Collection[Version], carried: Collection[Version]
+) -> str | None:
+    """``patch``'s range with ``target``; None when that would claim a release it was not proven on."""
+    if patch.applies_to(target):
+        return str(patch.releases)
+    wanted = SpecifierSet(text := make_specifier({*proven, target}))
+    claimed = {v for v in carried if wanted.contains(v, prereleases=True)}
+    return None if claimed - {*proven, target} else text
+
+
+def name_next_file(name: str, release: Version, taken: Collection[str]) -> str:
+    """The file for what ``name`` becomes on ``release``: the same folder and stem, and the release.
+
+    ``kernel-swap/v0.5.22.patch`` becomes ``kernel-swap/v0.5.23.patch``; ``kernel-swap/rope.patch``
+    becomes ``kernel-swap/rope-v0.5.23.patch``.
+    """
+    stem = re.sub(r"(?<=[/-])v\d[0-9a-z.]*(-\d+)?$", "", name.removesuffix(".patch"))
+    stem = stem if stem.endswith(("/", "-")) else f"{stem}-"
+    wanted = f"{stem}v{release}.patch"
+    number = 2
+    while wanted in taken:
+        wanted = f"{stem}v{release}-{number}.patch"
+        number += 1
+    return wanted

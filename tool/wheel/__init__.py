@@ -1,0 +1,41 @@
+"""Wheels: read and write them byte for byte, and put the series and the kernels into a released one.
+
+It may import ``tool.apply`` and what is below it.
+"""
+
+from tool.wheel.archive import CHUNK, Wheel, WheelName, content_digest
+from tool.wheel.build import build_wheel
+from tool.wheel.overlay import KERNEL_PREFIX, check_released
+from tool.wheel.record import RecordRow, parse_record
+from tool.wheel.sbom import SBOM_NAME, Provenance, parse_sbom
+from tool.wheel.version import (
+    VERSION_FILE,
+    is_fork,
+    public_release,
+    read_identity,
+    read_version,
+    replace_metadata,
+    replace_version,
+)
+
+__all__ = [
+    "CHUNK",
+    "KERNEL_PREFIX",
+    "Provenance",
+    "RecordRow",
+    "SBOM_NAME",
+    "VERSION_FILE",
+    "Wheel",
+    "WheelName",
+    "build_wheel",
+    "check_released",
+    "content_digest",
+    "is_fork",
+    "parse_record",
+    "parse_sbom",
+    "public_release",
+    "read_identity",
+    "read_version",
+    "replace_metadata",
+    "replace_version",
+]

@@ -1,0 +1,54 @@
+"""``tool build``: from a release to its fork wheel — fetch, apply, prove, overlay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tool.apply import Composition, check_applied, compose_series
+from tool.git import NULL_OID, Git
+from tool.project import Session
+from tool.series import Series, read_kernels, read_requirements
+from tool.upstream import Request, choose_wheel, fetch_wheel
+from tool.wheel.overlay import BuiltWheel, build_fork_wheel
+from tool.wheel.sbom import PatchProvenance
+
+
+def build_wheel(
+    session: Session, request: Request, *, out: Path, python: str | None, machine: str | None
+) -> BuiltWheel:
+    """Build the wheel of one Python and machine into ``out``.
+
+    Raises:
+        UsageError: the release has no wheel for that Python and machine.
+        ToolError: whatever composing, checking or building raises; nothing is left in ``out`` then.
+    """
+    with session.exclusive():
+        series, git = session.series, session.git
+        composed = compose_series(session, request)
+        check_applied(git, composed.applied)
+        locked = session.lock.get(composed.base.release)
+        return build_fork_wheel(
+            fetch_wheel(session, locked, choose_wheel(locked, python, machine)),
+            out,
+            locked=locked,
+            revision=series.revision,
+            patched=_patched(git, composed),
+            kernels=read_kernels(series.kernel_dir),
+            requires=read_requirements(series.kernel_dir),
+            patches=_provenance(series, composed),
+        )
+
+
+def _patched(git: Git, composed: Composition) -> dict[str, bytes | None]:
+    """Path → content after the whole series, None for a file the series deletes."""
+    after = {change.path: change.after for patch in composed.applied for change in patch.files}
+    contents = git.blobs([oid for oid in after.values() if oid != NULL_OID])
+    return {path: contents.get(oid) for path, oid in after.items()}
+
+
+def _provenance(series: Series, composed: Composition) -> list[PatchProvenance]:
+    changes = {p.name: p.change for p in series.patches}
+    return [
+        PatchProvenance.from_header(a.name, a.sha256, changes[a.name], dict(a.patch.header.fields))
+        for a in composed.applied
+    ]
