@@ -135,7 +135,7 @@ def test_as_many_drafts_are_accepted_as_by_stock(runs: Runs, name: str) -> None:
 
 @pytest.mark.gpu
 def test_the_figures(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
-    """Writes the tables; fails only where a figure cannot be computed."""
+    """Write the tables. Fails only if a figure cannot be computed."""
     text = report(runs)
     with capsys.disabled():
         print("\n" + text)
