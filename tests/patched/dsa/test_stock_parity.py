@@ -25,7 +25,9 @@ def test_selects_what_stock_selects(sm: str, both: tuple[Found, Found]) -> None:
 
 
 @pytest.mark.parametrize("sm", ["sm_89", "sm_120"])
-def test_another_attention_backend_gets_stocks_arguments(sm: str, both: tuple[Found, Found]) -> None:
+def test_another_attention_backend_gets_stocks_arguments(
+    sm: str, both: tuple[Found, Found]
+) -> None:
     """It would read packed fp8 rows as if they were its own, and nothing would say so."""
     stock, patched = (
         {key: value for key, value in of(one, sm).items() if "attention_backend" in key}

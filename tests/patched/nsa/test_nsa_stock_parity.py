@@ -81,7 +81,11 @@ def test_sm120_changes_the_two_backends_and_what_follows_from_them(
 def test_the_comparison_sees_real_selections(compared: tuple[Found, Found]) -> None:
     """Known stock answers, so that two trees failing in the same way cannot pass for equal."""
     stock, _ = compared
-    refused = [key for key, value in stock.items() if isinstance(value, str)]
+    refused = [
+        key
+        for key, value in stock.items()
+        if isinstance(value, str) and "attention_backend" not in key
+    ]
     assert refused == ['sm_100 deepseek_v3 {"kv_cache_dtype": "bfloat16"} arguments']
     assert len(stock["sm_90 glm {} arguments"]) > 300
     hopper = stock["sm_90 glm {} backend"]
