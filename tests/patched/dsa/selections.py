@@ -115,11 +115,6 @@ def allowed_on_sm120(arch: str, major: int, dtype: Any, prefill: str, decode: st
 
 def selections(configs: dict[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for capability in ((8, 9), *CAPABILITIES):
-        with fake_cuda.capability(*capability):
-            for (name, path), options in itertools.product(configs.items(), OTHER_BACKENDS):
-                key = "sm_{}{} {} {}".format(*capability, name, json.dumps(options))
-                found[f"{key} arguments"] = attempt(lambda p=path, o=options: arguments(p, o))
     for capability in CAPABILITIES:
         with fake_cuda.capability(*capability):
             sm = "sm_{}{}".format(*capability)
@@ -156,6 +151,12 @@ def selections(configs: dict[str, str]) -> dict[str, Any]:
                 found[f"{sm} fusion {flag} {experts}"] = attempt(
                     lambda f=flag, e=experts: fusion(configs["glm"], f, e)
                 )
+    # Last: other backends leave settings of theirs in the process.
+    for capability in ((8, 9), *CAPABILITIES):
+        with fake_cuda.capability(*capability):
+            for (name, path), options in itertools.product(configs.items(), OTHER_BACKENDS):
+                key = "sm_{}{} {} {}".format(*capability, name, json.dumps(options))
+                found[f"{key} arguments"] = attempt(lambda p=path, o=options: arguments(p, o))
     return found
 
 

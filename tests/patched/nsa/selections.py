@@ -196,13 +196,6 @@ def fusion(path: str, options: dict[str, Any], experts: int) -> Any:
 
 def selections(configs: dict[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for capability in ((8, 9), *CAPABILITIES):
-        with fake_cuda.capability(*capability):
-            models = ("glm", "deepseek_v32", "deepseek_v3")
-            for name, options in itertools.product(models, OTHER_BACKENDS):
-                key = "sm_{}{} {} {}".format(*capability, name, json.dumps(options))
-                path = configs[name]
-                found[f"{key} arguments"] = attempt(lambda p=path, o=options: arguments(p, o))
     for capability in CAPABILITIES:
         with fake_cuda.capability(*capability):
             sm = "sm_{}{}".format(*capability)
@@ -223,6 +216,14 @@ def selections(configs: dict[str, str]) -> dict[str, Any]:
                         configs["glm"], {"disable_shared_experts_fusion": f}, e
                     )
                 )
+    # Last: other backends leave settings of theirs in the process.
+    for capability in ((8, 9), *CAPABILITIES):
+        with fake_cuda.capability(*capability):
+            models = ("glm", "deepseek_v32", "deepseek_v3")
+            for name, options in itertools.product(models, OTHER_BACKENDS):
+                key = "sm_{}{} {} {}".format(*capability, name, json.dumps(options))
+                path = configs[name]
+                found[f"{key} arguments"] = attempt(lambda p=path, o=options: arguments(p, o))
     return found
 
 
