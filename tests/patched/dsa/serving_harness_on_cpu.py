@@ -33,11 +33,16 @@ def prepare() -> None:
     engine = types.ModuleType("sglang.srt.entrypoints.engine")
     engine._set_envs_and_config = None  # type: ignore[attr-defined]
     sys.modules[engine.__name__] = engine
+    # Its module that starts ranks waits for an HTTP server, which the test requirements do not have.
+    launch = types.ModuleType("sglang.srt.distributed.gated_launch")
+    launch.maybe_wait_for_gated_launch = None  # type: ignore[attr-defined]
+    sys.modules[launch.__name__] = launch
 
 
 def a_runner(folder: Path, forwards: list[Any]) -> SimpleNamespace:
     import tree
     from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
+    from sglang.srt.mem_cache.kv_index_translator import KVIndexTranslator
     from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
     from sglang.srt.model_executor import forward_batch_info
 
@@ -60,6 +65,13 @@ def a_runner(folder: Path, forwards: list[Any]) -> SimpleNamespace:
         1024, 64, runner.kv_cache_dtype, "cpu", pool, False
     )
     runner.req_to_token_pool = ReqToTokenPool(8, 512, "cpu", enable_memory_saver=False)
+    runner.kv_index_translator = KVIndexTranslator(
+        req_to_token=runner.req_to_token_pool.req_to_token,
+        token_to_kv_pool_allocator=runner.token_to_kv_pool_allocator,
+        token_to_kv_pool=pool,
+        page_size=64,
+        device="cpu",
+    )
     runner.max_total_num_tokens = 1024
     runner.ngram_embedding_manager = SimpleNamespace(enabled=False)
     runner.attn_backend = SimpleNamespace(needs_cpu_seq_lens=True)
