@@ -18,6 +18,8 @@ from typing import Any
 import torch
 
 HERE = Path(__file__).resolve().parent
+SLOTS = 2048
+"""More than are used: the release makes room for a page a request before every step."""
 
 
 def prepare() -> None:
@@ -49,7 +51,7 @@ def a_runner(folder: Path, forwards: list[Any]) -> SimpleNamespace:
     forward_batch_info.clamp_position = lambda lens: (lens - 1).clamp(min=0)  # CUDA source
     args = tree.server_args(tree.write_configs(folder)["glm"], disable_radix_cache=True)
     tree.start_one_rank(args, folder)
-    runner = tree.runner(args)
+    runner = tree.runner(args, SLOTS)
     pool = runner.token_to_kv_pool
 
     def forward(batch: Any) -> SimpleNamespace:
@@ -62,7 +64,7 @@ def a_runner(folder: Path, forwards: list[Any]) -> SimpleNamespace:
         return SimpleNamespace(logits_output=logits)
 
     runner.token_to_kv_pool_allocator = PagedTokenToKVPoolAllocator(
-        1024, 64, runner.kv_cache_dtype, "cpu", pool, False
+        SLOTS, 64, runner.kv_cache_dtype, "cpu", pool, False
     )
     runner.req_to_token_pool = ReqToTokenPool(8, 512, "cpu", enable_memory_saver=False)
     runner.kv_index_translator = KVIndexTranslator(
@@ -72,8 +74,11 @@ def a_runner(folder: Path, forwards: list[Any]) -> SimpleNamespace:
         page_size=64,
         device="cpu",
     )
-    runner.max_total_num_tokens = 1024
+    runner.max_total_num_tokens = SLOTS
     runner.ngram_embedding_manager = SimpleNamespace(enabled=False)
+    runner.prefill_attention_backend_str = "dsa"
+    runner.lora_manager = None
+    runner.attn_tp_sequence_sharded = False
     runner.attn_backend = SimpleNamespace(needs_cpu_seq_lens=True)
     runner.forward = forward
     runner.sample = lambda _, batch: torch.zeros(len(batch.seq_lens), dtype=torch.int64)
