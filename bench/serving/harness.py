@@ -35,10 +35,11 @@ class Harness:
         from sglang.srt.server_args import PortArgs, ServerArgs
 
         args = ServerArgs(**given)
+        args.resolve_once()
         one_batch._set_envs_and_config(args)
-        one_batch.initialize_moe_config(args)
-        one_batch.initialize_fp8_gemm_config(args)
-        one_batch.initialize_fp4_gemm_config(args)
+        ranks = one_batch.SpawnRanks(world_rank=0, gpu_id=0)
+        one_batch.publish(args, role="scheduler", ranks=ranks)
+        one_batch._init_process_global_configs()
         one_batch.get_tokenizer = lambda *_, **__: None  # the model has none
         loaded, _ = one_batch.load_model(args, PortArgs.init_new(args), 0, 0)
         self.use(loaded.torch_runner)
@@ -131,7 +132,7 @@ class Harness:
             req_to_token_pool=runner.req_to_token_pool,
             token_to_kv_pool_allocator=runner.token_to_kv_pool_allocator,
             tree_cache=one_batch.TreeCacheNamespace(
-                page_size=runner.server_args.page_size,
+                page_size=one_batch.get_schedule().page_size,
                 device=runner.device,
                 token_to_kv_pool_allocator=runner.token_to_kv_pool_allocator,
             ),

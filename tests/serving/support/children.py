@@ -44,7 +44,7 @@ def missing(*sites: str) -> str | None:
         return None
     return (
         f"{', '.join(lacking)} missing: python -m tests.serving.support.stage install PART ..., "
-        "or install --index"
+        "or without a PART where there is a package index"
     )
 
 
