@@ -1,7 +1,7 @@
 """What README.md and docs/quickstart.md show is so: options, arithmetic, pasted output, tables.
 
-The launch options in docs/quickstart.md are those of the releases. Its partitions and its arithmetic are right.
-Output pasted into either page agrees with the series, and holds nothing that goes stale.
+The launch options in docs/quickstart.md are those of the releases; its partitions and its arithmetic are
+right. Output pasted into either page agrees with the series, and holds nothing that goes stale.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def test_pasted_commits_are_the_patches_of_the_pin(page: str) -> None:
 def test_pasted_wheels_have_the_version_of_the_pin(page: str) -> None:
     (name,) = pasted(page)["ls dist"]
     assert name.startswith(f"sglang-{SERIES.pin}+ada.{SERIES.revision}-cp311-cp311-")
-    assert {word for word in re.findall(r"dist/(\S+\.whl)", page)} == {name}
+    assert set(re.findall(r"dist/(\S+\.whl)", page)) == {name}
 
 
 def test_the_pasted_summary_of_a_step_is_the_recorded_one() -> None:
