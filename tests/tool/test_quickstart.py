@@ -19,7 +19,7 @@ from ada_dsa import index_sharing
 from tool import errors
 from tool.cli.app import SUMMARIES
 from tool.doctor import diagnose
-from tool.rebase import load_history, render_markdown
+from tool.rebase import load_history
 from tool.series import load_series, lockfile, patchfile
 
 ROOT = Path(__file__).parents[2]
@@ -145,8 +145,3 @@ def test_readme_lists_every_command_and_every_exit_code() -> None:
     codes = {cls.exit_code for cls in errors.ToolError.__subclasses__()}
     shown = re.findall(r"^\| (\d+) \| [a-z]", README, re.MULTILINE)
     assert {int(code) for code in shown} == codes | {0, 1, errors.ToolError.exit_code}
-
-
-def test_the_history_page_is_what_tool_history_prints() -> None:
-    page = (ROOT / "docs" / "rebase-history.md").read_text()
-    assert page.splitlines() == render_markdown(load_history(SERIES))
