@@ -27,10 +27,10 @@ INTERPRETED = "_interp.py"
 """End of the names of files whose kernels run in Triton's interpreter."""
 PATCHED = TESTS / "patched"
 CHILD = "ADA_TEST_CHILD"
-"""Set in a child process: collect the file as ordinary tests."""
+"""Environment variable of a child process: collect the file as ordinary tests."""
 
-# The same examples at every run, and no clock: a red run is then the change's doing. To look for new
-# examples: pytest --hypothesis-profile=default.
+# The same examples at every run and no deadline, so that a failure is caused by the change. To look for
+# new examples: pytest --hypothesis-profile=default.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
@@ -117,7 +117,7 @@ def _repaired_interpreter() -> None:
 
 
 class _File(pytest.File):
-    """A file that runs in a process of its own."""
+    """A test file that runs in a subprocess."""
 
     def collect(self) -> Iterator[pytest.Item]:
         yield _ChildItem.from_parent(self, name="child", files=[self.path])
@@ -154,7 +154,7 @@ def _of_each_release(
 
 
 class _ChildItem(pytest.Item):
-    """Runs files under ``python -m pytest`` and passes when the child does."""
+    """A test that runs files under ``python -m pytest`` and passes if the child passes."""
 
     def __init__(
         self, *, files: list[Path], release: Version | None = None, **kwargs: object

@@ -1,4 +1,4 @@
-"""Random indexer inputs with everything a kernel must not read poisoned, shared by the tests."""
+"""Random indexer inputs. Whatever a kernel must not read is poisoned (NaN)."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def make_ragged(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Ragged:
-    """One query per (ks, ke) window over ``num_kv`` keys; keys that nobody sees are NaN."""
+    """One query for each window (ks, ke) over ``num_kv`` keys. Keys outside all windows are NaN."""
     g = torch.Generator(device=device).manual_seed(seed)
     k = fp8(g, num_kv, DIM, device=device)
     scale = torch.rand(num_kv, generator=g, device=device) + 0.5

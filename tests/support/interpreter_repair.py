@@ -67,7 +67,7 @@ def f32_to_e4m3(values: np.ndarray) -> np.ndarray:
 
 
 def _pair(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Two float16 as int32, the first in the lower half."""
+    """Two float16 values as one int32, the first in the lower half."""
     bits = [np.ascontiguousarray(half).view(np.uint16).astype(np.uint32) for half in (low, high)]
     return (bits[0] | (bits[1] << np.uint32(16))).view(np.int32)
 
@@ -102,7 +102,7 @@ ASSEMBLY: dict[str, Callable[..., tuple[np.ndarray, ...]]] = {
     "mul.rn.f16x2": _multiply_pairs,
     "cvt.rn.f16x2.f32": _twice,
 }
-"""By an instruction that only that piece of assembly holds."""
+"""Emulations of inline assembly, each under an instruction that only its piece of assembly contains."""
 
 _DECODE: dict[Any, Callable[[np.ndarray], np.ndarray]] = {
     tl.bfloat16: bf16_to_f32,

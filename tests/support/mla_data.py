@@ -15,7 +15,7 @@ SM_SCALE = 1 / math.sqrt(192 + 64)
 
 @dataclass(frozen=True)
 class Problem:
-    """One attention problem; every pool row that no index names is NaN through and through."""
+    """One attention problem. Every byte of a pool row that no index names is NaN."""
 
     q: torch.Tensor  # bfloat16 [T, H, 576]
     kv: torch.Tensor  # [slots, 1, width]

@@ -1,7 +1,7 @@
 """The order of tool's packages, read from their imports.
 
-A package imports only packages to the left of it, and those by their faces: the names that their
-``__init__`` lists. click and printing stay in ``tool.cli``; torch, sglang and ``ada_dsa`` stay out.
+A package imports only packages before it in ``LAYERS``, and only names that their ``__init__`` lists.
+click and printing stay in ``tool.cli``. torch, sglang and ``ada_dsa`` are not imported at all.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ LOGITS = (
     if releases.at(">=0.5.22")
     else {"dsa_prefill_backend": "ada_dsa", "dsa_decode_backend": "ada_dsa"}
 )
-"""Puts the indexer's logits on ada_dsa, whatever the GPU."""
+"""The option that computes the indexer's logits with ada_dsa on every GPU."""
 PAGES = 1024 // PAGE + 1
 FP8 = {"kv_cache_dtype": "fp8_e4m3"}
 
@@ -193,7 +193,7 @@ def test_each_phase_takes_its_own_backend(
 def test_the_call_computes_attention_over_the_packed_pool(
     configs: dict[str, str], layer: Any
 ) -> None:
-    """With the real bundle on the CPU: rows packed as the pool holds them, strided q, -1 tails."""
+    """The kernels' CPU references on rows packed as in the pool, strided q, and indices padded with -1."""
     from sglang.srt.layers.attention import ada_dsa
 
     torch.manual_seed(0)
@@ -266,7 +266,7 @@ def test_topk_is_transformed_to_physical_slots(configs: dict[str, str]) -> None:
 
 
 def without_triton(built: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out what fills metadata with a kernel: the plan of top-k v2, a fused preparation."""
+    """Disable what fills metadata with a kernel: the plan of top-k v2 and a fused preparation."""
     expand = "sglang.srt.layers.attention.dsa_backend.seqlens_expand_triton"
     monkeypatch.setattr(expand, cpu_forms.seqlens_expand)
     if releases.at(">=0.5.15"):
@@ -326,7 +326,7 @@ def test_graph_metadata(
 
 
 def test_draft_steps(configs: dict[str, str], record: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """EAGLE's draft worker: each step is checked at start and prepares no FlashMLA metadata."""
+    """In EAGLE's draft worker each step is checked at start, and none prepares FlashMLA metadata."""
     from sglang.srt.layers.attention.dsa_backend import DeepseekSparseAttnMultiStepBackend
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
 

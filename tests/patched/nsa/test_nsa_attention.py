@@ -233,7 +233,7 @@ def test_prefill_decode_and_verify_agree_with_a_dense_reference(
 def test_chunked_scoring_selects_the_same_tokens(
     model: str, cpu_helpers: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With little memory free, sglang scores a prefill a few rows at a time."""
+    """If little memory is free, sglang scores a prefill a few rows at a time."""
     with fake_cuda.capability(8, 9):
         face, built, index, dense = make(model)
         fill(face, index, dense)

@@ -462,13 +462,13 @@ def _abort(lab: Lab) -> None:
 
 
 def _finish(lab: Lab, folder: Path) -> None:
-    """Go on from whatever the kill left, as a person would."""
+    """Continue from the state that the kill left, as a person would."""
     if (lab.home.data / "rebase.json").exists():
         done = lab.tool("rebase", "--continue", code=None)
     elif "demo/limits-v0.5.24.patch" not in project_names(lab):
         done = lab.tool("rebase", *START, code=None)
     else:
-        lab.tool("status")  # any command completes what was being written
+        lab.tool("status")  # every command completes an interrupted write
         return
     assert done.exit_code in (0, 3), done.stderr
     if done.exit_code == 3:
@@ -484,7 +484,7 @@ def project_names(lab: Lab) -> set[str]:
 
 
 def _restore(lab: Lab, contents: dict[str, bytes]) -> None:
-    """The project before the rebase, and no memory of resolutions, so that it stops again."""
+    """Restore the project before the rebase and forget resolutions, so that the rebase stops again."""
     for path in (lab.home.data / "resolutions").glob("*"):
         path.unlink()
     for name in project(lab).keys() - contents.keys():
