@@ -90,7 +90,7 @@ class Harness:
         req = Req(str(number), "", ids, sampling)
         req.full_untruncated_fill_ids = req.origin_input_ids
         req.logprob_start_len = -1
-        req.set_extend_range(0, tokens)
+        req.prefix_len, req.extend_end = 0, tokens
         return req
 
     def prefill(self, req: Any, chunk: int) -> float:
@@ -105,10 +105,7 @@ class Harness:
         self._wait()
         begin = time.perf_counter()
         for start in range(0, total, chunk):
-            if start:
-                table = self.runner.req_to_token_pool.req_to_token
-                req.prefix_indices = table[req.req_pool_idx, :start].to(torch.int64)
-            req.set_extend_range(start, min(start + chunk, total))
+            req.prefix_len, req.extend_end = start, min(start + chunk, total)
             one_batch.extend([req], self.runner)
         self._wait()
         return time.perf_counter() - begin
@@ -116,7 +113,7 @@ class Harness:
     def slots(self, req: Any, tokens: int) -> torch.Tensor:
         """The KV pool slots of the request's first tokens."""
         table: torch.Tensor = self.runner.req_to_token_pool.req_to_token
-        return table[req.req_pool_idx, :tokens]
+        return table[req.kv.req_pool_idx, :tokens]
 
     def rows(self, req: Any, tokens: int) -> list[torch.Tensor]:
         """Copies of the request's pages, ``[pages, bytes]`` of every buffer."""
