@@ -37,6 +37,12 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"disable_cuda_graph": False},
     tiny_models.SPECULATIVE,
 )
+OTHER_BACKENDS: tuple[dict[str, Any], ...] = (
+    {"attention_backend": "flashinfer"},
+    {"attention_backend": "triton"},
+    {"prefill_attention_backend": "flashinfer", "decode_attention_backend": "triton"},
+)
+"""Attention that is not DSA's: its backends read neither packed rows nor selected keys."""
 IMPLS = (
     "flashmla_sparse",
     "flashmla_kv",
@@ -111,6 +117,11 @@ def allowed_on_sm120(arch: str, major: int, dtype: Any, prefill: str, decode: st
 
 def selections(configs: dict[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    for capability in ((8, 9), *CAPABILITIES):
+        with fake_cuda.capability(*capability):
+            for (name, path), options in itertools.product(configs.items(), OTHER_BACKENDS):
+                key = "sm_{}{} {} {}".format(*capability, name, json.dumps(options))
+                found[f"{key} arguments"] = attempt(lambda p=path, o=options: arguments(p, o))
     for capability in CAPABILITIES:
         with fake_cuda.capability(*capability):
             sm = "sm_{}{}".format(*capability)
