@@ -1,9 +1,9 @@
-"""What every test shares: markers that skip with a reason, released wheels, and processes of their own.
+"""What every test shares: markers that skip with a reason, released wheels, and subprocesses.
 
-Some tests cannot share a process with the rest: Triton's interpreter is chosen by an environment
-variable at import, and an imported sglang (on a faked CUDA platform) cannot be taken back. Each file
-named ``test_*_interp.py``, and each release that a folder of tests/patched is for, becomes one test
-here: it runs pytest in a child process and shows the child's output when that fails.
+Some tests cannot share a process with the rest. An environment variable chooses Triton's interpreter
+at import, and a process cannot import two releases of sglang (on a faked CUDA platform). So each file
+named ``test_*_interp.py``, and each release of a folder in tests/patched, is one test here. That test
+runs pytest in a child process and shows the child's output if it fails.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Tests of a patched sglang tree: put it first on the path, on a faked CUDA platform.
 
-``ADA_RELEASE`` is the release, ``ADA_PATCHED_TREE`` names the tree's ``python`` folder,
-``ADA_STOCK_TREE`` that of the unpatched release, ``ADA_OVERLAY`` a folder of packages that go before
-the environment's. All are set by the test session, which runs each release in a process of its
-own: an imported sglang cannot be taken back.
+``ADA_RELEASE`` is the release. ``ADA_PATCHED_TREE`` names the ``python`` folder of the patched tree and
+``ADA_STOCK_TREE`` that of the unpatched release. ``ADA_OVERLAY`` is a folder of packages that go before
+those of the environment. The test session sets all of them. It runs each release in a subprocess,
+because a process cannot import two releases of sglang.
 """
 
 from __future__ import annotations

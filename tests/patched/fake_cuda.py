@@ -2,8 +2,8 @@
 
 ``install()`` must run before sglang is imported. It makes torch report one GPU, answers
 ``torch.cuda`` questions from one settable capability, and lets the compiled packages that sglang
-imports (and that cannot load without a driver) import as empty stand-ins. Nothing is computed here:
-a test that reaches a stand-in's function gets a recording mock, so it sees what was called.
+imports (and that cannot load without a driver) import as empty stand-ins. Nothing is computed here. The
+functions of a stand-in are mocks that record their calls, so a test can see what was called.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What differs between the releases whose patched trees are tested.
+"""Differences between the releases whose patched trees are tested.
 
-The folders beside this file are eras: releases that name the same things alike. Every file of an
+Each folder beside this file is an era: a range of releases that use the same names. Every file of an
 era runs on every release of it. ``RELEASE`` is the release of the tree that a test runs on.
 """
 

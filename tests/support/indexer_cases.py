@@ -129,9 +129,9 @@ def causal_windows(lengths: list[tuple[int, int]]) -> tuple[list[tuple[int, int]
 def assert_close(
     got: torch.Tensor, want: torch.Tensor, tolerance: float, what: str, rms: float = 0.0
 ) -> None:
-    """Relative norm of the error, and no element off by more than 30 times its share.
+    """Assert a bound on the relative norm of the error, and that no element has over 30 times its share.
 
-    ``rms``: the typical size of the values, a floor for the norm that the error is relative to.
+    ``rms``: the typical size of the values. It is a lower limit for the norm that the error is divided by.
     """
     got, want = got.double(), want.double()
     assert torch.isfinite(got).all(), f"{what}: {int((~got.isfinite()).sum())} non-finite values"

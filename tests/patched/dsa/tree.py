@@ -1,6 +1,6 @@
-"""What the tests of 0.5.13 and later share: tiny configurations, and real sglang objects on the CPU.
+"""Helpers for 0.5.13 and later: tiny configurations, and real sglang objects on the CPU.
 
-Importing this file imports no sglang; its functions do. Where releases name a thing otherwise, the
+Importing this file does not import sglang; its functions do. Where releases use different names, the
 branch on the release is here and not in the tests.
 """
 

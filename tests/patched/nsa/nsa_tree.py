@@ -1,4 +1,4 @@
-"""What the tests of 0.5.9 to 0.5.12.post1 share: tiny configurations, and real sglang objects on the CPU.
+"""Helpers for 0.5.9 to 0.5.12.post1: tiny configurations, and real sglang objects on the CPU.
 
 Importing this file imports no sglang; its functions do, from whichever tree is first on the path.
 """

@@ -1,7 +1,7 @@
 """Layers that reuse another layer's top-k, on the patched 0.5.9 tree and a 12-layer model.
 
 The model, its attention layers, the memory pools and the weight loader are sglang's own, on the
-CPU; only the indexer's scoring (Triton) is replaced, by a function that counts its calls.
+CPU. Only the indexer's scoring (Triton) is replaced, by a function that counts its calls.
 """
 
 from __future__ import annotations

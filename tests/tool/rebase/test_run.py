@@ -415,10 +415,10 @@ START = ("--onto", f"v{NEXT}", "--offline")
 
 @pytest.mark.parametrize("stage", ["start", "continue"])
 def test_kill_at_random_points(three: Lab, stage: str) -> None:
-    """SIGKILL at POINTS/2 moments of a start that stops, and as many of the --continue that lands.
+    """SIGKILL at POINTS/2 moments of a start that stops, or of the --continue that finishes the rebase.
 
-    After each, every other time, --abort must give the old bytes, or the rebase must be gone on with to
-    its end; and both must be true again on the next round.
+    After a kill either --abort must restore the old bytes, or the rebase must continue to its end. The
+    two alternate, and both must hold again in the next round.
     """
     upgrade(three, {"sglang/srt/limits.py": THEIRS})
     folder = Path.cwd() / f"sglang-v{NEXT}-rebase"
