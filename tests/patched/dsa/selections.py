@@ -55,7 +55,9 @@ IMPLS = (
 
 
 def attempt(function: Callable[[], Any]) -> Any:
-    """The result, or the kind of error: its text may name more choices on the patched tree."""
+    """The result, or the type of the error. The text is left out: it may list more choices on the patched
+    tree.
+    """
     try:
         return describe(function())
     except Exception as err:

@@ -1,8 +1,8 @@
-"""bench/serving/harness.py over sglang's own request pools, allocator and batches, on the CPU; prints JSON.
+"""Run bench/serving/harness.py on the CPU over sglang's own request pools, allocator and batches; print JSON.
 
-``python serving_harness_on_cpu.py FOLDER`` with the variables of the tests of a patched tree and
-TRITON_INTERPRET=1: allocation is by Triton kernels. The model is a stand-in that writes each token's
-position into its KV row, so that what comes back tells where a row came from.
+Run ``python serving_harness_on_cpu.py FOLDER`` with the variables of the tests of a patched tree and with
+TRITON_INTERPRET=1, because Triton kernels allocate. The model is a stand-in that writes the position of
+each token into its KV row. The result then shows where each row came from.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""On a GPU that is not sm_89, and without a new option, the patched tree is the stock one."""
+"""On a GPU that is not sm_89, and without a new option, the patched tree selects what the stock tree
+selects.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ def test_another_attention_backend_gets_stocks_arguments(
 def test_sm120_changes_the_two_backends_and_what_follows_from_them(
     both: tuple[Found, Found],
 ) -> None:
-    """No DSA kernel of these releases runs on sm_120, so there the default is ada_dsa as well."""
+    """No DSA kernel of these releases runs on sm_120, so the default there is ada_dsa too."""
     stock, patched = (of(one, "sm_120") for one in both)
     assert patched.keys() == stock.keys()
     changed = 0
@@ -67,7 +69,7 @@ def test_sm120_changes_the_two_backends_and_what_follows_from_them(
 
 
 def test_the_comparison_sees_real_selections(both: tuple[Found, Found]) -> None:
-    """Known stock answers, so that two trees failing in the same way cannot pass for equal."""
+    """Known answers of the stock tree, so that two trees that fail in the same way do not count as equal."""
     stock, _ = both
     built = {k: v for k, v in stock.items() if k.endswith((" arguments", " backend"))}
     refused = {k: v for k, v in built.items() if isinstance(v, str)}

@@ -46,7 +46,9 @@ OTHER_BACKENDS: tuple[dict[str, Any], ...] = (
 
 
 def attempt(function: Callable[[], Any]) -> Any:
-    """The result, or the kind of error: its text may name more choices on the patched tree."""
+    """The result, or the type of the error. The text is left out: it may list more choices on the patched
+    tree.
+    """
     try:
         return function()
     except Exception as err:
@@ -63,7 +65,7 @@ def arguments(path: str, options: dict[str, Any]) -> dict[str, str]:
 
 
 def constructed(path: str, options: dict[str, Any]) -> dict[str, Any]:
-    """A backend's plain values, its choices per batch, and the kernels that batches reach."""
+    """The plain values of a backend, its choices for each batch, and the kernels that batches reach."""
     args = nsa_tree.server_args(path, **options)
     face = nsa_tree.runner(args, slots=1024)
     built = nsa_tree.backend(args, face)
@@ -134,7 +136,7 @@ def attend(built: Any, batch: Any, rows: int, mode: str) -> str:
 
 
 def answer_with_tensors() -> None:
-    """Give the stand-ins the shapes that sglang unpacks, and keep torch.compile out."""
+    """Give the stand-ins results with the shapes that sglang unpacks, and disable torch.compile."""
     import sgl_kernel.flash_mla as flash_mla
     from sglang.srt.layers.attention import nsa_backend
 

@@ -1,4 +1,4 @@
-"""Where the patches choose nothing new, the patched tree selects what the stock one does."""
+"""Where the patches choose nothing new, the patched tree selects what the stock tree selects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Found = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def compared(both: tuple[Found, Found]) -> tuple[Found, Found]:
-    """Without the one field that stock lacks before 0.5.11: off, unless asked for."""
+    """The selections without the one field that stock lacks before 0.5.11. It is off by default."""
     stock, patched = both
     if releases.at("<0.5.11"):
         for key, value in patched.items():
@@ -51,7 +51,7 @@ def test_another_attention_backend_gets_stocks_arguments(
 def test_sm120_changes_the_two_backends_and_what_follows_from_them(
     compared: tuple[Found, Found],
 ) -> None:
-    """No NSA kernel of these releases runs on sm_120, so there the default is ada_dsa as well."""
+    """No NSA kernel of these releases runs on sm_120, so the default there is ada_dsa too."""
     stock, patched = (of(one, "sm_120") for one in compared)
     assert patched.keys() == stock.keys()
     changed = 0
@@ -79,7 +79,7 @@ def test_sm120_changes_the_two_backends_and_what_follows_from_them(
 
 
 def test_the_comparison_sees_real_selections(compared: tuple[Found, Found]) -> None:
-    """Known stock answers, so that two trees failing in the same way cannot pass for equal."""
+    """Known answers of the stock tree, so that two trees that fail in the same way do not count as equal."""
     stock, _ = compared
     refused = [
         key
