@@ -36,7 +36,7 @@ def export_patches(session: Session, folder: Path) -> Exported:
     """
     with session.exclusive():
         repository, series = session.git, session.series
-        admin, head, branch = read_head(folder.absolute())
+        admin, head, branch = read_head(repository, folder)
         if dirty := list_changes(admin, folder):
             raise UsageError(
                 f"has uncommitted changes, first {dirty[0]}",

@@ -27,7 +27,9 @@ from tool.git.repository import (
 )
 from tool.git.tempdir import make_tempdir, sweep_tempdirs
 from tool.git.worktree import (
+    Worktree,
     find_admin,
+    find_worktree,
     list_changes,
     list_worktrees,
     read_head,
@@ -45,6 +47,7 @@ __all__ = [
     "IDENTITY",
     "NULL_OID",
     "TIMEOUT",
+    "Worktree",
     "blob_header",
     "blob_id",
     "canonical_diff",
@@ -57,6 +60,7 @@ __all__ = [
     "file_mode",
     "find_admin",
     "find_blobs",
+    "find_worktree",
     "is_oid",
     "list_changes",
     "list_worktrees",

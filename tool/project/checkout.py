@@ -244,7 +244,7 @@ class _Publication:
 
 
 def _existing(git: Git, folder: Path, admin: Path, branch: str | None) -> Checkout:
-    _, head, current = read_head(folder)
+    _, head, current = read_head(git, folder)
     if current is None:
         raise UsageError(
             "is not on a branch", where=str(folder), next_step="choose another folder with --into"
