@@ -5,6 +5,7 @@ It may import ``tool.errors`` and nothing else of the tool.
 
 from tool.git.diff import canonical_diff, changed_files, changed_runs
 from tool.git.index import COMMIT_ENV, DATE, IDENTITY, commit_tree, find_blobs, private_index
+from tool.git.isolation import ATTRIBUTES
 from tool.git.objects import (
     EXECUTABLE,
     FILE,
@@ -28,6 +29,7 @@ from tool.git.repository import (
 from tool.git.tempdir import make_tempdir, sweep_tempdirs
 from tool.git.worktree import (
     Worktree,
+    add_worktree,
     find_admin,
     find_worktree,
     list_changes,
@@ -38,6 +40,7 @@ from tool.git.worktree import (
 )
 
 __all__ = [
+    "ATTRIBUTES",
     "COMMIT_ENV",
     "DATE",
     "EXECUTABLE",
@@ -48,6 +51,7 @@ __all__ = [
     "NULL_OID",
     "TIMEOUT",
     "Worktree",
+    "add_worktree",
     "blob_header",
     "blob_id",
     "canonical_diff",

@@ -1,9 +1,9 @@
 """The one door to git: a hardened subprocess runner.
 
-Nothing of the user's configuration, hooks, templates or environment can change what a command
-does, and no outside string reaches git's option parser: revisions are validated here and resolved
-once to a full object id, and only ids are passed on. Reading history for people is GitPython's
-job; every mutation and every result that a hash depends on goes through this module.
+No configuration of a user, a system or the repository, no attribute, hook, template or variable
+changes what a command does (see tool.git.isolation). No outside string reaches git's option parser:
+revisions are validated here and resolved once to a full object id, and only ids are passed on. Every
+mutation and every result that a hash depends on goes through this module.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from tool.errors import EnvironmentFault, ToolError, UsageError
+from tool.git.isolation import isolated_folder
 
 MINIMUM: Final = (2, 32)
 """``git apply --cached --3way`` exists since 2.32."""
@@ -31,26 +32,19 @@ TIMEOUT: Final = 600.0
 """Seconds for one local command; a hung filter or lock must not hang the tool."""
 
 _CONFIG: Final = (
+    # Where git's default is not what is wanted. No other setting reaches git: see tool.git.isolation.
     "core.hooksPath=/dev/null",  # no hook of a template or a user runs
-    "core.fsmonitor=false",  # nor a monitor command
-    "core.attributesFile=/dev/null",  # no global filter or eol attribute rewrites content
+    "core.attributesFile=/dev/null",  # the default is a file below the user's home
     "core.excludesFile=/dev/null",
-    "core.autocrlf=false",  # bytes in equal bytes out
-    "core.eol=lf",
-    "core.safecrlf=false",
     "core.fileMode=true",
     "core.symlinks=true",
-    "core.quotePath=true",  # paths print the same on every machine
-    "core.untrackedCache=false",
-    "commit.gpgSign=false",  # a signature would change the commit id
+    "core.logAllRefUpdates=false",
     "merge.renames=false",  # a patch names its file; git guesses nothing
     "gc.auto=0",  # nothing deletes objects behind a running transaction
     "maintenance.auto=false",
     "transfer.fsckObjects=true",  # fetched objects are checked, not trusted
     "protocol.ext.allow=never",
-    "submodule.recurse=false",
     "advice.detachedHead=false",
-    "color.ui=false",
 )
 
 _DISK_FULL: Final = (
@@ -154,8 +148,12 @@ class Git:
             "LC_ALL": "C",
             "TZ": "UTC",
         }
+        if (folder := isolated_folder(self.git_dir)) is not None:
+            env["GIT_COMMON_DIR"] = str(folder)
         if self.work_tree is not None:
             env["GIT_WORK_TREE"] = str(self.work_tree)
+        else:
+            env["GIT_IMPLICIT_WORK_TREE"] = "0"  # else git takes the current folder for one
         if self.index_file is not None:
             env["GIT_INDEX_FILE"] = str(self.index_file)
         return env | dict(self.env)

@@ -7,6 +7,8 @@ repository names the folder in turn.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import shlex
 import shutil
 from dataclasses import dataclass
@@ -51,6 +53,28 @@ def find_worktree(git: Git, folder: Path) -> Worktree | None:
     admin = _own_admin(git, folder)
     if admin is None or _named_folder(admin) != folder:
         return None
+    return Worktree(folder, admin)
+
+
+def add_worktree(git: Git, folder: Path, commit: str) -> Worktree:
+    """Make an empty worktree with a detached HEAD at ``commit``; ``folder`` must not exist.
+
+    The files are those of ``git worktree add --detach --no-checkout`` (gitrepository-layout(5)). That
+    command would name the tool's own common folder in the worktree.
+    """
+    below = git.git_dir / "worktrees"
+    below.mkdir(exist_ok=True)
+    folder.mkdir()
+    for number in itertools.count():
+        admin = below / (f"{folder.name}{number}" if number else folder.name)
+        with contextlib.suppress(FileExistsError):
+            admin.mkdir()
+            break
+    # First the pointers: whoever removes what a kill left finds the folder by them.
+    (admin / "gitdir").write_text(f"{folder / '.git'}\n", encoding="utf-8")
+    (folder / ".git").write_text(f"{_GITDIR}{admin}\n", encoding="utf-8")
+    (admin / "commondir").write_text("../..\n", encoding="utf-8")
+    (admin / "HEAD").write_text(f"{commit}\n", encoding="utf-8")
     return Worktree(folder, admin)
 
 

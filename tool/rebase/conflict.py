@@ -25,6 +25,7 @@ from tool.git import (
     NULL_OID,
     Git,
     GitFailed,
+    add_worktree,
     blob_id,
     changed_files,
     find_admin,
@@ -82,17 +83,13 @@ def open_worktree(
 ) -> list[MergedFile]:
     """Make ``folder``, which must not exist; the token, written last, says it is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    git.run(
-        "worktree", "add", "--no-checkout", "--detach", "--quiet", "--end-of-options",
-        str(folder), step.parent,
-    )  # fmt: skip
-    admin, _, _ = read_head(git, folder)
-    tree = Git(admin, work_tree=folder)
+    made = add_worktree(git, folder, step.parent)
+    tree = made.open()
     tree.run("-c", "checkout.workers=0", "reset", "--hard", "--quiet")
     merged = merge_files(git, step, label)
     for file in merged:
         _write(tree, folder, file)
-    atomic.write(admin / TOKEN, token.encode())
+    atomic.write(made.admin / TOKEN, token.encode())
     return merged
 
 
