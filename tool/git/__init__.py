@@ -4,6 +4,7 @@ It may import ``tool.errors`` and nothing else of the tool.
 """
 
 from tool.git.diff import canonical_diff, changed_files, changed_runs
+from tool.git.history import Commit, list_commits
 from tool.git.index import COMMIT_ENV, DATE, IDENTITY, commit_tree, find_blobs, private_index
 from tool.git.isolation import ATTRIBUTES
 from tool.git.objects import (
@@ -42,6 +43,7 @@ from tool.git.worktree import (
 __all__ = [
     "ATTRIBUTES",
     "COMMIT_ENV",
+    "Commit",
     "DATE",
     "EXECUTABLE",
     "FILE",
@@ -67,6 +69,7 @@ __all__ = [
     "find_worktree",
     "is_oid",
     "list_changes",
+    "list_commits",
     "list_worktrees",
     "make_tempdir",
     "missing_object",

@@ -12,6 +12,7 @@ import contextlib
 import os
 import re
 import select
+import shlex
 import signal
 import subprocess
 import threading
@@ -22,8 +23,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from tool.errors import EnvironmentFault, ToolError, UsageError
+from tool.errors import EnvironmentFault, IntegrityError, ToolError, UsageError
 from tool.git.isolation import isolated_folder
+from tool.git.objects import object_id
 
 MINIMUM: Final = (2, 32)
 """``git apply --cached --3way`` exists since 2.32."""
@@ -170,16 +172,30 @@ class Git:
         return tree
 
     def blobs(self, oids: Sequence[str]) -> dict[str, bytes]:
-        """Contents by blob id.
+        """Contents by blob id, as :meth:`read_objects`."""
+        return self.read_objects(oids)
+
+    def read_objects(self, oids: Sequence[str]) -> dict[str, bytes]:
+        """Contents by object id, each once, in the order asked for.
 
         Raises:
             EnvironmentFault: an object is missing (a shallow or broken repository).
+            IntegrityError: an object has another content than its id says.
         """
         found: dict[str, bytes] = {}
         for oid in dict.fromkeys(oids):
-            content = self._reader("--batch").content(oid)
-            if content is None:
+            answer = self._reader("--batch").read(oid)
+            if answer is None:
                 raise missing_object(oid, str(self.git_dir))
+            kind, content = answer
+            # git checks a file it unpacks against its own checksum, but not against its name.
+            if object_id(kind, content) != oid:
+                raise IntegrityError(
+                    f"object {oid} has the content of another one",
+                    where=str(self.git_dir),
+                    why="a file below objects/ was replaced or is damaged",
+                    next_step=f"see which: git -C {shlex.quote(str(self.git_dir))} fsck",
+                )
             found[oid] = content
         return found
 
@@ -209,11 +225,13 @@ class _Reader:
         head = self._ask(name)
         return head[0] if len(head) == 3 else None
 
-    def content(self, oid: str) -> bytes | None:
-        """The content of an object (``--batch``)."""
+    def read(self, oid: str) -> tuple[str, bytes] | None:
+        """The type and the content of an object (``--batch``)."""
         head = self._ask(oid)
+        if len(head) != 3:
+            return None
         assert self._process.stdout is not None
-        return self._process.stdout.read(int(head[2]) + 1)[:-1] if len(head) == 3 else None
+        return head[1], self._process.stdout.read(int(head[2]) + 1)[:-1]
 
     def _ask(self, name: str) -> list[str]:
         """The answer's first line: id, type and size; other words when there is no such object."""
