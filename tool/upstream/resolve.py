@@ -13,19 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import Version
 
 from tool.errors import EnvironmentFault, IntegrityError, UsageError
 from tool.git import Git, check_ref, is_oid
-from tool.project import Session, Workspace
+from tool.project import Session
 from tool.series import Lock, LockedRelease, LockedWheel, Series, parse_release
 from tool.upstream.download import (
-    PROJECT,
     choose_any_wheel,
     discover_wheels,
     fetch_wheel,
-    hash_file,
+    list_cached,
 )
 from tool.upstream.wheel_import import import_wheel, release_ref
 
@@ -230,9 +228,9 @@ def previous_release(lock: Lock, release: Version, named: Version | None) -> Ver
 
 
 def _find_wheels(session: Session, release: Version, *, whole: bool) -> tuple[LockedWheel, ...]:
-    cached = _list_cached(session.workspace, release)
+    cached = list_cached(session.workspace, release)
     if not session.offline and (whole or not cached):
-        return discover_wheels(session, release)
+        return discover_wheels(session, release, whole=whole)
     if not cached:
         raise EnvironmentFault(
             f"no wheel of sglang {release} is in the cache",
@@ -240,22 +238,12 @@ def _find_wheels(session: Session, release: Version, *, whole: bool) -> tuple[Lo
             why="--offline uses nothing but the cache",
             next_step="run once without --offline",
         )
+    if whole:
+        session.progress.note(
+            f"--offline: the lock of sglang {release} gets the {len(cached)} cached wheel(s); add those of "
+            f"the index later with: tool lock --wheels v{release}"
+        )
     return cached
-
-
-def _list_cached(workspace: Workspace, release: Version) -> tuple[LockedWheel, ...]:
-    return tuple(
-        LockedWheel(path.name, hash_file(path), path.stat().st_size)
-        for path in sorted(workspace.wheels.glob(f"{PROJECT}-*.whl"))
-        if _version_of(path) == release
-    )
-
-
-def _version_of(path: Path) -> Version | None:
-    try:
-        return parse_wheel_filename(path.name)[1]
-    except InvalidWheelFilename:
-        return None
 
 
 def resolve_release(session: Session, request: Request, *, whole: bool) -> ResolvedRelease:
