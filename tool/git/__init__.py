@@ -18,6 +18,7 @@ from tool.git.objects import (
     tree_id,
 )
 from tool.git.repository import (
+    OFFLINE,
     TIMEOUT,
     Git,
     GitFailed,
@@ -51,6 +52,7 @@ __all__ = [
     "GitFailed",
     "IDENTITY",
     "NULL_OID",
+    "OFFLINE",
     "TIMEOUT",
     "Worktree",
     "add_worktree",

@@ -49,6 +49,9 @@ _CONFIG: Final = (
     "advice.detachedHead=false",
 )
 
+OFFLINE: Final = {"GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none"}
+"""For ``Git.env``: nothing is fetched. The first is known from git 2.45 on."""
+
 _DISK_FULL: Final = (
     "No space left on device",
     "File too large",
@@ -251,6 +254,13 @@ class _Reader:
         if not line:
             assert process.stderr is not None
             words = process.stderr.read()
+            if b"promisor remote" in words:
+                raise EnvironmentFault(
+                    f"object {name} is not here and cannot be fetched",
+                    why=words.decode("utf-8", "replace").strip().splitlines()[-1],
+                    next_step="run it again when the git source can be reached, without --offline, or use "
+                    "the released wheel: --source pypi",
+                )
             raise failure(("cat-file",), process.wait(), words)
         return line.decode("utf-8", "surrogateescape").split()
 

@@ -11,7 +11,8 @@ import contextlib
 import itertools
 import shlex
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tool.errors import UsageError
@@ -26,11 +27,13 @@ _BRANCH = "ref: refs/heads/"
 class Worktree:
     """A worktree of the tool's own repository.
 
-    ``folder`` is its real path, and ``admin`` its administrative folder below the repository.
+    ``folder`` is its real path, ``admin`` its administrative folder below the repository, and ``env`` that
+    of the repository's git.
     """
 
     folder: Path
     admin: Path
+    env: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def branch(self) -> str | None:
@@ -40,7 +43,7 @@ class Worktree:
 
     def open(self) -> Git:
         """git on this worktree."""
-        return Git(self.admin, work_tree=self.folder)
+        return Git(self.admin, work_tree=self.folder, env=self.env)
 
 
 def find_worktree(git: Git, folder: Path) -> Worktree | None:
@@ -53,7 +56,7 @@ def find_worktree(git: Git, folder: Path) -> Worktree | None:
     admin = _own_admin(git, folder)
     if admin is None or _named_folder(admin) != folder:
         return None
-    return Worktree(folder, admin)
+    return Worktree(folder, admin, git.env)
 
 
 def add_worktree(git: Git, folder: Path, commit: str) -> Worktree:
@@ -75,7 +78,7 @@ def add_worktree(git: Git, folder: Path, commit: str) -> Worktree:
     (folder / ".git").write_text(f"{_GITDIR}{admin}\n", encoding="utf-8")
     (admin / "commondir").write_text("../..\n", encoding="utf-8")
     (admin / "HEAD").write_text(f"{commit}\n", encoding="utf-8")
-    return Worktree(folder, admin)
+    return Worktree(folder, admin, git.env)
 
 
 def list_worktrees(git: Git) -> dict[str, Path]:

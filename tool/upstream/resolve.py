@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -33,6 +34,10 @@ DEFAULT_URL: Final = "https://github.com/sgl-project/sglang.git"
 PIN: Final = "pin"
 
 _RELEASE = re.compile(r"v?\d+\.\d+[A-Za-z0-9.+!-]*")
+_HELPER: Final = (
+    '!f() { test "$1" = get && '
+    'printf "username=%s\\npassword=%s\\n" "$TOOL_LOGIN" "$TOOL_PASSWORD"; }; f'
+)
 _URL = re.compile(r"(https|ssh|file)://[^\s-]\S*|[\w.-]+@[\w.-]+:\S+")
 
 
@@ -76,7 +81,10 @@ def resolve_base(session: Session, request: Request) -> Base:
             f"{request.ref!r} is not a release, and the package index knows only releases",
             next_step="name a release (v0.5.23), or take the ref from git: --source git",
         )
-    url = DEFAULT_URL if request.source in (None, GIT) else _check_url(str(request.source))
+    source = DEFAULT_URL if request.source in (None, GIT) else _check_url(str(request.source))
+    url, login = split_login(source)
+    if login:
+        session.git = Git(session.git.git_dir, env={**session.git.env, **login})
     ref = f"v{release}" if named else check_ref(request.ref)
     return Base(release, *_from_git(session, url, ref), GIT, f"{ref} of {url}")
 
@@ -151,6 +159,9 @@ def _fetch(git: Git, url: str, ref: str, local: str) -> None:
             why=words.splitlines()[-1] if words else None,
             next_step="check the URL and the ref; the released wheel needs no git: --source pypi",
         )
+    for key, value in (("promisor", "true"), ("partialclonefilter", "blob:none")) if narrow else ():
+        # The tool's own settings have this from the fetch. A person's git in a worktree needs it too.
+        git.run("config", "--file", str(git.git_dir / "config"), f"remote.{url}.{key}", value)
 
 
 def _full_ref(git: Git, url: str, ref: str) -> str:
@@ -174,13 +185,41 @@ def _full_ref(git: Git, url: str, ref: str) -> str:
     )
 
 
+def mask_login(url: str) -> str:
+    """``url`` with stars for the name and password in it, for messages."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "***@", url)
+
+
+def split_login(url: str) -> tuple[str, dict[str, str]]:
+    """A URL without the name and password in it, and variables that let git use them.
+
+    git would write them into messages, into the configuration of the repository and into the arguments of
+    its helpers, which every user of the machine can list. With the variables a credential helper gives them
+    to that host alone, and nothing is stored. ssh knows no password in a URL; it is left out.
+    """
+    parts = urllib.parse.urlsplit(url)
+    login, at, host = parts.netloc.rpartition("@")
+    name, _, password = login.partition(":")
+    if not at or parts.scheme not in ("https", "ssh"):
+        return url, {}
+    if parts.scheme == "ssh":
+        return parts._replace(netloc=f"{name}@{host}").geturl(), {}
+    return parts._replace(netloc=host).geturl(), {
+        "TOOL_LOGIN": urllib.parse.unquote(name),
+        "TOOL_PASSWORD": urllib.parse.unquote(password),
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"credential.https://{host}.helper",
+        "GIT_CONFIG_VALUE_0": _HELPER,
+    }
+
+
 def _check_url(text: str) -> str:
     if _URL.fullmatch(text):
         return text
     if not text.startswith("-") and Path(text).is_dir():
         return str(Path(text).resolve())
     raise UsageError(
-        f"{text!r} is not a source",
+        f"{mask_login(text)!r} is not a source",
         next_step="--source takes pypi, git, an https/ssh/file URL, or the path of a repository",
     )
 
