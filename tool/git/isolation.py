@@ -9,7 +9,6 @@ tool's, its objects, refs and worktrees are links to the repository's.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -19,7 +18,7 @@ from typing import Final
 
 from tool.errors import EnvironmentFault
 
-_FOLDER: Final = "tool"
+FOLDER: Final = "tool"
 _SHARED: Final = ("objects", "refs", "packed-refs", "worktrees", "logs")
 
 ATTRIBUTES: Final = (
@@ -42,7 +41,7 @@ def isolated_folder(git_dir: Path) -> Path | None:
         EnvironmentFault: it cannot be made.
     """
     repository = repository_of(git_dir)
-    folder = repository / _FOLDER
+    folder = repository / FOLDER
     if (folder / "config").is_file():
         return folder
     if not (repository / "objects").is_dir():
@@ -57,7 +56,7 @@ def isolated_folder(git_dir: Path) -> Path | None:
 
 
 def _create(repository: Path, folder: Path) -> None:
-    temp = Path(tempfile.mkdtemp(dir=repository, prefix=f".{_FOLDER}."))
+    temp = Path(tempfile.mkdtemp(dir=repository, prefix=f".{FOLDER}."))
     try:
         # git init writes what it finds out about the file system (core.ignoreCase, core.precomposeUnicode).
         made = temp / "made"
@@ -73,7 +72,12 @@ def _create(repository: Path, folder: Path) -> None:
         for name in _SHARED:
             (new / name).symlink_to(f"../{name}")
         (made / "config").rename(new / "config")
-        with contextlib.suppress(FileExistsError):
-            new.rename(folder)  # fails where another process was faster, and its folder is as good
+        try:
+            new.rename(folder)
+        except OSError:
+            if (folder / "config").is_file():
+                return  # another process was faster, and its folder is as good
+            shutil.rmtree(folder)
+            new.rename(folder)
     finally:
         shutil.rmtree(temp, ignore_errors=True)

@@ -26,7 +26,7 @@ from tool.errors import EnvironmentFault, IntegrityError, ToolError, UsageError
 PROJECT: Final = "sglang"
 MACHINES: Final = ("x86_64", "aarch64")
 _OLDEST: Final = (3, 10)
-"""Wheels for an older Python belong to no release that the series could carry."""
+"""No release that the series supports has wheels for an older Python."""
 _POLL: Final = 0.2
 _WHEEL: Final = re.compile(rf"/({PROJECT}-[^/\s#?]+\.whl)\b")
 _FAILED: Final = re.compile(r"Could not fetch URL (\S+): (.+?)(?: - skipping)?$", re.MULTILINE)

@@ -1,8 +1,8 @@
 """From what the user typed to a base commit: a release from the package index, or a git ref.
 
 The package index is the default because it is what everyone can reach. With a git source the base
-is sglang's own commit: its id differs from the imported wheel's, but the files the series touches
-are the same, and series.lock proves that per file.
+is sglang's own commit. Its id differs from that of the imported wheel, but the files that the series
+touches are the same: series.lock holds the blob id of each.
 """
 
 from __future__ import annotations
@@ -244,25 +244,25 @@ class ResolvedRelease:
 
 
 def previous_release(lock: Lock, release: Version, named: Version | None) -> Version:
-    """The release to carry from: ``named``, or the newest carried one below ``release``.
+    """The release to start from: ``named``, or the newest one below ``release`` that has patches.
 
     Raises:
         UsageError: there is none.
     """
-    carried = sorted(v for v, entry in lock.releases.items() if entry.patches)
+    supported = sorted(v for v, entry in lock.releases.items() if entry.patches)
     if named is not None:
-        if named not in carried:
+        if named not in supported:
             lock.get(named)  # the usual refusal, when the lock lacks it
             raise UsageError(f"the series has no patch on sglang {named}", where="series.lock")
         return named
-    below = [v for v in carried if v < release]
+    below = [v for v in supported if v < release]
     if below:
         return below[-1]
     raise UsageError(
-        f"the series carries nothing older than sglang {release}",
+        f"the series supports nothing older than sglang {release}",
         where="series.lock",
-        why=f"supported releases: {', '.join(f'v{v}' for v in carried) or 'none'}",
-        next_step="to carry it backwards, name the release to start from with --from",
+        why=f"supported releases: {', '.join(f'v{v}' for v in supported) or 'none'}",
+        next_step="to go to an older release, name the one to start from with --from",
     )
 
 

@@ -21,7 +21,7 @@ import pytest
 from click.testing import CliRunner
 
 from tool.cli.app import main
-from tool.doctor import environment as doctor_env
+from tool.doctor import environment as probing
 from tool.doctor.environment import SelfTest
 from tool.doctor.examine import examine_environment
 from tool.errors import EnvironmentFault, UsageError
@@ -37,9 +37,9 @@ def script(path: Path, text: str) -> Path:
 
 def test_what_is_no_interpreter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be run: No such file"):
-        doctor_env.probe_environment(tmp_path / "python")
+        probing.probe_environment(tmp_path / "python")
     with pytest.raises(UsageError, match="not a Python interpreter") as refused:
-        doctor_env.probe_environment(
+        probing.probe_environment(
             script(tmp_path / "other", "import sys; sys.exit('I am another')")
         )
     assert refused.value.why == "I am another"
@@ -53,11 +53,11 @@ def test_an_environment_that_hangs_or_crashes(tmp_path: Path) -> None:
     text += "subprocess.Popen(['sleep', '60'])\ntime.sleep(60)"  # a child that keeps the pipes open
     begin = time.monotonic()
     with pytest.raises(EnvironmentFault, match="did not answer in 1 s") as hung:
-        doctor_env.probe_environment(script(tmp_path / "slow", text), seconds=1)
+        probing.probe_environment(script(tmp_path / "slow", text), seconds=1)
     assert hung.value.why == "loading" and time.monotonic() - begin < 30
     crash = script(tmp_path / "crash", "import os; os.kill(os.getpid(), 11)")
     with pytest.raises(EnvironmentFault, match="was ended by SIGSEGV"):
-        doctor_env.probe_environment(crash)
+        probing.probe_environment(crash)
 
 
 def test_a_self_test_that_hangs_or_crashes_leaves_what_it_found(tmp_path: Path) -> None:
@@ -65,17 +65,17 @@ def test_a_self_test_that_hangs_or_crashes_leaves_what_it_found(tmp_path: Path) 
     check = {"name": "top-k", "ok": True, "error": 0.0, "bound": 0.0, "seconds": 1.0}
     said = "\n".join(["ptxas info: noise", json.dumps(head), json.dumps(check | {"problem": None})])
     text = f"import os, sys, time\nprint({said!r}, flush=True)\n"
-    hung = doctor_env.run_selftest(
+    hung = probing.run_selftest(
         script(tmp_path / "slow", text + "time.sleep(60)"), tmp_path, seconds=2
     )
     assert [one.name for one in hung.checks] == ["top-k"] and hung.sm == 89
     assert hung.broken == "did not end within 2 s" and hung.seconds is None
-    crashed = doctor_env.run_selftest(
+    crashed = probing.run_selftest(
         script(tmp_path / "crash", text + "sys.exit('CUDA error: illegal address')"), tmp_path
     )
     assert crashed.broken == "ended with status 1: CUDA error: illegal address"
     unfit = script(tmp_path / "unfit", 'print(\'{"unfit": "too old"}\'); raise SystemExit(6)')
-    assert doctor_env.run_selftest(unfit, tmp_path) == SelfTest(skipped="too old")
+    assert probing.run_selftest(unfit, tmp_path) == SelfTest(skipped="too old")
 
 
 # -- real runs --------------------------------------------------------------------------------------

@@ -281,5 +281,7 @@ def test_the_common_folder_is_made_once_and_again_when_it_is_gone(lab: Lab) -> N
     folder = isolated_folder(lab.home.repository)
     assert folder is not None and folder == lab.home.repository / "tool"
     shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "refs").symlink_to("../refs")
     assert Git(lab.home.repository).out("rev-parse", "--git-common-dir") == str(folder)
     assert [path.name for path in lab.home.repository.glob(".tool.*")] == []
