@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -74,8 +75,8 @@ def add_worktree(git: Git, folder: Path, commit: str) -> Worktree:
             admin.mkdir()
             break
     # First the pointers: whoever removes what a kill left finds the folder by them.
-    (admin / "gitdir").write_text(f"{folder / '.git'}\n", encoding="utf-8")
-    (folder / ".git").write_text(f"{_GITDIR}{admin}\n", encoding="utf-8")
+    (admin / "gitdir").write_bytes(os.fsencode(f"{folder / '.git'}\n"))
+    (folder / ".git").write_bytes(os.fsencode(f"{_GITDIR}{admin}\n"))
     (admin / "commondir").write_text("../..\n", encoding="utf-8")
     (admin / "HEAD").write_text(f"{commit}\n", encoding="utf-8")
     return Worktree(folder, admin, git.env)
@@ -160,11 +161,12 @@ def find_admin(folder: Path) -> Path | None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a small file; empty when it is no readable regular file."""
+    """The text of a file in which git keeps a path; empty when there is no such regular file."""
     try:
-        return path.read_text(encoding="utf-8") if path.is_file() else ""
-    except (OSError, UnicodeDecodeError):
+        text = os.fsdecode(path.read_bytes()) if path.is_file() else ""
+    except OSError:
         return ""
+    return "" if "\0" in text else text
 
 
 def write_worktree(admin: Path, folder: Path) -> str:

@@ -27,6 +27,21 @@ PROJECT: Final = "sglang"
 MACHINES: Final = ("x86_64", "aarch64")
 _OLDEST: Final = (3, 10)
 """No release that the series supports has wheels for an older Python."""
+_DROPPED: Final = frozenset({"PYTHONPATH"}) | {
+    f"PIP_{name}"
+    for name in (
+        *("QUIET", "VERBOSE"),  # its messages are read here
+        *(
+            "PYTHON",
+            "PYTHON_VERSION",
+            "IMPLEMENTATION",
+            "ABI",
+            "PLATFORM",
+        ),  # the file is named exactly
+        *("CONSTRAINT", "REQUIRE_HASHES"),  # meant for an installation; the hash is checked here
+    )
+}
+"""Variables that pip does not get: they are not about where the index is."""
 _POLL: Final = 0.2
 _WHEEL: Final = re.compile(rf"/({PROJECT}-[^/\s#?]+\.whl)\b")
 _FAILED: Final = re.compile(r"Could not fetch URL (\S+): (.+?)(?: - skipping)?$", re.MULTILINE)
@@ -168,7 +183,7 @@ def _ask(
     another pip in the place of pip.
     """
     log = folder / "pip.log"
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    env = {name: value for name, value in os.environ.items() if name not in _DROPPED}
     env |= {"TMPDIR": str(folder), "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-P", "-m", "pip", *arguments, "--log", str(log)]
     command += ["--no-input", "--disable-pip-version-check", "--progress-bar=off"]

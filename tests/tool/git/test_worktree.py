@@ -48,8 +48,9 @@ def test_a_claim_that_the_repository_does_not_confirm_is_not_believed(
     ):
         (copy / ".git").write_text(text)
         assert find_worktree(Git(repository), copy) is None, text
-    (copy / ".git").write_bytes(b"gitdir: \xff")
-    assert find_worktree(Git(repository), copy) is None
+    for content in (b"gitdir: \xff", b"gitdir: \0", b"gitdir: " + b"x/" * 9000):
+        (copy / ".git").write_bytes(content)
+        assert find_worktree(Git(repository), copy) is None
     assert find_worktree(Git(repository), tmp_path / "absent") is None
 
 

@@ -123,10 +123,24 @@ def test_one_of_two_indexes_fails(
         ]
 
 
-def test_an_unknown_release_takes_one_look(lab: Lab, index: Index) -> None:
+def test_an_unknown_release_takes_one_look(
+    lab: Lab, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_QUIET", "3")  # pip then says nothing of what is asked here
     error = lab.json("lock", "--sglang-ref", "v0.5.99", "--quiet", code=2)["error"]
     assert "0.5.99" in error["message"] and "the index answered" in error["why"]
     assert index.pages == 1
+
+
+def test_variables_for_installations_do_not_matter(
+    lab: Lab, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "constraints.txt").write_text("sglang==0.1\n")
+    variables = {"CONSTRAINT": str(tmp_path / "constraints.txt"), "REQUIRE_HASHES": "1"}
+    variables |= {"PLATFORM": "win_amd64", "PYTHON_VERSION": "3.9", "ABI": "cp39", "QUIET": "3"}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    assert apply(lab, tmp_path / "fork")["ok"]
 
 
 # -- wheels ---------------------------------------------------------------------------------------------
