@@ -27,6 +27,7 @@ from tool.errors import EnvironmentFault, UsageError
 from tool.git import (
     TIMEOUT,
     Git,
+    add_worktree,
     failure,
     find_admin,
     list_changes,
@@ -168,12 +169,9 @@ class _Publication:
         atomic.write(_journal_path(self._home), json.dumps(asdict(self._journal)).encode())
         try:
             self._staged.parent.mkdir(parents=True, exist_ok=True)
-            self._git.run(
-                "worktree", "add", "--no-checkout", "--detach", "--quiet",
-                "--end-of-options", str(self._staged), self._head,
-            )  # fmt: skip
-            self._admin = find_admin(self._staged)
-            worktree = Git(self._admin or self._git.git_dir, work_tree=self._staged)
+            made = add_worktree(self._git, self._staged, self._head)
+            self._admin = made.admin
+            worktree = made.open()
             # More workers than one: checking out 6,000 files is bound by system calls.
             self._checkout = worktree.start(
                 "-c", "checkout.workers=0", "reset", "--hard", "--quiet"
@@ -191,7 +189,6 @@ class _Publication:
         """
         self._wait()
         journal, git = self._journal, self._git
-        assert self._admin is not None
         if self._target.admin is not None:
             old = Git(self._target.admin)
             old.run("update-ref", "--no-deref", "HEAD", old.out("rev-parse", "HEAD"))
@@ -244,7 +241,7 @@ class _Publication:
 
 
 def _existing(git: Git, folder: Path, admin: Path, branch: str | None) -> Checkout:
-    _, head, current = read_head(folder)
+    _, head, current = read_head(git, folder)
     if current is None:
         raise UsageError(
             "is not on a branch", where=str(folder), next_step="choose another folder with --into"

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, Protocol
 
-from tool.git import Git
+from tool.git import OFFLINE, Git
 from tool.project import transaction
 from tool.project.checkout import recover_checkout
 from tool.project.workspace import Workspace
@@ -80,7 +80,8 @@ class Session:
     @cached_property
     def git(self) -> Git:
         """The repository that owns the worktrees. Raises EnvironmentFault without a usable git."""
-        return self.workspace.open_repository()
+        git = self.workspace.open_repository()
+        return Git(git.git_dir, env=OFFLINE) if self.offline else git
 
     @contextlib.contextmanager
     def exclusive(self, *, settle: bool = True) -> Iterator[None]:

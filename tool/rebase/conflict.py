@@ -25,11 +25,14 @@ from tool.git import (
     NULL_OID,
     Git,
     GitFailed,
+    add_worktree,
     blob_id,
     changed_files,
+    find_admin,
     find_blobs,
     make_tempdir,
     read_head,
+    read_text,
     require_version,
     write_worktree,
 )
@@ -80,27 +83,20 @@ def open_worktree(
 ) -> list[MergedFile]:
     """Make ``folder``, which must not exist; the token, written last, says it is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    git.run(
-        "worktree", "add", "--no-checkout", "--detach", "--quiet", "--end-of-options",
-        str(folder), step.parent,
-    )  # fmt: skip
-    admin, _, _ = read_head(folder)
-    tree = Git(admin, work_tree=folder)
+    made = add_worktree(git, folder, step.parent)
+    tree = made.open()
     tree.run("-c", "checkout.workers=0", "reset", "--hard", "--quiet")
     merged = merge_files(git, step, label)
     for file in merged:
         _write(tree, folder, file)
-    atomic.write(admin / TOKEN, token.encode())
+    atomic.write(made.admin / TOKEN, token.encode())
     return merged
 
 
 def is_whole(folder: Path, token: str) -> bool:
     """Is ``folder`` the worktree that ``open_worktree`` finished with this token?"""
-    try:
-        admin, _, _ = read_head(folder)
-        return (admin / TOKEN).read_text(encoding="utf-8") == token
-    except (UsageError, FileNotFoundError, GitFailed):
-        return False
+    admin = find_admin(folder)
+    return admin is not None and read_text(admin / TOKEN) == token
 
 
 def read_from_disk(folder: Path, file: MergedFile) -> MergedFile:
@@ -205,7 +201,7 @@ def read_resolution(git: Git, folder: Path, step: ReplayStep) -> str:
         ConflictError: a marker is left, a file does not parse, or nothing was changed.
         UsageError: something outside the package was changed.
     """
-    admin, _, _ = read_head(folder)
+    admin, _, _ = read_head(git, folder)
     tree = write_worktree(admin, folder)
     changed = changed_files(git, step.parent_tree, tree)
     if not changed:
