@@ -3,7 +3,7 @@
 It may import ``tool.errors`` and nothing else of the tool.
 """
 
-from tool.git.diff import canonical_diff, changed_files, changed_runs
+from tool.git.diff import TreeChange, canonical_diff, changed_files, changed_runs
 from tool.git.index import COMMIT_ENV, DATE, IDENTITY, commit_tree, find_blobs, private_index
 from tool.git.objects import (
     EXECUTABLE,
@@ -45,6 +45,7 @@ __all__ = [
     "IDENTITY",
     "NULL_OID",
     "TIMEOUT",
+    "TreeChange",
     "blob_header",
     "blob_id",
     "canonical_diff",

@@ -11,7 +11,14 @@ from tool.series.kernels import find_kernels, read_kernels, read_requirements
 from tool.series.layout import LOCK_FILE, PATCH_DIR, SERIES_FILE, find_root
 from tool.series.lint import lint_series
 from tool.series.lockfile import FileChange, Lock, LockedPatch, LockedRelease, LockedWheel
-from tool.series.model import Patch, Series, load_series, parse_release, parse_series
+from tool.series.model import (
+    Patch,
+    Series,
+    is_patch_name,
+    load_series,
+    parse_release,
+    parse_series,
+)
 from tool.series.patchfile import RELEASE_TRAILER, ROOT, TREE_TRAILER, Header, PatchFile
 from tool.series.regular_file import read_regular_file
 
@@ -37,6 +44,7 @@ __all__ = [
     "find_content_faults",
     "find_kernels",
     "find_root",
+    "is_patch_name",
     "lint_series",
     "load_series",
     "lockfile",

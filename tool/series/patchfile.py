@@ -32,6 +32,7 @@ RELEASE_TRAILER: Final = "Sglang-Release"
 """``tool apply`` writes these four into its commits; a patch's header may not hold them."""
 
 _RESERVED: Final = frozenset({NAME_TRAILER, SHA_TRAILER, TREE_TRAILER, RELEASE_TRAILER})
+_RESERVED_WORDS: Final = "is a trailer that only tool apply writes"
 _FIELD = re.compile(r"([A-Z][A-Za-z0-9-]*): ?(.*)")
 _DIFF_LIKE = re.compile(r"(diff --git |--- |\+\+\+ |@@ |Index: |index [0-9a-f]{7,}\.\.)")
 _INDEX = re.compile(r"index ([0-9a-f]{40})\.\.([0-9a-f]{40})(?: (\d{6}))?")
@@ -182,10 +183,12 @@ def parse_header(name: str, text: str) -> Header:
         if is_diff_like(line):
             raise _refuse(name, number, "the header holds something git would apply as a diff")
         if line.startswith(" ") and fields:
+            if line[1:].partition(":")[0] in _RESERVED:
+                raise _refuse(name, number, f"{line[1:].partition(':')[0]} {_RESERVED_WORDS}")
             fields[-1][1].append("" if line == " ." else line[1:])
         elif match := _FIELD.fullmatch(line):
             if match[1] in _RESERVED:
-                raise _refuse(name, number, f"{match[1]} is a trailer that only tool apply writes")
+                raise _refuse(name, number, f"{match[1]} {_RESERVED_WORDS}")
             fields.append((match[1], [match[2]]))
         else:
             raise _refuse(name, number, f"not a header line: {line!r:.200}")
@@ -203,7 +206,8 @@ def render(header: Header, diff: bytes) -> bytes:
     """The canonical file: inverse of ``parse``.
 
     Raises:
-        UsageError: a line of the header holds nothing but a full stop: folded, it would read as empty.
+        UsageError: a line of the header holds nothing but a full stop (folded, it would read as empty),
+            or is not UTF-8.
     """
     lines = [f"Description: {header.subject}"]
     lines += _folded(header, header.body) if header.body else []
@@ -211,7 +215,14 @@ def render(header: Header, diff: bytes) -> bytes:
         first, _, rest = value.partition("\n")
         lines.append(f"{key}: {first}")
         lines += _folded(header, rest) if "\n" in value else []
-    return "\n".join(lines).encode() + b"\n" + SEPARATOR + diff
+    try:
+        return "\n".join(lines).encode() + b"\n" + SEPARATOR + diff
+    except UnicodeEncodeError:
+        raise UsageError(
+            "the header is not UTF-8",
+            where=f"the header of {ascii(header.subject)}",
+            next_step="write it in UTF-8",
+        ) from None
 
 
 def _folded(header: Header, text: str) -> Iterator[str]:
@@ -242,15 +253,41 @@ def from_message(text: str) -> tuple[Header, str | None]:
     """A commit message back to (header, patch name): inverse of ``message``.
 
     The hash trailer is dropped: it follows from the content. A message without trailers gives no
-    name.
+    name. Of the messages of several commits, which git puts together when they are squashed, the first
+    one gives the fields; the others are text of the body.
     """
-    paragraphs = text.strip("\n").split("\n\n")
+    paragraphs, blocks = _paragraphs(text)
     subject = paragraphs[0].replace("\n", " ")
-    fields = list(_trailers(paragraphs[-1])) if len(paragraphs) > 1 else []
-    body = "\n\n".join(paragraphs[1:-1] if fields else paragraphs[1:])
-    name = next((value for key, value in fields if key == NAME_TRAILER), None)
+    named = [at for at, fields in blocks.items() if _find(fields, NAME_TRAILER)]
+    at = named[0] if named else max(blocks, default=-1)
+    if not named and at != len(paragraphs) - 1:
+        at = -1  # fields in the middle of a message that is nobody's patch are text
+    fields = blocks.get(at, ())
+    skipped = {at, *named}
+    body = "\n\n".join(p for i, p in enumerate(paragraphs[1:], start=1) if i not in skipped)
     kept = tuple((k, v) for k, v in fields if k not in (NAME_TRAILER, SHA_TRAILER))
-    return Header(subject, body, kept), name
+    return Header(subject, body, kept), _find(fields, NAME_TRAILER)
+
+
+def squashed_names(text: str) -> list[str]:
+    """The patches whose commits were squashed into the one that ``from_message`` names."""
+    _, blocks = _paragraphs(text)
+    names = [name for fields in blocks.values() if (name := _find(fields, NAME_TRAILER))]
+    return names[1:]
+
+
+_Fields = tuple[tuple[str, str], ...]
+
+
+def _paragraphs(text: str) -> tuple[list[str], dict[int, _Fields]]:
+    """The paragraphs of a message and, by their place, those after the first that are trailers."""
+    paragraphs = text.strip("\n").split("\n\n")
+    blocks = {at: tuple(_trailers(p)) for at, p in enumerate(paragraphs) if at}
+    return paragraphs, {at: fields for at, fields in blocks.items() if fields}
+
+
+def _find(fields: _Fields, name: str) -> str | None:
+    return next((value for key, value in fields if key == name), None)
 
 
 def _trailers(paragraph: str) -> Iterator[tuple[str, str]]:
@@ -261,7 +298,7 @@ def _trailers(paragraph: str) -> Iterator[tuple[str, str]]:
         elif match := _FIELD.fullmatch(line):
             fields.append((match[1], [match[2]]))
         else:
-            return  # prose: the message has no trailer block
+            return  # prose: this is no block of trailers
     yield from ((key, "\n".join(lines)) for key, lines in fields)
 
 
