@@ -143,14 +143,14 @@ def read_reason(stderr: bytes) -> str | None:
 def _check_places(git: Git, tree: str, files: Sequence[ForeignFile], name: str) -> None:
     """Every hunk's old lines stand where the hunk says: then git has nothing to search for."""
     for file in files:
-        blob = find_blobs(git, tree, [file.path])[file.path]
+        blob = find_blobs(git, tree, [file.source])[file.source]
         lines = git.blobs([blob])[blob].split(b"\n") if blob != NULL_OID else []
         for hunk in file.hunks:
             old = [line[1:] for line in hunk.lines if line[:1] in (b"-", b" ")]
             at = hunk.old_start - 1 if old else hunk.old_start
             if lines[max(at, 0) : at + len(old)] != old:
                 raise ConflictError(
-                    f"{file.path} line {hunk.old_start} is not what the diff says",
+                    f"{file.source} line {hunk.old_start} is not what the diff says",
                     where=name,
                     why="it was made on another state of that file; git would search for a place",
                     next_step="apply it by hand in a worktree (tool apply), then: tool new",

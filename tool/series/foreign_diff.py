@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
+from tool.errors import UsageError
 from tool.series.patchfile import (
     EMPTY_BLOB,
     ROOT,
@@ -20,12 +22,23 @@ from tool.series.patchfile import (
     unquote_name,
 )
 
+_EXTENDED: Final = (
+    "new file mode", "deleted file mode", "index", "similarity index", "dissimilarity index",
+    "rename from", "rename to", "copy from", "copy to",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class ForeignFile:
-    """What a diff does to one file. ``mode`` is set for a file that is added or removed."""
+    """What a diff does to one file. ``mode`` is set for a file that is added or removed.
+
+    ``source`` is the file that the old lines are of: another one than ``path`` where ``moved`` says that
+    the file was renamed or copied.
+    """
 
     path: str
+    source: str
+    moved: str | None
     created: bool
     deleted: bool
     mode: str | None
@@ -48,10 +61,15 @@ def render_foreign_diff(files: Sequence[ForeignFile]) -> bytes:
     """A diff that ``git apply -p1`` reads exactly as ``files``."""
     lines: list[bytes] = []
     for file in files:
-        old, new = _quote(f"a/{file.path}"), _quote(f"b/{file.path}")
+        old, new = _quote(f"a/{file.source}"), _quote(f"b/{file.path}")
         lines.append(f"diff --git {old} {new}".encode())
         if file.mode:
             lines.append(f"{'new' if file.created else 'deleted'} file mode {file.mode}".encode())
+        if file.moved:
+            lines.append(f"{file.moved} from {_quote(file.source)}".encode())
+            lines.append(f"{file.moved} to {_quote(file.path)}".encode())
+        if not file.hunks and file.moved:
+            continue
         if not file.hunks:
             blobs = ("0" * 40, EMPTY_BLOB) if file.created else (EMPTY_BLOB, "0" * 40)
             lines.append("index {}..{}".format(*blobs).encode())
@@ -101,54 +119,90 @@ class _Reader(LineReader):
             self.take()
 
     def _file(self) -> ForeignFile:
-        line = self.take()
-        names = split_names(line.removeprefix("diff --git "))
-        path = self._strip(names)
-        created = deleted = False
-        mode = None
-        while not self.at_end and not self.text().startswith(("--- ", "diff --git ")):
-            words, _, last = self.text().rpartition(" ")
-            if words in ("new file mode", "deleted file mode"):
-                created, deleted, mode = words[0] == "n", words[0] == "d", last
-                self.check_mode(path, mode)
-            elif words.startswith("index ") and len(last) == 6:
-                self.check_mode(path, last)
-            elif not self.text().startswith("index "):
-                self.refuse_what_is_not_text(path)
-                break
-            self.take()
-        if self.at_end or not self.text().startswith("--- "):
-            if not (created or deleted):
-                raise self.error(f"{path}: no hunks")
-            return ForeignFile(path, created, deleted, mode, ())
-        self._check_name("--- ", "/dev/null" if created else path)
-        self._check_name("+++ ", "/dev/null" if deleted else path)
-        hunks = self.read_hunks()
-        if not hunks:
-            raise self.error(f"{path}: no hunks")
-        if (created and hunks[0].old_len) or (deleted and hunks[0].new_len):
-            raise self.error(f"{path}: the hunk is not that of a file added or removed whole")
-        return ForeignFile(path, created, deleted, mode, hunks)
-
-    def _strip(self, names: tuple[str, str] | None) -> str:
-        """The path that both names mean, without a prefix of one folder."""
-        found = {_without_prefix(name) for name in names} if names else set()
-        if len(found) != 1:
-            self._at -= 1
-            raise self.error("the two names of the 'diff --git' line are not those of one file")
-        path = found.pop()
+        names = self.take().removeprefix("diff --git ")
+        told = self._read_extended_header(names)
+        moved = next((kind for kind in ("rename", "copy") if f"{kind} from" in told), None)
+        if moved:
+            source, path = (self._unquote(told.get(f"{moved} {end}", "")) for end in ("from", "to"))
+            self.check_path(source)
+            if not _are_names_of(names, source, path):
+                raise self.error(f"the 'diff --git' line does not name {source} and {path}")
+        else:
+            source = path = self._strip(names)
         self.check_path(path)
-        return path
+        created, deleted = "new file mode" in told, "deleted file mode" in told
+        mode = told.get("new file mode") or told.get("deleted file mode")
+        for given in (mode, told.get("index", "").partition(" ")[2]):
+            if given:
+                self.check_mode(path, given)
+        hunks: tuple[Hunk, ...] = ()
+        if not self.at_end and self.text().startswith("--- "):
+            self._check_name("--- ", "/dev/null" if created else source)
+            self._check_name("+++ ", "/dev/null" if deleted else path)
+            hunks = self.read_hunks()
+            if not hunks:
+                raise self.error(f"{path}: no hunks")
+        elif not (created or deleted or moved):
+            raise self.error(f"{path}: no hunks")
+        if hunks and ((created and hunks[0].old_len) or (deleted and hunks[0].new_len)):
+            raise self.error(f"{path}: the hunk is not that of a file added or removed whole")
+        return ForeignFile(path, source, moved, created, deleted, mode, hunks)
+
+    def _read_extended_header(self, names: str) -> dict[str, str]:
+        """The lines between ``diff --git`` and the hunks, by their first words."""
+        told: dict[str, str] = {}
+        while not self.at_end:
+            line = self.text()
+            key = next((key for key in _EXTENDED if line.startswith(f"{key} ")), None)
+            if key is None:
+                self.refuse_what_is_not_text(names)
+                break
+            told[key] = line[len(key) + 1 :]
+            self.take()
+        return told
+
+    def _unquote(self, text: str) -> str:
+        try:
+            return unquote_name(text)
+        except ValueError as err:
+            raise self.error(f"{text!r:.120} is not a file name: {err}") from err
+
+    def _strip(self, names: str) -> str:
+        """The path that both names mean, without a prefix of one folder."""
+        found = {_without_prefix(name) for name in split_names(names) or ()}
+        if len(found) != 1:
+            raise self.error(
+                f"the two names of 'diff --git {names:.160}' are not those of one file"
+            )
+        return found.pop()
 
     def _check_name(self, sign: str, wanted: str) -> None:
         line = self.text()
-        try:
-            name = unquote_name(line[4:].partition("\t")[0]) if line.startswith(sign) else ""
-        except ValueError:
-            name = ""
+        name = self._unquote(line[4:].partition("\t")[0]) if line.startswith(sign) else ""
         if (name if wanted == "/dev/null" else _without_prefix(name)) != wanted:
             raise self.error(f"'{line:.120}' does not name {wanted}, as the lines above do")
         self.take()
+
+    def error(self, message: str) -> UsageError:
+        return UsageError(
+            message,
+            where=f"{self._name}, line {self._first + self._at} of the decoded diff",
+            next_step="mend the diff, then import it again",
+        )
+
+
+def _are_names_of(names: str, source: str, path: str) -> bool:
+    """Can ``names``, of a ``diff --git`` line, be split into ``source`` and ``path``?"""
+    for at, char in enumerate(names):
+        if char != " ":
+            continue
+        try:
+            found = [_without_prefix(unquote_name(n)) for n in (names[:at], names[at + 1 :])]
+        except ValueError:
+            continue
+        if found == [source, path]:
+            return True
+    return False
 
 
 def _without_prefix(name: str) -> str:
