@@ -157,7 +157,7 @@ def _find_order(
     names: Sequence[str],
     removed: Sequence[str],
 ) -> list[str]:
-    """The new order of the release's patches; empty when the commits stand in that of the worktree.
+    """The new order of the release's patches; empty when the commits are in the order they were made in.
 
     A patch that the series got since the worktree was made keeps its place.
     """
@@ -166,7 +166,8 @@ def _find_order(
         return []
     moved = iter(names)
     current = [p.name for p in series.for_release(release) if p.name not in removed]
-    return [next(moved) if name in names else name for name in current]
+    wanted = [next(moved) if name in names else name for name in current]
+    return [] if wanted == current else wanted
 
 
 def _read_commits(git: Git, series: Series, branch: Branch, release: Version) -> _Commits:

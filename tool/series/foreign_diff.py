@@ -139,7 +139,7 @@ class _Reader(LineReader):
         if not self.at_end and self.text().startswith("--- "):
             self._check_name("--- ", "/dev/null" if created else source)
             self._check_name("+++ ", "/dev/null" if deleted else path)
-            hunks = self.read_hunks()
+            hunks = self.read_hunks(path)
             if not hunks:
                 raise self.error(f"{path}: no hunks")
         elif not (created or deleted or moved):

@@ -313,8 +313,8 @@ class LineReader:
         self._first = first_line
         self._at = 0
 
-    def read_hunks(self) -> tuple[Hunk, ...]:
-        """The hunks that begin here; a hunk ends where its header says."""
+    def read_hunks(self, path: str) -> tuple[Hunk, ...]:
+        """The hunks of ``path`` that begin here; a hunk ends where its header says."""
         hunks = []
         while not self.at_end and (match := _HUNK.match(self._lines[self._at])):
             old_len, new_len = int(match[2] or 1), int(match[4] or 1)
@@ -328,7 +328,7 @@ class LineReader:
                 if line[:1] not in (b" ", b"-", b"+", b"\\"):
                     raise self.error("a hunk line must begin with a space, '+', '-' or '\\'")
                 if b"\0" in line:
-                    raise self.error("the file is binary: the line holds a NUL byte")
+                    raise self.error(f"{path} is binary: the line holds a NUL byte")
                 old += line[:1] in (b" ", b"-")
                 new += line[:1] in (b" ", b"+")
                 body.append(line)
@@ -399,7 +399,7 @@ class _DiffReader(LineReader):
                 return FileDiff(path, before, after, ())
         self._expect("--- ", "/dev/null" if created else f"a/{path}")
         self._expect("+++ ", "/dev/null" if deleted else f"b/{path}")
-        hunks = self.read_hunks()
+        hunks = self.read_hunks(path)
         if not hunks:
             raise self.error(f"{path}: no hunks")
         if (created and hunks[0].old_len) or (deleted and hunks[0].new_len):
