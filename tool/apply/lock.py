@@ -78,7 +78,7 @@ def _release(release: LockedRelease, old: Series, contents: Mapping[str, bytes])
         before = _commit(patch, locked.tree, before)
         if before != locked.commit:
             raise _mismatch(release, locked)
-        patch = replace(patch, given=contents.get(patch.name, patch.content))
+        patch = replace(patch, content_override=contents.get(patch.name, patch.content))
         after = _commit(patch, locked.tree, after)
         patches.append(replace(locked, sha256=patch.sha256, commit=after))
     return replace(release, patches=tuple(patches))

@@ -147,7 +147,7 @@ class Author:
                     release, old.wheels, old.base_commit, old.base_tree, lock_patches(applied)
                 )
             )
-        edited = tuple(replace(p, given=given.get(p.name)) for p in series.patches)
+        edited = tuple(replace(p, content_override=given.get(p.name)) for p in series.patches)
         for orphan, oid in find_orphans(edited, list_known_preimages(lock)):
             raise ConflictError(
                 f"{orphan.name} was written on {oid[:12]}, which no release would give any more",
@@ -200,7 +200,7 @@ class Author:
         with private_index(self.git, base.tree) as index:
             commit, tree = base.commit, base.tree
             for listed in series.for_release(release):
-                patch = replace(listed, given=given.get(listed.name))
+                patch = replace(listed, content_override=given.get(listed.name))
                 applied = apply_patch(index, patch, commit, tree)
                 check_applied(self.git, [applied])
                 users = lock.checked_on(patch.name) | {release}
@@ -209,7 +209,7 @@ class Author:
                     diff = canonical_diff(self.git, applied.parent_tree, applied.tree)
                     renewed[patch.name] = patchfile.render(applied.patch.header, diff)
                     index.run("read-tree", tree)
-                    patch = replace(patch, given=renewed[patch.name])
+                    patch = replace(patch, content_override=renewed[patch.name])
                     applied = apply_patch(index, patch, commit, tree)
                 commit, tree = applied.commit, applied.tree
                 done.append(applied)

@@ -56,7 +56,7 @@ class Patch:
     change: str
     line: int
     path: Path
-    given: bytes | None = field(default=None, repr=False)
+    content_override: bytes | None = field(default=None, repr=False)
     """Stands for the file's content where a patch is tried that no file holds yet."""
 
     def applies_to(self, release: Version) -> bool:
@@ -64,8 +64,8 @@ class Patch:
 
     @cached_property
     def content(self) -> bytes:
-        if self.given is not None:
-            return self.given
+        if self.content_override is not None:
+            return self.content_override
         try:
             return read_regular_file(self.path, _MAX_PATCH)
         except OSError as err:
