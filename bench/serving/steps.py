@@ -140,7 +140,7 @@ def about(runner: Any) -> dict[str, Any]:
     """The GPU, the versions, and how the model is served."""
     import torch
 
-    args = runner.server_args
+    args = runner.server_args.resolved_dict()
     return {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
@@ -148,9 +148,9 @@ def about(runner: Any) -> dict[str, Any]:
         "sglang": importlib.metadata.version("sglang"),
         "heads": runner.model_config.num_attention_heads,
         "layers": runner.model_config.num_hidden_layers,
-        "kv_cache_dtype": args.kv_cache_dtype,
-        "dsa_prefill_backend": args.dsa_prefill_backend,
-        "dsa_decode_backend": args.dsa_decode_backend,
+        "kv_cache_dtype": args["kv_cache_dtype"],
+        "dsa_prefill_backend": args["dsa_prefill_backend"],
+        "dsa_decode_backend": args["dsa_decode_backend"],
     }
 
 

@@ -1,7 +1,7 @@
 """The tests of serving, tested without a GPU.
 
 They run here over made-up answers, good ones and ones with a fault that each of them must find:
-minutes of a GPU are too dear to learn of a mistake in a test.
+a mistake in a test should not cost minutes of a GPU.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def made_up(
 
 
 def chosen(row: int, topk: int) -> np.ndarray:
-    """Keys that query ``row`` selects: all but the same few, in any order."""
+    """Keys that query ``row`` selects, in any order."""
     order = np.random.default_rng(1).permutation(row + 1)[:topk]
     return order.astype(np.int32)
 
@@ -83,7 +83,7 @@ def said_of(sequences: dict[str, list[int]]) -> engines.Witness:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """The configuration of the model that is served; nobody loads it."""
+    """A folder with the configuration of the model that is served, without its weights."""
     from tests.serving.support import tiny_model
 
     (tmp_path / "config.json").write_text(json.dumps(tiny_model.config(tiny_model.Spec(heads=16))))
@@ -102,7 +102,7 @@ def all_runs(model: Path, folder: Path, noise: dict[str, float] = NOISE) -> whol
 
 
 def judge(runs: whole.Runs) -> list[str]:
-    """Run every GPU test over the answers; the names of those that fail."""
+    """Run every GPU test over the answers. Returns the names of those that fail."""
     cases: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
     for name in FLAVOURS:
         names = (name, f"{name}-eager") if name in MAIN else (name,)

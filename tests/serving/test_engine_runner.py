@@ -70,7 +70,7 @@ def test_selected_keys_are_those_of_rows_that_select() -> None:
 
 
 def test_logprobs_meet_the_witness_at_the_same_tokens() -> None:
-    """Served values are the witness's plus 0.25, wherever they are taken from."""
+    """Every served value is the witness's plus 0.25."""
     answers, said = {}, {}
     for length in (64, 2049):
         generated = prompts.ids(6, seed=length + 1)
@@ -149,7 +149,7 @@ def test_jobs_end_however_they_behave(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(LookupError, match="no answer to two"):
         served["hangs"].answer("two")
     child = int((tmp_path / "out" / "hangs" / "child").read_text())
-    for _ in range(50):  # until init has reaped it
+    for _ in range(50):  # until the init process has collected it
         if not Path(f"/proc/{child}").exists() or "Z" in _state(child):
             break
         time.sleep(0.1)

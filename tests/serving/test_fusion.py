@@ -1,4 +1,4 @@
-"""Is the shared expert, folded into the grouped fp8 kernel, computed as it is on its own?
+"""The shared expert folded into the grouped fp8 kernel gives what it gives on its own.
 
 Incoherent output was reported from sm_89 with it folded in. A wrong product, gate or sum shows here as an
 error near 1; rounding alone gives the bounds below.

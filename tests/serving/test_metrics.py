@@ -1,4 +1,4 @@
-"""The comparison's arithmetic, on cases that can be counted by hand."""
+"""The arithmetic of the metrics, on cases that can be counted by hand."""
 
 from __future__ import annotations
 

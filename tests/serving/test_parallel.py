@@ -120,7 +120,7 @@ def refused(served: Served) -> str:
 
 
 def carried(runs: Runs, layout: str) -> Served:
-    """The layout's run; skips where the server refused the layout, which is no wrong answer."""
+    """The layout's run. Skips if the server refused the layout, because a refusal is not a wrong answer."""
     served = runs.served[layout]
     if layout == "pp2-shared" and (why := refused(served)):
         pytest.skip(f"refused: {why}")
@@ -186,7 +186,7 @@ def report(runs: Runs) -> str:
 
 
 def test_the_partitions_start_where_their_names_say(tmp_path: Path) -> None:
-    """By the configuration of the model that is served."""
+    """The layouts fit the configuration of the model that is served."""
     from tests.serving.support import tiny_model
 
     (tmp_path / "config.json").write_text(json.dumps(tiny_model.config(tiny_model.Spec(heads=16))))

@@ -124,7 +124,7 @@ def test_no_further_from_the_witness_than_stock(runs: Runs, fork: str, group: st
 
 @pytest.mark.parametrize("fork", FORKS)
 def test_greedy_answers_part_only_where_two_tokens_are_as_good(runs: Runs, fork: str) -> None:
-    """Two tokens are as good if their gap is within what stock itself is off by, on either of them."""
+    """Two tokens count as equally good if their gap is within twice stock's own distance from the witness."""
     stock = runs.away("stock")
     off = 2 * max(stock[group].distance.p99 for group in GROUPS)
     ours, theirs = runs.singles(fork), runs.singles("stock")
@@ -141,9 +141,9 @@ def test_greedy_answers_part_only_where_two_tokens_are_as_good(runs: Runs, fork:
 def test_a_prompt_is_answered_alike_however_it_is_served(
     runs: Runs, fork: str, scenario: str
 ) -> None:
-    """In a crowd, from the prefix cache, without graphs: as near to being served alone as stock is.
+    """In a crowd, from the prefix cache, without graphs: no further from being served alone than stock is.
 
-    Stock may answer to the bit the same where its products happen to keep their order.
+    Stock may answer bit for bit the same where its products keep their order.
     """
     ours, theirs = (comparison.tails_apart(alike(runs, name, scenario)) for name in (fork, "stock"))
     assert not metrics.no_further(ours, theirs, slack=runs.witness.rounding.mean)
@@ -203,12 +203,12 @@ def test_shared_layers_use_the_keys_of_the_full_layer_before(runs: Runs, name: s
 
 
 def test_the_figures(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
-    """Writes the tables; fails only where a figure cannot be computed."""
+    """Write the tables. Fails only if a figure cannot be computed."""
     text = report(runs)
     with capsys.disabled():
         print("\n" + text)
     if where := os.environ.get("ADA_GPU_OUT"):
-        (Path(where) / "engines.md").write_text(text)
+        (Path(where) / "serve.md").write_text(text)
 
 
 def report(runs: Runs) -> str:
@@ -236,7 +236,7 @@ def report(runs: Runs) -> str:
         if {name, "stock"} <= set(keyed)
         for layer, one in comparison.keys_apart(runs.keys(name), runs.keys("stock")).items()
     ]
-    # What another order of summing does to one flavour: the scale on which to read the tables above.
+    # The effect of another order of summing on one flavour, to compare the other tables with.
     itself = [
         [name, scenario, *asdict(comparison.tails_apart(alike(runs, name, scenario))).values()]
         for name in told

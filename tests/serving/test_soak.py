@@ -40,7 +40,7 @@ def test_a_server_stands_mixed_load(tmp_path: Path) -> None:
 
 
 class Small(ThreadingHTTPServer):
-    """Answers by its prompt. ``fault`` is what it does wrongly."""
+    """A server whose answers follow from the prompt. ``fault`` names what it does wrongly."""
 
     daemon_threads = True
 
@@ -55,7 +55,7 @@ class Small(ThreadingHTTPServer):
         self.flushes = 0
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes is no news."""
+        """A client that leaves is not an error."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -233,7 +233,7 @@ def test_answers_that_varied_before_may_vary() -> None:
 
 
 def test_tokens_as_close_as_the_answers_varied_may_change_places() -> None:
-    """The last answer may be another than each of the first, where those were not sure themselves."""
+    """The last answer may differ from each of the first ones where their tokens were nearly as good."""
     other = fixed(lambda v: v.update(gaps=[0.3, 2.0, 3.0], tail=[-1.2] * 8))
     assert changed([fixed(), other], fixed(lambda v: v.update(ids=[4, 1, 1]))) == ""
     far = changed([fixed(), other], fixed(lambda v: v.update(ids=[5, 6, 1])))
@@ -249,7 +249,7 @@ def test_memory_that_an_idle_server_keeps_is_a_leak() -> None:
 
 
 def test_memory_is_compared_where_the_server_rests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Allocators keep what odd shapes made them take until their cache is emptied: that is no leak."""
+    """An allocator keeps the memory of odd shapes until its cache is emptied. That is not a leak."""
     with small() as (listening, server):
         monkeypatch.setattr(soak, "gpu_memory", lambda: listening.served)
         monkeypatch.setattr(soak, "fresh", lambda _: fixed())

@@ -1,4 +1,4 @@
-"""The tiny model and its witness, on the CPU: format, repeatability, transformers' word, sensitivity."""
+"""The tiny model and its witness, on the CPU: format, repeatability, transformers, sensitivity."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
 
 
 def most_recent(layer: int, scores: torch.Tensor, topk: int) -> torch.Tensor:
-    """What a sliding window would select."""
+    """The keys that a sliding window selects."""
     positions = torch.arange(scores.shape[1]).expand_as(scores)
     return witness.top_keys(layer, torch.where(scores > -torch.inf, positions, -torch.inf), topk)
 

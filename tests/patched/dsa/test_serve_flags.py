@@ -72,9 +72,9 @@ def test_each_flavour_resolves_to_what_it_is_named_for(
     assert r["disable_overlap_schedule"] == (variant in ("pp2", "eager"))
     graphs = r["cuda_graph_config"]
     prefill = "disabled" if variant in ("pp2", "eager") else "breakable"
-    assert graphs.prefill.backend == prefill
-    assert graphs.decode.backend == ("disabled" if variant == "eager" else "full")
-    assert graphs.decode.bs == VARIANTS[variant].get("cuda_graph_bs_decode", [1, 8, 64])
+    assert graphs["prefill"]["backend"] == prefill
+    assert graphs["decode"]["backend"] == ("disabled" if variant == "eager" else "full")
+    assert graphs["decode"]["bs"] == VARIANTS[variant].get("cuda_graph_bs_decode", [1, 8, 64])
 
 
 def test_short_prompts_are_not_left_to_dense_attention(

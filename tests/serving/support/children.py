@@ -1,4 +1,4 @@
-"""Children of the GPU tests: run in a flavour's environment, read, and ended with all they started."""
+"""Child processes of the GPU tests: run one in a flavour's environment, read its output, end its group."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ ROOT: Final = Path(__file__).resolve().parents[3]
 class Lines:
     """``rows`` are the JSON objects other than the marks ``begin`` and ``end``.
 
-    ``fault`` says how the child ended where it did not reach its ``end``, and in the middle of what;
-    empty where it did.
+    ``fault`` is empty if the child reached its ``end``. Otherwise it says how the child ended and what it had
+    begun last.
     """
 
     rows: tuple[dict[str, Any], ...]
@@ -38,13 +38,13 @@ class Lines:
 
 
 def missing(*sites: str) -> str | None:
-    """Which folders of packages are not there, and what makes them; None when all are."""
+    """Say which folders of packages are missing, and the command that makes them; None if none is."""
     lacking = [str(HOME / site) for site in sites if not (HOME / site).is_dir()]
     if not lacking:
         return None
     return (
         f"{', '.join(lacking)} missing: python -m tests.serving.support.stage install PART ..., "
-        "or install --index"
+        "or without a PART where there is a package index"
     )
 
 
@@ -63,7 +63,7 @@ def run(
 
 
 def parse(out: str, err: str, ending: str, good: bool) -> Lines:
-    """What a child said; a fault unless its end is ``good`` and it said so itself."""
+    """Parse a child's output. It has a fault unless ``good`` is true and the child printed its end."""
     rows, begun, ended = read(out)
     if ended and good:
         return Lines(rows, "")
@@ -73,7 +73,7 @@ def parse(out: str, err: str, ending: str, good: bool) -> Lines:
 def capture(
     arguments: Sequence[str], environment: Mapping[str, str], timeout: float
 ) -> tuple[str, str, int | None]:
-    """Output, errors and exit code of this Python with ``arguments``; None: stopped at ``timeout``."""
+    """Run this Python with ``arguments``. Returns stdout, stderr and exit code (None after ``timeout``)."""
     try:
         done = subprocess.run(
             [sys.executable, *arguments],
@@ -91,7 +91,7 @@ def capture(
 def read(out: str) -> tuple[tuple[dict[str, Any], ...], str, bool]:
     """Rows, what was begun last, and whether the end was reached.
 
-    Lines that are no JSON objects are other people's prints.
+    Lines that are not JSON objects come from libraries and are left out.
     """
     rows: list[dict[str, Any]] = []
     begun, ended = "", False
@@ -112,7 +112,7 @@ def read(out: str) -> tuple[tuple[dict[str, Any], ...], str, bool]:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """The whole group: an engine's scheduler outlives a parent that is killed alone."""
+    """Kill the whole process group: an engine's scheduler outlives a parent that is killed alone."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,4 +1,4 @@
-"""From what engines answered to numbers: each flavour against the witness, against stock, against itself.
+"""Turn answers of engines into numbers: each flavour against the witness, against stock, against itself.
 
 Pure functions of results; ``test_serve.py`` asserts on them and prints them.
 """
@@ -29,12 +29,12 @@ Answer = Mapping[str, Any]
 
 
 def sequence(prompt: Sequence[int], answer: Answer) -> list[int]:
-    """The tokens a witness must see: the prompt and what was generated after it."""
+    """The tokens that the witness runs: the prompt and what was generated after it."""
     return [*prompt, *answer["ids"]]
 
 
 def name_of(tokens: Sequence[int]) -> str:
-    """Equal for equal sequences, so that the witness runs each once."""
+    """A name that is equal for equal sequences, so that the witness runs each of them once."""
     digest = hashlib.sha256(np.asarray(tokens, dtype=np.int32).tobytes()).hexdigest()
     return f"{len(tokens)}-{digest[:16]}"
 
@@ -91,9 +91,10 @@ def tails_apart(pairs: Iterable[tuple[Answer, Answer]]) -> Distance:
 
 @dataclass(frozen=True)
 class Parting:
-    """Where two greedy continuations part, and the nats by which ``one`` preferred its token there.
+    """Where two greedy continuations part.
 
-    ``gap`` is at least that where the other's token is none of ``one``'s best, 0 where they never part.
+    ``gap`` is the number of nats by which ``one`` preferred its own token there. It is a lower bound if the
+    other's token is not among ``one``'s best, and 0 if the continuations are the same.
     """
 
     agreement: Agreement

@@ -55,12 +55,12 @@ RESOLVED = (
 
 
 def plain(value: Any) -> Any:
-    """A value that JSON can hold; what it cannot is shown as text."""
+    """The value if JSON has its type, else its text."""
     return value if isinstance(value, str | int | float | None) else str(value)
 
 
 class Progress:
-    """The result file: complete at every moment, whatever happens next."""
+    """The result file. It is replaced as a whole, so it is complete at every moment."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def request(step: dict[str, Any]) -> Any:
 def run(engine: Any, step: dict[str, Any], folder: Path) -> dict[str, Any]:
     """One step's entry in the result."""
     if step["flush"]:
-        # With a limit it waits for the last step's end, which comes after the answer.
+        # With a limit it waits until the engine is idle, which it is a little after its last answer.
         flushing = engine.tokenizer_manager.flush_cache(timeout_s=FLUSH)
         flushed = engine.loop.run_until_complete(asyncio.wait_for(flushing, 2 * FLUSH))
         if not flushed.success:
@@ -179,7 +179,7 @@ def main(scenario_file: Path, folder: Path) -> int:
         for step in scenario["steps"]:
             try:
                 entry = run(engine, step, folder)
-            except (ValueError, KeyError) as err:  # this request's fault; the engine serves on
+            except (ValueError, KeyError) as err:  # only this request failed; the engine goes on
                 entry = {"name": step["name"], "error": f"{type(err).__name__}: {err}"}
             progress.values["steps"].append(entry)
             progress.save()

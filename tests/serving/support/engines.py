@@ -29,7 +29,7 @@ RUNNER: Final = f"{__package__}.engine_runner"
 START: Final = 400.0
 """Seconds a start and the first requests may take: imports, nvcc and Triton builds, graph capture."""
 STEP: Final = 60.0
-"""Seconds within which a call must return, lest the engine is taken to hang."""
+"""Seconds after which a call that has not returned is taken to hang."""
 MEANT: Final = 5.0
 """Seconds that a step is allowed on average."""
 TAIL: Final = 128
@@ -66,7 +66,7 @@ PARALLEL: Final[dict[str, Any]] = {
     "enforce_disable_flashinfer_allreduce_fusion": True,
 }
 SEPARATE_TOPK: Final = {"SGLANG_DSA_FUSE_TOPK": "0"}
-"""Top-k gives positions in the request then, and the page table is applied after it."""
+"""With this, top-k gives positions in the request, and the page table is applied after it."""
 SPARSE: Final = {"SGLANG_DSA_PREFILL_DENSE_ATTN_KV_LEN_THRESHOLD": "0"}
 """No dense attention for short prompts: sm_89 has none, and Hopper's needs FlashAttention 3."""
 
@@ -118,7 +118,7 @@ class Step:
 
 
 def warm_up() -> Step:
-    """Compiles what the other steps use, so that their limits need not allow for it."""
+    """Compile what the other steps use, so that their limits need not allow for it."""
     both = [prompts.ids(2500, seed=1), prompts.ids(40, seed=2)]
     return Step("warm-up", both, new_tokens=4, limit=START - 40)
 
@@ -171,7 +171,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Served:
-    """What a job left in its folder."""
+    """What a job left in its folder, its exit code and its seconds."""
 
     job: Job
     folder: Path
@@ -252,7 +252,7 @@ def run_all(jobs: Sequence[Job], folder: Path, *, at_once: int = 3) -> dict[str,
                 if code is None and seconds < limit_of(job):
                     continue
                 running.remove(entry)
-                children.kill(process)  # what a finished engine may have left, too
+                children.kill(process)  # a finished engine may have left processes too
                 done[job.name] = Served(job, folder / job.name, code, seconds)
     finally:
         for _, process, _ in running:
@@ -306,7 +306,7 @@ class Witness:
 
     @property
     def rounding(self) -> Distance:
-        """What bf16 alone does: about as much as summing products in another order may."""
+        """The distance that rounding to bf16 makes. Another order of summing makes about as much."""
         both = ([kind[name] for name in sorted(kind)] for kind in (self.rounded, self.exact))
         return distance(*(np.concatenate(said) for said in both))
 

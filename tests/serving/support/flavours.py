@@ -1,4 +1,4 @@
-"""The ways one model is served here, and where their packages lie.
+"""The flavours in which one model is served here, and the folders of their packages.
 
 ``ADA_GPU_HOME`` (default ``~/.cache/ada-dsa/gpu``) holds two folders for ``PYTHONPATH``: ``stack`` (the
 released sglang and what it needs) and ``fork`` (the wheel of ``tool build``). Both have a package
@@ -17,7 +17,7 @@ RELEASE: Final = "0.5.23"
 """The release that is served, unless a command names another."""
 
 SM89: Final = {"SGLANG_ADA_DSA_OVERRIDE_ARCH": "sm89", "TRITON_OVERRIDE_ARCH": "sm89"}
-"""Take the path of an sm_89 card, and let Triton lower for it, on another GPU."""
+"""Take the path of an sm_89 card on another GPU, and let Triton compile for sm_89."""
 
 TOOLKIT: Final = {
     # What compiles at run time includes CUDA's headers; torch asks for a newer cuDNN than a machine may have.
@@ -35,7 +35,8 @@ BF16: Final = {"kv_cache_dtype": "bfloat16"}
 ONE_PTXAS: Final = {
     "TRITON_PTXAS_BLACKWELL_PATH": str(HOME / "stack/triton/backends/nvidia/bin/ptxas")
 }
-"""Triton writes PTX of the version that the ptxas for sm_120 has, and assembles it by that for this GPU."""
+"""Triton takes the PTX version from the ptxas for sm_120, and assembles with the ptxas of the GPU at hand.
+Both have to be the same program."""
 FLASHMLA: Final = {"dsa_prefill_backend": "flashmla_kv", "dsa_decode_backend": "flashmla_kv"}
 
 
@@ -59,7 +60,7 @@ class Flavour:
             **os.environ,
             **TOOLKIT,
             "HF_HUB_OFFLINE": "1",
-            "SGLANG_ENABLE_JIT_DEEPGEMM": "0",  # dense products in Triton, alike in all flavours
+            "SGLANG_ENABLE_JIT_DEEPGEMM": "0",  # dense products in Triton, the same in all flavours
             **self.environment,
             "PYTHONPATH": os.pathsep.join(path),
         }
@@ -70,7 +71,7 @@ FLAVOURS: Final = {
     for one in (
         Flavour("stock", "stack", FLASHMLA),
         Flavour("fork", "fork", ADA_DSA),
-        Flavour("fork-sm89", "fork", {}, SM89),  # nothing asked for: the fork's own defaults
+        Flavour("fork-sm89", "fork", {}, SM89),  # no option: the fork's own defaults
         Flavour(
             "fork-sm86", "fork", {**ADA_DSA, **BF16}, {"TRITON_OVERRIDE_ARCH": "sm86"}, bf16=True
         ),
@@ -78,4 +79,4 @@ FLAVOURS: Final = {
     )
 }
 MAIN: Final = ("stock", "fork", "fork-sm89")
-"""Those that every scenario is served with. The others show that a lowering serves."""
+"""The flavours of every scenario. The others are only there to show that a lowering serves."""

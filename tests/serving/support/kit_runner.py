@@ -45,7 +45,7 @@ TOPK: Final = 2048
 SPECULATED: Final = (((128,), (3,)), ((64, 200), (4, 4)), ((4096,), (2,)))
 """Prefix and draft lengths."""
 FATAL: Final = ("CUDA error", "device-side assert", "illegal memory access")
-"""After these nothing in the process can be believed."""
+"""After one of these the CUDA context is lost, and no later result of the process counts."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""How far two servings of one model are apart: logprobs, greedy answers, selected keys.
+"""Distances between two servings of one model: logprobs, greedy answers, selected keys.
 
-Pure functions of arrays; nothing here knows where the numbers come from.
+Pure functions of arrays.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def distance(one: ArrayLike, other: ArrayLike) -> Distance:
 def no_further(
     fork: Distance, stock: Distance, *, factor: float = 1.1, slack: float = 0.005
 ) -> list[str]:
-    """What speaks against the fork being as near to the witness as stock is; empty when nothing does.
+    """Reasons why the fork is further from the witness than stock; empty if it is not.
 
     ``mean`` and ``p99`` may exceed stock's by ``factor``, by ``slack`` nats (ten times that for p99),
     and by chance: three standard errors of the difference of two samples of as many tokens, whose
     absolute differences fall off exponentially. ``max`` is one token's and says nothing about a
-    distribution: it is not judged.
+    distribution: it is not compared.
     """
     found = []
     tokens = min(fork.tokens, stock.tokens)
@@ -94,7 +94,7 @@ def greedy_agreement(one: Sequence[int], other: Sequence[int]) -> Agreement:
 
 @dataclass(frozen=True)
 class KeyAgreement:
-    """How alike the key sets of ``rows`` queries are: 1.0 is the same set."""
+    """Agreement of the key sets of ``rows`` queries; 1.0 means the same set."""
 
     rows: int
     jaccard: float
@@ -112,7 +112,7 @@ class KeyAgreement:
 
 
 def key_agreement(one: ArrayLike, other: ArrayLike) -> KeyAgreement:
-    """Compare selected keys ``[rows, n]`` and ``[rows, m]``, in any order, negatives standing for none.
+    """Compare selected keys ``[rows, n]`` and ``[rows, m]``, in any order. Negative keys mean none.
 
     ``intersection`` is the part of the larger set that both have, as a mean and (``worst``) of the row
     where it is least. Two empty sets agree.

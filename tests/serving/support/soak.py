@@ -63,7 +63,7 @@ KINDS: Final = {
     "past the model": 1,
     "past the pool": 1,
 }
-"""What clients do, by weight. One more client has a process killed every few seconds."""
+"""What clients do, with weights. One more client kills a process every few seconds."""
 
 
 # -- the fixed prompt -----------------------------------------------------------------------------
@@ -96,13 +96,13 @@ def ask_fixed(server: Server) -> Fixed:
 
 
 def parting(one: Fixed, other: Fixed) -> int | None:
-    """The place of the first token that differs; None where all are the same."""
+    """The place of the first token that differs, or None."""
     pairs = enumerate(zip(one.ids, other.ids, strict=True))
     return next((at for at, (a, b) in pairs if a != b), None)
 
 
 def changed(starts: list[Fixed], end: Fixed) -> str:
-    """What is wrong with the last answer, given those at the start; empty when nothing is.
+    """Say what is wrong with the last answer, given those at the start; empty if nothing is.
 
     The first answers, each from an empty cache, show how much the server varies by itself. Two tokens may
     change places where their gap is within what the worst logprob varied by, on either of them.
@@ -149,7 +149,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Client:
-    """One client's deeds, each an exchange that raises :class:`Failed` when it is answered wrongly."""
+    """What one client does. Each method is one exchange and raises :class:`Failed` at a wrong answer."""
 
     server: Server
     draw: random.Random
@@ -206,7 +206,7 @@ class Client:
             raise Failed(f"an aborted stream ended with {last}"[:300])
 
     def hang_up(self) -> None:
-        """Leave in the middle, by a reset where the dice say so."""
+        """Close the connection in the middle of an answer; by a reset, half of the time."""
         with contextlib.closing(self.server.connect()) as link:
             events = self.server.stream(link, body_of(self.prompt(), 300))
             for _ in range(self.draw.randrange(1, 4)):
@@ -263,7 +263,7 @@ def _repeat(tally: Tally, client: Client, deeds: Mapping[str, int], until: float
         (kind,) = client.draw.choices(list(deeds), list(deeds.values()))
         try:
             client.do(kind)
-        except Exception as err:  # any: a client's thread must not end in silence
+        except Exception as err:  # of any kind: a client's thread must not end unnoticed
             tally.failed(kind, err)
             time.sleep(0.2)
         else:
@@ -310,7 +310,7 @@ def load(tally: Tally, clients: list[Client], seconds: float, every: float) -> N
 
 
 def until_idle(server: Server, limit: float = 60.0) -> dict[str, int]:
-    """The load once nothing runs and no slot is used, or what it still is after ``limit`` seconds."""
+    """Wait until nothing runs and no slot is used, at most ``limit`` seconds. Returns the load."""
     end = time.monotonic() + limit
     while True:
         found = server.load()
@@ -329,13 +329,13 @@ def rest(server: Server) -> dict[str, int]:
 
 
 def fresh(server: Server) -> Fixed:
-    """The fixed prompt's answer by a resting server."""
+    """Let the server rest, then ask the fixed prompt."""
     rest(server)
     return ask_fixed(server)
 
 
 def grown(rested: list[int | None]) -> tuple[int | None, str]:
-    """MiB from the first rest to the last, and what is wrong with it."""
+    """MiB by which memory grew from the first rest to the last, and the problem if that is too much."""
     known = [value for value in rested if value is not None]
     if len(known) < 2:
         return None, ""
@@ -345,7 +345,7 @@ def grown(rested: list[int | None]) -> tuple[int | None, str]:
 
 
 def soak(server: Server, seconds: float, clients: int = 12, every: float = 5.0) -> dict[str, Any]:
-    """The whole run against a server that is up; ``problems`` is empty when all is well."""
+    """Run the whole soak against a server that is up. ``problems`` is empty if there was none."""
     starts = [fresh(server) for _ in range(3)]
     begin = time.monotonic()
     tally, problems = Tally(), []

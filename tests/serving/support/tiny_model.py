@@ -12,11 +12,11 @@ Names, dtypes and quantised modules are those of GLM-5.2-FP8: e4m3 with one fp32
 Layers that share an indexer have none of its tensors. Scales are powers of two: a weight is then the
 same number in e4m3 times scale, in bf16 (``--bf16`` writes that twin) and in fp32.
 
-Random weights alone would not do: their attention is nearly uniform and their indexer knows nothing of
-it. Here, as in a trained model, a head looks for what an index head scores. ``_Layer`` says how. On the
-CPU, at 2600 tokens, the default model's logprobs move by 0.02 nats on average when all is rounded to
-bf16, by 0.04 when one selected key in twenty is missing, by 0.09 when the last 2048 keys are selected, by
-0.08 without the shared expert.
+Random weights alone are not enough: their attention is nearly uniform, and their indexer scores are
+unrelated to it. Here, as in a trained model, a head looks for what an index head scores. ``_Layer`` says
+how. On the CPU, at 2600 tokens, the default model's logprobs move by 0.02 nats on average when all is
+rounded to bf16, by 0.04 when one selected key in twenty is missing, by 0.09 when the last 2048 keys are
+selected, by 0.08 without the shared expert.
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ ATTENTION: Final = 0.6
 DENSE: Final = 0.03
 SHARED: Final = 0.025
 ROUTED: Final = 0.01
-"""Gains of what is added to the residual stream. Rounding a layer's input to e4m3 makes of a difference in
-its last bit one of some parts in a hundred. With gains near 1 that grows from layer to layer until any two
-orders of summing are as far apart as two models; with these it stays below the effect of a wrong key."""
+"""Gains of what is added to the residual stream. Rounding a layer's input to e4m3 turns a
+difference in the last bit into one of some percent. With gains near 1 this difference grows from layer to
+layer, until two orders of summing are as far apart as two models. With these gains it stays below the effect
+of a wrong key."""
 LINKED: Final = INDEX_DIM - ROPE
 """Latent channels that are index-key channels: those without rope."""
 CONSTANT: Final = 4.0
@@ -404,7 +405,7 @@ def write(
     (folder / "config.json").write_text(json.dumps(given, indent=2) + "\n")
     half = folder / "model.safetensors.part"
     save_file(dict(weights(spec, bf16=bf16, tensors=tensors)), half, {"format": "pt"})
-    half.replace(folder / "model.safetensors")  # so a model that is there is whole
+    half.replace(folder / "model.safetensors")  # so a model file is always complete
     return folder
 
 

@@ -1,6 +1,6 @@
-"""The third witness: a plain torch forward of a tiny model, for stock and fork to be measured against.
+"""The witness: a plain torch forward of a tiny model. Stock and fork are measured against it.
 
-GLM-MoE-DSA as its reference has it: MLA with keys and values expanded per head, an indexer on full
+It follows the reference of GLM-MoE-DSA: MLA with keys and values expanded per head, an indexer on full
 layers whose top-k the shared layers reuse, sigmoid routing with a correction bias. No cache, no fp8
 activations, no kernel: weights are dequantised, queries go in chunks so that 16K tokens of 64 heads
 fit one GPU. Checked against transformers' own GlmMoeDsaForCausalLM, which cannot do that length (it

@@ -1,4 +1,4 @@
-"""Every way a fork can differ from the lock is found and named, and nothing else is."""
+"""Every difference between a fork and the lock is found and named, and nothing else is reported."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def wheel(fork: Fork, tmp_path: Path) -> Path:
 
 
 def first(report: VerifyReport) -> tuple[str, str]:
-    """Path and problem of the difference to show; the exit code follows from there being one."""
+    """Path and problem of the first difference. There must be one, and the command exits with 5."""
     assert report.first is not None and not report.ok
     assert report_verification(report).exit_code == 5
     json.dumps(report.as_dict())
@@ -140,7 +140,7 @@ def sub(name: str, old: bytes, new: bytes) -> Change:
 
 
 def claim(**facts: object) -> Change:
-    """Provenance in the tool's own form that says something else."""
+    """Provenance in the tool's own form with other content."""
 
     def change(files: Files) -> None:
         stated = provenance.parse_sbom(files[SBOM][0], SBOM)
@@ -232,7 +232,9 @@ def test_released_wheel_names_a_forged_file(fork: Fork, wheel: Path, path: str) 
 
 def test_released_wheel_names_an_extra_native_module(fork: Fork, wheel: Path) -> None:
     rewrite(wheel, put("sglang/evil.so", b"\x7fELF"), record=True)
-    assert verify_wheel(wheel, lock=fork.lock).ok  # the lock alone cannot know, and says so:
+    assert verify_wheel(
+        wheel, lock=fork.lock
+    ).ok  # The lock does not cover these, and the report says so:
     assert "2 native modules" in verify_wheel(wheel, lock=fork.lock).unproven[1]
     found = first(verify_wheel(wheel, lock=fork.lock, released=fork.source))
     assert found == ("sglang/evil.so", "not the released file")
@@ -318,7 +320,7 @@ def pip_install(wheel: Path, environment: Path, *options: str) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site-packages pip filled. A fork is the same wherever it is built, so one serves all."""
+    """The site-packages that pip filled. The fork is reproducible, so all tests share one."""
     folder = tmp_path_factory.mktemp("environment")
     return pip_install(make_fork(folder).build(folder / "out").path, folder / "venv")
 
