@@ -2,8 +2,7 @@
 
 Nothing of the user's configuration, hooks, templates or environment can change what a command
 does, and no outside string reaches git's option parser: revisions are validated here and resolved
-once to a full object id, and only ids are passed on. Reading history for people is GitPython's
-job; every mutation and every result that a hash depends on goes through this module.
+once to a full object id, and only ids are passed on.
 """
 
 from __future__ import annotations

@@ -86,8 +86,8 @@ def _line_endings(name: str, content: bytes) -> Iterator[Finding]:
         yield Finding(
             "line endings",
             name,
-            "has CRLF line endings; restore it: git rm --cached, then git checkout, of a clone "
-            "with core.autocrlf=false",
+            "has CRLF line endings, which git or an editor made; delete it, then: "
+            f"git -c core.autocrlf=false checkout -- {name}",
         )
 
 
