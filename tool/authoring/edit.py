@@ -217,6 +217,8 @@ class Author:
 
     def move_worktree(self, worktree: EditedWorktree) -> bool:
         """Put the worktree on the series as it was written; False when that cannot be done."""
+        if worktree.release not in self.tips:
+            return False  # the edit did not reach the worktree's release
         base, tip = self.tips[worktree.release]
         try:
             head = commit_kernels(self.git, base, tip, self.series.kernel_dir)
