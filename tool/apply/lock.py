@@ -44,7 +44,9 @@ def update_lock(session: Session, *releases: Version) -> tuple[Version, ...]:
                 )
             )
             locked |= {patch.name: patch for patch in patches}
-        for patch, oid in find_orphans(list(locked.values()), list_known_preimages(lock)):
+        # A release that is yet to be locked with the patch may give what it was written on.
+        settled = [p for p in locked.values() if _is_locked_everywhere(p, lock)]
+        for patch, oid in find_orphans(settled, list_known_preimages(lock)):
             raise ConflictError(
                 f"was written on {oid[:12]}, which no release of series.lock would give",
                 where=f"patches/{patch.name}",
@@ -53,6 +55,15 @@ def update_lock(session: Session, *releases: Version) -> tuple[Version, ...]:
             )
         session.save_lock(lock)
         return tuple(v for v in releases if old.releases.get(v) != lock.releases[v])
+
+
+def _is_locked_everywhere(patch: Patch, lock: Lock) -> bool:
+    """Does every release of the lock that ``patch`` applies to hold it as it is?"""
+    return all(
+        any((p.name, p.sha256) == (patch.name, patch.sha256) for p in entry.patches)
+        for version, entry in lock.releases.items()
+        if patch.applies_to(version)
+    )
 
 
 def recompute_commits(lock: Lock, old: Series, contents: Mapping[str, bytes]) -> Lock:
