@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import indexer, sparse_mla, topk
-from .table import Config
+from .config import Config
 
 __all__ = ["ROWS", "Config", "pick"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from .table import Config
+from .config import Config
 
 # To cover the latency of DRAM, an RTX 4090 needs about 4.7 KB of loads in flight per multiprocessor
 # (1008 GB/s x 600 ns / 128), and an H200 about 24 KB. While a block waits for one page, it keeps

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from .table import Config
+from .config import Config
 
 # fp8 rows are prefetched into registers and converted once, because Triton does not pipeline a tile that it
 # converts. bf16 rows enter the dots unchanged and use Triton's own cp.async pipeline.

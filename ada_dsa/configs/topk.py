@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from .table import Config
+from .config import Config
 
 # The kernels do integer work only, so the architectures differ little.
 _PREFILTER: tuple[Config, ...] = tuple(
