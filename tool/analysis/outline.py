@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import decode_source
 from typing import ClassVar, Final
 
 from tool.git import Git
@@ -51,11 +52,14 @@ class Outline:
 
 
 def parse_outline(source: bytes) -> Outline:
-    """Parse ``source``. Raises SyntaxError when it is not Python."""
+    """Parse ``source``. Raises SyntaxError when it is not Python, or nested too deeply to be read."""
     spans: list[Span] = []
     counts: Counter[str] = Counter()
-    _collect(ast.parse(source).body, "", (), spans, counts)
-    return Outline(tuple(spans), counts, frozenset(_unbound(source)))
+    try:
+        _collect(ast.parse(source).body, "", (), spans, counts)
+        return Outline(tuple(spans), counts, frozenset(_unbound(source)))
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise SyntaxError(str(error) or "it is nested too deeply") from error
 
 
 def find_duplicates(outline: Outline) -> dict[str, int]:
@@ -73,7 +77,7 @@ def _unbound(source: bytes) -> set[str]:
     """Names that are read as globals and bound nowhere; none where ``import *`` may bind any."""
     if _STAR.search(source):
         return set()
-    module = symtable.symtable(source.decode("utf-8", "replace"), "<patched>", "exec")
+    module = symtable.symtable(decode_source(source), "<patched>", "exec")
     bound = set(_PROVIDED)
     used: set[str] = set()
     tables = [module]

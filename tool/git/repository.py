@@ -60,6 +60,7 @@ _DISK_FULL: Final = (
 )
 _REF: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]*")
 _OID: Final = re.compile(r"[0-9a-f]{40}")
+_ANSWER: Final = re.compile(r"([0-9a-f]{40}) ([a-z]+) ([0-9]+)\n")
 
 
 class GitFailed(ToolError):
@@ -225,19 +226,22 @@ class _Reader:
 
     def find(self, name: str) -> str | None:
         """The object id that ``name`` stands for (``--batch-check``)."""
-        head = self._ask(name)
-        return head[0] if len(head) == 3 else None
+        found = self._ask(name)
+        return found[1] if found else None
 
     def read(self, oid: str) -> tuple[str, bytes] | None:
         """The type and the content of an object (``--batch``)."""
-        head = self._ask(oid)
-        if len(head) != 3:
+        found = self._ask(oid)
+        if found is None:
             return None
         assert self._process.stdout is not None
-        return head[1], self._process.stdout.read(int(head[2]) + 1)[:-1]
+        return found[2], self._process.stdout.read(int(found[3]) + 1)[:-1]
 
-    def _ask(self, name: str) -> list[str]:
-        """The answer's first line: id, type and size; other words when there is no such object."""
+    def _ask(self, name: str) -> re.Match[str] | None:
+        """The answer's first line: id, type and size; None when there is no such object.
+
+        git then repeats the name, which may hold spaces.
+        """
         assert "\n" not in name
         process = self._process
         assert process.stdin is not None and process.stdout is not None
@@ -262,7 +266,7 @@ class _Reader:
                     "the released wheel: --source pypi",
                 )
             raise failure(("cat-file",), process.wait(), words)
-        return line.decode("utf-8", "surrogateescape").split()
+        return _ANSWER.fullmatch(line.decode("utf-8", "surrogateescape"))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

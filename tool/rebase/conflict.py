@@ -27,6 +27,7 @@ from tool.git import (
     GitFailed,
     add_worktree,
     blob_id,
+    canonical_diff,
     changed_files,
     find_admin,
     find_blobs,
@@ -36,7 +37,7 @@ from tool.git import (
     require_version,
     write_worktree,
 )
-from tool.series import ROOT, patchfile
+from tool.series import ROOT, find_content_faults, patchfile
 
 TOKEN: Final = "ada-rebase"
 _ZDIFF3: Final = (2, 35)
@@ -214,7 +215,21 @@ def read_resolution(git: Git, folder: Path, step: ReplayStep) -> str:
         )
     for change in changed:
         _inspect(git, folder, change.path, change.before, change.after)
+    _refuse_leftovers(git, folder, step, tree)
     return tree
+
+
+def _refuse_leftovers(git: Git, folder: Path, step: ReplayStep, tree: str) -> None:
+    """Raises ConflictError at what an editor or a merge left beside a resolved file, or in it."""
+    header = patchfile.parse(step.patch.name, step.patch.content).header
+    content = patchfile.render(header, canonical_diff(git, step.parent_tree, tree))
+    for fault in find_content_faults(patchfile.parse(step.patch.name, content)):
+        line = f":{fault.line}" if fault.line else ""
+        raise ConflictError(
+            f"{fault.message}, and would go into {step.patch.name}",
+            where=f"{folder / fault.path}{line}",
+            next_step="take it out, then: tool rebase --continue",
+        )
 
 
 def _inspect(git: Git, folder: Path, path: str, before: str, blob: str) -> None:

@@ -19,7 +19,7 @@ def find_kernels(folder: Path) -> dict[str, Path]:
 
     Raises:
         UsageError: the folder has no kernels, or holds a link (a bundle must not reach outside
-        itself).
+        itself), a pipe or a device.
     """
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
@@ -28,6 +28,8 @@ def find_kernels(folder: Path) -> dict[str, Path]:
             continue
         if path.is_symlink():
             raise UsageError(f"{path} is a link", next_step="replace it by the file it points to")
+        if not path.is_file():
+            raise UsageError(f"{path} is not a regular file", next_step="remove it")
         if path.suffix in _SUFFIXES or str(relative) == REQUIREMENTS:
             files[relative.as_posix()] = path
     if "__init__.py" not in files:

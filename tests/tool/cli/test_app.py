@@ -36,7 +36,13 @@ class TestExport:
             for p in (lab.root / "patches").rglob("*.patch")
         }
         result = lab.json("export", str(fork))["result"]
-        assert result == {"written": [], "kept": ["demo/first.patch", "demo/second.patch"]}
+        assert result == {
+            "written": [],
+            "kept": ["demo/first.patch", "demo/second.patch"],
+            "removed": {},
+            "order": [],
+            "files": {},
+        }
         assert files == {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
 
     def test_writes_only_what_changed(self, lab: Lab, fork: Path) -> None:

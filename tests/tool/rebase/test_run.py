@@ -173,6 +173,23 @@ class TestItStops:
         three.apply(three.root.parent / "fork", "--sglang-ref", f"v{NEXT}")
         assert (three.root.parent / "fork" / LIMITS).read_text() == MERGED
 
+    def test_leftovers_beside_a_resolved_file(self, three: Lab) -> None:
+        path = conflicting(three)
+        path.write_text(MERGED)
+        for name in ("limits.py.orig", "limits.py~", "#limits.py#"):
+            left = path.with_name(name)
+            left.write_text("x\n")
+            error = rebase(three, "--continue", code=3)
+            assert "leftover" in error["message"] and name in error["where"]
+            left.unlink()
+        path.write_text(MERGED + 'NOTE = """\n=======\n"""\n')
+        assert "conflict marker" in rebase(three, "--continue", code=3)["message"]
+        path.with_name("limits.so").write_bytes(b"\x7fELF\0")
+        path.write_text(MERGED)
+        assert "is binary" in rebase(three, "--continue", code=2)["message"]
+        path.with_name("limits.so").unlink()
+        assert rebase(three, "--continue")["state"] == "carried"
+
     def test_continue_after_committing_in_the_worktree(self, three: Lab) -> None:
         path = conflicting(three)
         path.write_text(MERGED)
