@@ -76,6 +76,11 @@ class Lab:
         self._write_series()
         self.release(RELEASE, TREE)
 
+    @property
+    def folder(self) -> Path:
+        """What the tool keeps of this project alone."""
+        return self.home.project_data(self.root)
+
     # -- releases ---------------------------------------------------------------------------------
 
     def release(self, version: str, files: dict[str, str]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -59,8 +60,9 @@ def find_admin(folder: Path) -> Path | None:
 
 
 def read_text(path: Path) -> str:
+    """The text of a file in which git keeps a path; empty when there is no such file."""
     try:
-        return path.read_text(encoding="utf-8")
+        return os.fsdecode(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return ""
 
