@@ -1,4 +1,4 @@
-"""Killed at a random moment, or out of space: the old state or the new one, and the next run heals."""
+"""Killed at a random moment, or out of space: the old state or the new one, and the next run recovers."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_kill_at_random_points(ready: Lab, tmp_path: Path, kind: str) -> None:
         found = state(tree)
         assert found in (before, new)
         seen[found] += 1
-        result = ready.apply(tree)["result"]  # the next run heals
+        result = ready.apply(tree)["result"]  # the next run recovers
         assert state(tree) == new == result["head"]
         assert not list(tree.parent.glob(".tool-*"))
         assert not (ready.folder / "checkout.json").exists()
@@ -108,6 +108,7 @@ def test_kill_at_random_points(ready: Lab, tmp_path: Path, kind: str) -> None:
 def _forget(lab: Lab, tree: Path) -> None:
     if tree.exists():
         shutil.rmtree(tree)
+        git(lab.home.repository, "worktree", "prune")
 
 
 @pytest.fixture

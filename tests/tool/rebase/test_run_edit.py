@@ -251,8 +251,10 @@ class TestWhereWasI:
         rebase(three, "--continue")
 
     def test_interrupted(self, three: Lab) -> None:
-        path = conflicting(three)
-        (three.home.repository / "worktrees" / path.parents[3].name / "ada-rebase").unlink()
+        conflicting(three)
+        state = rebase_state.load_state(three.folder)
+        assert state and state.token
+        Path(state.folder).rename(staged_path(Path(state.folder), state.token))
         assert "tool rebase --continue" in three.tool("rebase", code=3).stdout
         found = three.json("status")["result"]["rebase"]
         assert found["patch"] is None and "--continue" in found["next_step"]
