@@ -21,9 +21,6 @@ FORMS = sorted(ROOT.glob(".github/ISSUE_TEMPLATE/*.yml"))
 WORKFLOWS = sorted(ROOT.glob(".github/workflows/*.yml"))
 HOOKS = ROOT / ".pre-commit-config.yaml"
 
-PLANNED = ("tests/serving",)
-"""Paths that pages name before they exist. A path that exists must leave this list."""
-
 FOREIGN = ("patches/series",)
 """Paths of other projects: quilt's order file."""
 
@@ -66,11 +63,7 @@ def wrong(command: str) -> Iterator[str]:
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_paths_exist(page: Path) -> None:
     named = paths(page.read_text(encoding="utf-8"))
-    assert sorted(p for p in named if p not in PLANNED + FOREIGN and not (ROOT / p).exists()) == []
-
-
-def test_planned_paths_are_not_there_yet() -> None:
-    assert [path for path in PLANNED if (ROOT / path).exists()] == []
+    assert sorted(p for p in named if p not in FOREIGN and not (ROOT / p).exists()) == []
 
 
 @pytest.mark.parametrize("page", [*PAGES, *FORMS, *WORKFLOWS], ids=name)

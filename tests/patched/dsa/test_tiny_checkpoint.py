@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,7 @@ import torch
 import tree
 from safetensors.torch import load_file
 
-sys.path.append(str(Path(__file__).parents[2] / "gpu"))
-
-import tiny_model
-import witness
+from tests.serving.support import tiny_model, witness
 
 SPEC = tiny_model.Spec(heads=8, hidden=256, q_lora=256, dense=256, expert=128, vocab=512)
 PREDICTION = f"model.layers.{SPEC.layers}."

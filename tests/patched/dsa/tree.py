@@ -131,8 +131,8 @@ def _kv_cache_dim(args: Any, model_config: Any) -> int:
     return int(calculate_mla_kv_cache_dim(**given))
 
 
-def runner(args: Any, **values: Any) -> SimpleNamespace:
-    """What a backend reads of a ModelRunner, with real pools of 1024 slots on the CPU.
+def runner(args: Any, slots: int = 1024, **values: Any) -> SimpleNamespace:
+    """What a backend reads of a ModelRunner, with real pools on the CPU.
 
     Publishes ``args``: the pools' layout follows the published backends.
     """
@@ -149,7 +149,7 @@ def runner(args: Any, **values: Any) -> SimpleNamespace:
             "server_args": args,
             "model_config": model_config,
             "token_to_kv_pool": DSATokenToKVPool(
-                size=1024,
+                size=slots,
                 page_size=64,
                 kv_lora_rank=model_config.kv_lora_rank,
                 dtype=dtype,

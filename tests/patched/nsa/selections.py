@@ -37,6 +37,12 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"tp_size": 8, "pp_size": 2, "disable_overlap_schedule": True},
     tiny_models.SPECULATIVE,
 )
+OTHER_BACKENDS: tuple[dict[str, Any], ...] = (
+    {"attention_backend": "flashinfer"},
+    {"attention_backend": "triton"},
+    {"prefill_attention_backend": "flashinfer", "decode_attention_backend": "triton"},
+)
+"""Attention that is not DSA's: its backends read neither packed rows nor selected keys."""
 
 
 def attempt(function: Callable[[], Any]) -> Any:
@@ -210,6 +216,14 @@ def selections(configs: dict[str, str]) -> dict[str, Any]:
                         configs["glm"], {"disable_shared_experts_fusion": f}, e
                     )
                 )
+    # Last: other backends leave settings of theirs in the process.
+    for capability in ((8, 9), *CAPABILITIES):
+        with fake_cuda.capability(*capability):
+            models = ("glm", "deepseek_v32", "deepseek_v3")
+            for name, options in itertools.product(models, OTHER_BACKENDS):
+                key = "sm_{}{} {} {}".format(*capability, name, json.dumps(options))
+                path = configs[name]
+                found[f"{key} arguments"] = attempt(lambda p=path, o=options: arguments(p, o))
     return found
 
 

@@ -186,7 +186,9 @@ class TestHostilePatches:
     BODY = "\n--- /dev/null\n+++ b/{0}\n@@ -0,0 +1 @@\n+x\n"
 
     def _refused(self, lab: Lab, content: bytes) -> str:
-        (lab.root / "patches" / "demo/bad.patch").write_bytes(content)
+        path = lab.root / "patches" / "demo" / "bad.patch"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
         with (lab.root / "series.txt").open("a") as handle:
             handle.write("demo/bad.patch ==0.5.23\n")
         message = lab.json("lock", "--offline", code=2)["error"]["message"]
