@@ -70,7 +70,8 @@ def test_an_ascii_terminal(ready: Lab, args: tuple[str, ...]) -> None:
     series = () if args == ("--help",) else ("--series", str(ready.root))
     done = run(ready, *args, *series, PYTHONIOENCODING="ascii", LC_ALL="C", PYTHONUTF8="0")
     assert done.returncode == 0 and done.stderr == ""
-    assert args == ("--help",) or done.stdout.isascii()  # click writes help in UTF-8 whatever is asked
+    # click writes help in UTF-8 whatever is asked.
+    assert args == ("--help",) or done.stdout.isascii()
 
 
 def test_no_home_and_no_passwd_entry(ready: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
