@@ -16,7 +16,7 @@ from tool.apply.engine import apply_series
 from tool.git import NULL_OID, Git
 from tool.project import Session
 from tool.series import Lock, Patch, patchfile
-from tool.upstream import Request, resolve_base
+from tool.upstream import Request, release_ref, resolve_base
 
 
 def ensure_preimages(session: Session, patches: Sequence[Patch], release: Version) -> None:
@@ -42,6 +42,12 @@ def _ensure(
             continue
         if needed.isdisjoint(entry.pre_images):
             continue
+        if session.git.resolve(release_ref(version)) is None:
+            count = len(needed & entry.pre_images)
+            session.progress.note(
+                f"sglang {version} is needed: {count} file(s) that patches for v{release} start from are "
+                "those of that release"
+            )
         base = resolve_base(session, Request(f"v{version}"))
         theirs = session.series.for_release(version)
         _ensure(session, theirs, version, visited | {version, release})

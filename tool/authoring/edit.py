@@ -320,7 +320,7 @@ def _add(author: Author, fields: HeaderFields, release: Version, before: str, af
 
 def _find_release(author: Author, folder: Path) -> Version:
     """The release of a worktree that ``tool apply`` made, without commits of a person's."""
-    _, head, branch = read_head(folder)
+    _, head, branch = read_head(author.git, folder)
     tip = author.git.resolve(tip_ref(branch)) if branch else None
     base = author.git.resolve(base_ref(branch)) if branch else None
     if tip is None or base is None:
@@ -347,7 +347,7 @@ def _find_release(author: Author, folder: Path) -> Version:
 
 def _diff_worktree(author: Author, folder: Path) -> bytes:
     """The uncommitted changes of a worktree as a diff; empty when there are none."""
-    admin, head, _ = read_head(folder)
+    admin, head, _ = read_head(author.git, folder)
     diff = canonical_diff(author.git, author.git.tree_of(head), write_worktree(admin, folder))
     if DESTINATION.encode() + b"/" in diff:
         raise UsageError(

@@ -9,12 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import git as gitpython
-
 from tool import atomic
 from tool.apply import DESTINATION, TREE_TRAILER
 from tool.errors import UsageError
-from tool.git import Git, canonical_diff, list_changes, read_head
+from tool.git import Git, canonical_diff, list_changes, list_commits, read_head
 from tool.project import Session, base_ref
 from tool.series import Series, patchfile
 
@@ -36,7 +34,7 @@ def export_patches(session: Session, folder: Path) -> Exported:
     """
     with session.exclusive():
         repository, series = session.git, session.series
-        admin, head, branch = read_head(folder.absolute())
+        admin, head, branch = read_head(repository, folder)
         if dirty := list_changes(admin, folder):
             raise UsageError(
                 f"has uncommitted changes, first {dirty[0]}",
@@ -57,14 +55,12 @@ def export_patches(session: Session, folder: Path) -> Exported:
 def _render(git: Git, series: Series, base: str, head: str) -> dict[str, bytes]:
     known = {p.name for p in series.patches}
     files: dict[str, bytes] = {}
-    repository = gitpython.Repo(git.git_dir)
-    for commit in repository.iter_commits(f"{base}..{head}", reverse=True):
-        where = f"commit {commit.hexsha[:12]} ({commit.summary!s})"
+    for commit in list_commits(git, base, head):
+        where = f"commit {commit.oid[:12]} ({commit.summary})"
         if len(commit.parents) != 1:
             raise UsageError("is a merge", where=where, next_step="rebase it into single commits")
-        message = str(commit.message)
-        header, name = patchfile.from_message(message)
-        diff = canonical_diff(git, commit.parents[0].hexsha, commit.hexsha)
+        header, name = patchfile.from_message(commit.message)
+        diff = canonical_diff(git, commit.parents[0], commit.oid)
         if header.get(TREE_TRAILER):
             continue  # the kernels: their source is ada_dsa/, not this commit
         if name is None:

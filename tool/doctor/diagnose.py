@@ -1,8 +1,8 @@
 """What the facts of an environment mean: pure functions from facts to routes, packages and findings.
 
-Which GPU takes which kernels is decided by the series (``capability-guards``) and by ``ada_dsa.arch`` at
-start-up; it is said here once more, because the tool imports neither. ``tests/tool/test_doctor.py`` compares
-the two, for every release.
+The series (``capability-guards``) and ``ada_dsa.arch`` decide at start-up which GPU takes which kernels.
+The tool imports neither, so the rules are repeated here. ``tests/tool/doctor/test_diagnose.py`` compares
+them for every release.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ WATCHED: Final = (
     "sgl-flash-mla",
     "flashinfer-python",
 )
-"""Packages on the way of a DSA model whose versions the release pins."""
+"""Packages that serving a DSA model runs, and whose versions the release pins."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Diagnosis:
 
 
 def diagnose_environment(facts: Environment, tested: SelfTest) -> Diagnosis:
-    """All of it."""
+    """Everything that follows from the facts of an environment and its self-test."""
     version = version_of(facts)
     fork = version is not None and (is_fork(version) or has_kernels(facts))
     release = public_release(version) if version else None

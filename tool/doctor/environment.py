@@ -1,8 +1,8 @@
 """What ``tool doctor`` knows of an environment: the facts as data, and the two processes that find them.
 
-An environment is a Python interpreter with what is installed for it. ``doctor_probe.py`` runs in it, so
-that torch and the driver are asked where sglang would meet them, and so that a hang or a crash there is
-a fact like any other. Nothing is judged here.
+An environment is a Python interpreter with what is installed for it. ``probe.py`` runs in it, so that torch
+and the driver are asked where sglang would meet them, and so that a hang or a crash there is a fact like
+any other. What the facts mean is decided in ``diagnose``.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class SelfTest:
 
 
 def parse(document: Mapping[str, Any]) -> Environment:
-    """The facts of what ``doctor_probe.py environment`` prints.
+    """The facts of what ``probe.py environment`` prints.
 
     Raises:
         KeyError, TypeError: it printed something else.
@@ -139,7 +139,7 @@ def probe_environment(python: Path, seconds: float = PROBE_SECONDS) -> Environme
         EnvironmentFault: it did not answer in time, or crashed.
     """
     try:
-        ended = _run([str(python), str(PROBE), "environment"], seconds)
+        ended = _run([str(python), str(PROBE), "environment", "--end-with-parent"], seconds)
     except OSError as err:
         raise UsageError(
             f"cannot be run: {err.strerror}",
@@ -154,7 +154,7 @@ def probe_environment(python: Path, seconds: float = PROBE_SECONDS) -> Environme
             next_step="see whether this returns: nvidia-smi",
         )
     try:
-        return parse(json.loads(ended.output))
+        return parse(json.loads(ended.output.rstrip().rpartition("\n")[2]))
     except (ValueError, KeyError, TypeError) as err:
         if ended.status < 0:
             raise EnvironmentFault(
@@ -173,7 +173,7 @@ def probe_environment(python: Path, seconds: float = PROBE_SECONDS) -> Environme
 
 def run_selftest(python: Path, kernels: Path, seconds: float = SELFTEST_SECONDS) -> SelfTest:
     """Run the self-test of the kernels in the folder ``kernels``."""
-    ended = _run([str(python), str(PROBE), "selftest", str(kernels)], seconds)
+    ended = _run([str(python), str(PROBE), "selftest", str(kernels), "--end-with-parent"], seconds)
     records = list(_records(ended.output))
     checks = tuple(Check(**one) for one in records if "ok" in one)
     unfit = next((one["unfit"] for one in records if "unfit" in one), None)
@@ -200,16 +200,29 @@ class _Ended:
 
 def _run(command: Sequence[str], seconds: float) -> _Ended:
     """Run ``command`` in a process group of its own, all of which is killed after ``seconds``: a
-    compiler that a killed parent leaves behind would keep the pipes open."""
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    compiler that a killed parent leaves behind would keep the pipes open. Nothing is ever written to its
+    standard input; the input ends when this process does, however that ends."""
+    reading, writing = os.pipe()
+    try:
+        return _run_with_input(command, seconds, reading)
+    finally:
+        os.close(writing)
+
+
+def _run_with_input(command: Sequence[str], seconds: float, reading: int) -> _Ended:
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=reading,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=_variables(),
+            start_new_session=True,
+        )
+    finally:
+        os.close(reading)
     try:
         output, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -222,6 +235,14 @@ def _run(command: Sequence[str], seconds: float) -> _Ended:
         _kill(process)
         raise
     return _Ended(process.returncode, output, errors)
+
+
+def _variables() -> dict[str, str]:
+    """This process's environment. No bytecode is written into the examined one, and an empty entry of
+    PYTHONPATH does not put the current folder on its path."""
+    env = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    path = [entry for entry in env.pop("PYTHONPATH", "").split(os.pathsep) if entry]
+    return env | {"PYTHONPATH": os.pathsep.join(path)} if path else env
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

@@ -1,14 +1,17 @@
 """Runs in the Python that ``tool doctor`` examines; never imported by the tool.
 
-``doctor_probe.py environment`` prints one JSON object: what is installed, what the driver and torch say.
-``doctor_probe.py selftest FOLDER`` runs the self-test of the kernels in FOLDER.
+``probe.py environment`` prints one JSON object, on the last line: what is installed, what the driver and
+torch say. ``probe.py selftest FOLDER`` runs the self-test of the kernels in FOLDER. With
+``--end-with-parent`` as the last argument it ends when its standard input does.
 
-Standard library alone, and Python 3.10: another environment's Python runs this file. What it prints is
-judged elsewhere. sglang is not imported (it loads most of its dependencies), only found.
+Standard library alone, and Python 3.10: another environment's Python runs this file. What the facts mean
+is decided in ``tool.doctor.diagnose``. sglang is not imported (it loads most of its dependencies), only
+found.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import importlib.metadata
@@ -18,12 +21,14 @@ import os
 import platform
 import re
 import runpy
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
-# This file's folder comes first otherwise, and its modules have names such as git and report.
+# The folder of this file is the first on the path otherwise, and its modules are none of the environment.
 sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
 
 KERNELS = ("srt", "layers", "attention", "ada_dsa")
@@ -40,7 +45,7 @@ SMI_SECONDS = 30
 
 
 def environment() -> dict[str, Any]:
-    """Everything, as JSON takes it. Keys are the fields of ``tool.doctor_env.Environment``."""
+    """Everything, as JSON takes it. Keys are the fields of ``tool.doctor.environment.Environment``."""
     package = _folder_of("sglang")
     kernels = package.joinpath(*KERNELS) if package else None
     if kernels is None or not (kernels / "__init__.py").is_file():
@@ -48,8 +53,7 @@ def environment() -> dict[str, Any]:
     installed: dict[str, str] = {}
     owners = []
     for dist in importlib.metadata.distributions():
-        name = re.sub(r"[-_.]+", "-", dist.metadata["Name"] or "").lower()
-        version = dist.metadata["Version"]
+        name, version = _identity(dist)
         if not (name and version):
             continue  # what an interrupted pip left
         installed.setdefault(name, version)  # the first on the path is the one imported
@@ -84,14 +88,26 @@ def _folder_of(package: str) -> Path | None:
     return Path(found[0]) if found else None
 
 
+def _identity(dist: importlib.metadata.Distribution) -> tuple[str, str]:
+    """Normalised name and version; empty where METADATA is missing or damaged."""
+    with contextlib.suppress(Exception):  # the reader of METADATA raises whatever it meets
+        name = re.sub(r"[-_.]+", "-", str(dist.metadata["Name"] or "")).lower()
+        return name, str(dist.metadata["Version"] or "")
+    return "", ""
+
+
 def _ships_sglang(dist: importlib.metadata.Distribution) -> bool:
-    return re.search(r"^sglang/", dist.read_text("RECORD") or "", re.MULTILINE) is not None
+    try:
+        record = dist.read_text("RECORD") or ""
+    except (OSError, ValueError):
+        return False
+    return re.search(r"^sglang/", record, re.MULTILINE) is not None
 
 
 def _stated_version(package: Path | None) -> str | None:
     try:
         text = (package / "_version.py").read_text(encoding="utf-8") if package else ""
-    except OSError:
+    except (OSError, ValueError):
         return None
     found = re.search(r"^__version__ = version = '([^']+)'$", text, re.MULTILINE)
     return found[1] if found else None
@@ -100,7 +116,7 @@ def _stated_version(package: Path | None) -> str | None:
 def _requires(name: str) -> list[str]:
     try:
         return importlib.metadata.requires(name) or []
-    except importlib.metadata.PackageNotFoundError:
+    except Exception:  # PackageNotFoundError, or whatever a damaged METADATA raises
         return []
 
 
@@ -189,7 +205,11 @@ def _torch() -> dict[str, Any] | None:
         return {"version": None, "cuda": None, "error": f"import torch: {err}"}
     except Exception as err:  # a torch whose libraries do not fit raises whatever it likes
         return {"version": None, "cuda": None, "error": f"import torch: {err}"}
-    facts = {"version": str(torch.__version__), "cuda": torch.version.cuda, "error": None}
+    try:
+        facts = {"version": str(torch.__version__), "cuda": torch.version.cuda, "error": None}
+    except AttributeError as err:  # a folder that an uninstalled torch has left is an empty package
+        place = ", ".join(getattr(torch, "__path__", ["?"]))
+        return {"version": None, "cuda": None, "error": f"{err}; it was found in {place}"}
     try:
         torch.cuda.init()
     except Exception as err:
@@ -215,13 +235,28 @@ def selftest(folder: Path) -> None:
     runpy.run_module("ada_dsa.selftest", run_name="__main__", alter_sys=True)
 
 
+def end_with_parent() -> None:
+    """Kill this process group when the tool is gone: standard input is a pipe that only the tool holds."""
+
+    def wait() -> None:
+        with contextlib.suppress(OSError):
+            os.read(0, 1)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def main() -> None:
+    if sys.argv[-1] == "--end-with-parent":
+        end_with_parent()
     if sys.argv[1] == "selftest":
         selftest(Path(sys.argv[2]))
         return
-    # Importing torch may print; standard output is for the one object.
+    # Importing torch may print; standard output is for the one object, on a line of its own: what a .pth
+    # file prints comes before this file runs.
     with os.fdopen(os.dup(1), "w") as out:
         os.dup2(2, 1)
+        out.write("\n")
         json.dump(environment(), out)
 
 

@@ -4,7 +4,9 @@ It may import ``tool.errors`` and nothing else of the tool.
 """
 
 from tool.git.diff import canonical_diff, changed_files, changed_runs
+from tool.git.history import Commit, list_commits
 from tool.git.index import COMMIT_ENV, DATE, IDENTITY, commit_tree, find_blobs, private_index
+from tool.git.isolation import ATTRIBUTES
 from tool.git.objects import (
     EXECUTABLE,
     FILE,
@@ -16,6 +18,7 @@ from tool.git.objects import (
     tree_id,
 )
 from tool.git.repository import (
+    OFFLINE,
     TIMEOUT,
     Git,
     GitFailed,
@@ -27,7 +30,10 @@ from tool.git.repository import (
 )
 from tool.git.tempdir import make_tempdir, sweep_tempdirs
 from tool.git.worktree import (
+    Worktree,
+    add_worktree,
     find_admin,
+    find_worktree,
     list_changes,
     list_worktrees,
     read_head,
@@ -36,7 +42,9 @@ from tool.git.worktree import (
 )
 
 __all__ = [
+    "ATTRIBUTES",
     "COMMIT_ENV",
+    "Commit",
     "DATE",
     "EXECUTABLE",
     "FILE",
@@ -44,7 +52,10 @@ __all__ = [
     "GitFailed",
     "IDENTITY",
     "NULL_OID",
+    "OFFLINE",
     "TIMEOUT",
+    "Worktree",
+    "add_worktree",
     "blob_header",
     "blob_id",
     "canonical_diff",
@@ -57,8 +68,10 @@ __all__ = [
     "file_mode",
     "find_admin",
     "find_blobs",
+    "find_worktree",
     "is_oid",
     "list_changes",
+    "list_commits",
     "list_worktrees",
     "make_tempdir",
     "missing_object",

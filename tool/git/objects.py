@@ -15,7 +15,12 @@ _TREE = "40000"
 
 def blob_id(data: bytes) -> str:
     """The id (40 hex digits) git gives a file with this content."""
-    return hashlib.sha1(blob_header(len(data)) + data).hexdigest()
+    return object_id("blob", data)
+
+
+def object_id(kind: str, data: bytes) -> str:
+    """The id of an object of this kind (``blob``, ``tree``, ``commit``, ``tag``) with this content."""
+    return hashlib.sha1(b"%b %d\0" % (kind.encode(), len(data)) + data).hexdigest()
 
 
 def blob_header(size: int) -> bytes:
@@ -48,7 +53,7 @@ def tree_id(files: Mapping[str, tuple[str, str]]) -> str:
     body = b"".join(
         f"{entries[name][0]} {name}\0".encode() + bytes.fromhex(entries[name][1]) for name in order
     )
-    return hashlib.sha1(b"tree %d\0" % len(body) + body).hexdigest()
+    return object_id("tree", body)
 
 
 def commit_id(tree: str, parent: str, identity: str, date: str, message: str) -> str:
@@ -60,7 +65,7 @@ def commit_id(tree: str, parent: str, identity: str, date: str, message: str) ->
         f"tree {tree}\nparent {parent}\nauthor {identity} {date}\n"
         f"committer {identity} {date}\n\n{message}"
     ).encode()
-    return hashlib.sha1(b"commit %d\0" % len(body) + body).hexdigest()
+    return object_id("commit", body)
 
 
 NULL_OID = "0" * 40

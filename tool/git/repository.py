@@ -1,9 +1,9 @@
 """The one door to git: a hardened subprocess runner.
 
-Nothing of the user's configuration, hooks, templates or environment can change what a command
-does, and no outside string reaches git's option parser: revisions are validated here and resolved
-once to a full object id, and only ids are passed on. Reading history for people is GitPython's
-job; every mutation and every result that a hash depends on goes through this module.
+No configuration of a user, a system or the repository, no attribute, hook, template or variable
+changes what a command does (see tool.git.isolation). No outside string reaches git's option parser:
+revisions are validated here and resolved once to a full object id, and only ids are passed on. Every
+mutation and every result that a hash depends on goes through this module.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import os
 import re
 import select
+import shlex
 import signal
 import subprocess
 import threading
@@ -23,7 +24,9 @@ from pathlib import Path
 from typing import Final
 
 from tool import atomic
-from tool.errors import EnvironmentFault, ToolError, UsageError
+from tool.errors import EnvironmentFault, IntegrityError, ToolError, UsageError
+from tool.git.isolation import isolated_folder
+from tool.git.objects import object_id
 
 MINIMUM: Final = (2, 32)
 """``git apply --cached --3way`` exists since 2.32."""
@@ -32,27 +35,23 @@ TIMEOUT: Final = 600.0
 """Seconds for one local command; a hung filter or lock must not hang the tool."""
 
 _CONFIG: Final = (
+    # Where git's default is not what is wanted. No other setting reaches git: see tool.git.isolation.
     "core.hooksPath=/dev/null",  # no hook of a template or a user runs
-    "core.fsmonitor=false",  # nor a monitor command
-    "core.attributesFile=/dev/null",  # no global filter or eol attribute rewrites content
+    "core.attributesFile=/dev/null",  # the default is a file below the user's home
     "core.excludesFile=/dev/null",
-    "core.autocrlf=false",  # bytes in equal bytes out
-    "core.eol=lf",
-    "core.safecrlf=false",
     "core.fileMode=true",
     "core.symlinks=true",
-    "core.quotePath=true",  # paths print the same on every machine
-    "core.untrackedCache=false",
-    "commit.gpgSign=false",  # a signature would change the commit id
+    "core.logAllRefUpdates=false",
     "merge.renames=false",  # a patch names its file; git guesses nothing
     "gc.auto=0",  # nothing deletes objects behind a running transaction
     "maintenance.auto=false",
     "transfer.fsckObjects=true",  # fetched objects are checked, not trusted
     "protocol.ext.allow=never",
-    "submodule.recurse=false",
     "advice.detachedHead=false",
-    "color.ui=false",
 )
+
+OFFLINE: Final = {"GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none"}
+"""For ``Git.env``: nothing is fetched. The first is known from git 2.45 on."""
 
 _DISK_FULL: Final = (
     "No space left on device",
@@ -163,8 +162,12 @@ class Git:
             "LC_ALL": "C",
             "TZ": "UTC",
         }
+        if (folder := isolated_folder(self.git_dir)) is not None:
+            env["GIT_COMMON_DIR"] = str(folder)
         if self.work_tree is not None:
             env["GIT_WORK_TREE"] = str(self.work_tree)
+        else:
+            env["GIT_IMPLICIT_WORK_TREE"] = "0"  # else git takes the current folder for one
         if self.index_file is not None:
             env["GIT_INDEX_FILE"] = str(self.index_file)
         return env | dict(self.env)
@@ -181,16 +184,30 @@ class Git:
         return tree
 
     def blobs(self, oids: Sequence[str]) -> dict[str, bytes]:
-        """Contents by blob id.
+        """Contents by blob id, as :meth:`read_objects`."""
+        return self.read_objects(oids)
+
+    def read_objects(self, oids: Sequence[str]) -> dict[str, bytes]:
+        """Contents by object id, each once, in the order asked for.
 
         Raises:
             EnvironmentFault: an object is missing (a shallow or broken repository).
+            IntegrityError: an object has another content than its id says.
         """
         found: dict[str, bytes] = {}
         for oid in dict.fromkeys(oids):
-            content = self._reader("--batch").content(oid)
-            if content is None:
+            answer = self._reader("--batch").read(oid)
+            if answer is None:
                 raise missing_object(oid, str(self.git_dir))
+            kind, content = answer
+            # git checks a file it unpacks against its own checksum, but not against its name.
+            if object_id(kind, content) != oid:
+                raise IntegrityError(
+                    f"object {oid} has the content of another one",
+                    where=str(self.git_dir),
+                    why="a file below objects/ was replaced or is damaged",
+                    next_step=f"see which: git -C {shlex.quote(str(self.git_dir))} fsck",
+                )
             found[oid] = content
         return found
 
@@ -220,11 +237,13 @@ class _Reader:
         head = self._ask(name)
         return head[0] if len(head) == 3 else None
 
-    def content(self, oid: str) -> bytes | None:
-        """The content of an object (``--batch``)."""
+    def read(self, oid: str) -> tuple[str, bytes] | None:
+        """The type and the content of an object (``--batch``)."""
         head = self._ask(oid)
+        if len(head) != 3:
+            return None
         assert self._process.stdout is not None
-        return self._process.stdout.read(int(head[2]) + 1)[:-1] if len(head) == 3 else None
+        return head[1], self._process.stdout.read(int(head[2]) + 1)[:-1]
 
     def _ask(self, name: str) -> list[str]:
         """The answer's first line: id, type and size; other words when there is no such object."""
@@ -244,6 +263,13 @@ class _Reader:
         if not line:
             assert process.stderr is not None
             words = process.stderr.read()
+            if b"promisor remote" in words:
+                raise EnvironmentFault(
+                    f"object {name} is not here and cannot be fetched",
+                    why=words.decode("utf-8", "replace").strip().splitlines()[-1],
+                    next_step="run it again when the git source can be reached, without --offline, or use "
+                    "the released wheel: --source pypi",
+                )
             raise failure(("cat-file",), process.wait(), words)
         return line.decode("utf-8", "surrogateescape").split()
 

@@ -1,47 +1,145 @@
-"""Worktrees as git keeps them: which there are, what each has checked out, and what was changed there."""
+"""Worktrees as git keeps them: which there are, what each has checked out, and what was changed there.
+
+Only worktrees of the tool's own repository are opened with git. A folder may claim any repository in its
+``.git`` file, and that repository's configuration may name programs; so the claim is believed only when the
+repository names the folder in turn.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import shlex
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tool.errors import UsageError
 from tool.git.repository import Git
 from tool.git.tempdir import make_tempdir
 
+_GITDIR = "gitdir: "
+_BRANCH = "ref: refs/heads/"
+
+
+@dataclass(frozen=True)
+class Worktree:
+    """A worktree of the tool's own repository.
+
+    ``folder`` is its real path, ``admin`` its administrative folder below the repository, and ``env`` that
+    of the repository's git.
+    """
+
+    folder: Path
+    admin: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def branch(self) -> str | None:
+        """The branch that is checked out; None when HEAD is detached."""
+        text = read_text(self.admin / "HEAD").strip()
+        return text.removeprefix(_BRANCH) if text.startswith(_BRANCH) else None
+
+    def open(self) -> Git:
+        """git on this worktree."""
+        return Git(self.admin, work_tree=self.folder, env=self.env)
+
+
+def find_worktree(git: Git, folder: Path) -> Worktree | None:
+    """The worktree of the repository ``git`` whose files are in ``folder``; None when there is none.
+
+    Nothing is run. ``folder/.git`` must name a folder directly below ``worktrees`` of the repository, and
+    that folder's ``gitdir`` must name ``folder/.git``. Links are resolved before paths are compared.
+    """
+    folder = folder.resolve()
+    admin = _own_admin(git, folder)
+    if admin is None or _named_folder(admin) != folder:
+        return None
+    return Worktree(folder, admin, git.env)
+
+
+def add_worktree(git: Git, folder: Path, commit: str) -> Worktree:
+    """Make an empty worktree with a detached HEAD at ``commit``; ``folder`` must not exist.
+
+    The files are those of ``git worktree add --detach --no-checkout`` (gitrepository-layout(5)). That
+    command would name the tool's own common folder in the worktree.
+    """
+    below = git.git_dir / "worktrees"
+    below.mkdir(exist_ok=True)
+    folder.mkdir()
+    for number in itertools.count():
+        admin = below / (f"{folder.name}{number}" if number else folder.name)
+        with contextlib.suppress(FileExistsError):
+            admin.mkdir()
+            break
+    # First the pointers: whoever removes what a kill left finds the folder by them.
+    (admin / "gitdir").write_bytes(os.fsencode(f"{folder / '.git'}\n"))
+    (folder / ".git").write_bytes(os.fsencode(f"{_GITDIR}{admin}\n"))
+    (admin / "commondir").write_text("../..\n", encoding="utf-8")
+    (admin / "HEAD").write_text(f"{commit}\n", encoding="utf-8")
+    return Worktree(folder, admin, git.env)
+
 
 def list_worktrees(git: Git) -> dict[str, Path]:
     """Branch → folder of every live worktree."""
     found: dict[str, Path] = {}
-    folder: Path | None = None
-    for line in git.out("worktree", "list", "--porcelain").splitlines():
-        key, _, value = line.partition(" ")
-        if key == "worktree":
-            folder = Path(value)
-        elif key == "branch" and folder is not None and folder.exists():
-            found[value.removeprefix("refs/heads/")] = folder
+    for entry in sorted((git.git_dir / "worktrees").glob("*/gitdir")):
+        folder = Path(read_text(entry).strip()).parent
+        branch = Worktree(folder, entry.parent).branch
+        if branch is not None and (folder / ".git").exists():
+            found[branch] = folder
     return found
 
 
-def read_head(folder: Path) -> tuple[Path, str, str | None]:
-    """(administrative folder, HEAD commit, branch) of a worktree of this tool.
+def read_head(git: Git, folder: Path) -> tuple[Path, str, str | None]:
+    """(administrative folder, HEAD commit, branch) of a worktree of the repository ``git``.
 
     Raises:
         UsageError: ``folder`` is not one.
     """
-    admin = find_admin(folder)
-    if admin is None or not admin.is_dir():
-        raise UsageError(
+    worktree = find_worktree(git, folder)
+    if worktree is None:
+        raise _not_a_worktree(git, folder.resolve())
+    return worktree.admin, worktree.open().out("rev-parse", "HEAD"), worktree.branch
+
+
+def _own_admin(git: Git, folder: Path) -> Path | None:
+    """The folder directly below ``worktrees`` of the repository that ``folder/.git`` names, if it does."""
+    named = find_admin(folder)
+    admin = named.resolve() if named else None
+    if admin is None or admin.parent != (git.git_dir / "worktrees").resolve():
+        return None
+    return admin if (admin / "HEAD").is_file() else None
+
+
+def _named_folder(admin: Path) -> Path | None:
+    """The worktree that an administrative folder belongs to."""
+    back = read_text(admin / "gitdir").strip()
+    return Path(back).parent.resolve() if back else None
+
+
+def _not_a_worktree(git: Git, folder: Path) -> UsageError:
+    admin = _own_admin(git, folder)
+    place = _named_folder(admin) if admin else None
+    if place is None:
+        return UsageError(
             "is not a worktree of this tool",
             where=str(folder),
             next_step="make one with: tool apply",
         )
-    git = Git(admin)
-    name = (
-        git.run("symbolic-ref", "--quiet", "--short", "HEAD", check=False).stdout.decode().strip()
+    if (place / ".git").exists():
+        return UsageError(
+            f"is a copy of the worktree {place}",
+            where=str(folder),
+            next_step="work in the original, or make another worktree with: tool apply",
+        )
+    return UsageError(
+        f"is a worktree that was moved here from {place}",
+        where=str(folder),
+        next_step=f"tell git where it is now: git -C {shlex.quote(str(folder))} worktree repair",
     )
-    return admin, git.out("rev-parse", "HEAD"), name or None
 
 
 def list_changes(admin: Path, folder: Path) -> list[str]:
@@ -54,16 +152,19 @@ def list_changes(admin: Path, folder: Path) -> list[str]:
 
 
 def find_admin(folder: Path) -> Path | None:
-    """The administrative folder a linked worktree's ``.git`` file names."""
+    """The administrative folder that ``folder/.git`` names, whoever wrote that; None when it names none.
+
+    For comparisons only. To run git on a worktree, use :func:`find_worktree`.
+    """
     text = read_text(folder / ".git")
-    return Path(text.removeprefix("gitdir: ").strip()) if text.startswith("gitdir: ") else None
+    return folder / text.removeprefix(_GITDIR).strip() if text.startswith(_GITDIR) else None
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in which git keeps a path; empty when there is no such file."""
+    """The text of a file in which git keeps a path; empty when it is no readable regular file."""
     try:
-        return os.fsdecode(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return os.fsdecode(path.read_bytes()) if path.is_file() else ""
+    except OSError:
         return ""
 
 

@@ -8,11 +8,11 @@ from tool.project.journal import REPAIR, Recovery, set_aside
 from tool.project.repair import repair_project
 from tool.project.session import SILENT, Progress, Session, Step
 from tool.project.staging import (
-    add_worktree,
     carries_token,
     discard_worktree,
     new_token,
     point_admin,
+    stage_worktree,
     staged_path,
 )
 from tool.project.workspace import Workspace, locate_workspace
@@ -25,7 +25,7 @@ __all__ = [
     "Session",
     "Step",
     "Workspace",
-    "add_worktree",
+    "stage_worktree",
     "base_ref",
     "carries_token",
     "discard_worktree",

@@ -41,7 +41,6 @@ from tool.git import (
 )
 from tool.project.journal import REPAIR, Journal, Recovery, is_token
 from tool.project.staging import (
-    add_worktree,
     carries_token,
     discard_worktree,
     list_claimants,
@@ -49,6 +48,7 @@ from tool.project.staging import (
     point_admin,
     remove_admin,
     resolve_admin,
+    stage_worktree,
     staged_path,
 )
 
@@ -156,7 +156,7 @@ def inspect_folder(git: Git, folder: Path, branch: str | None, default: str) -> 
                 where=str(folder),
                 next_step="choose another folder with --into",
             )
-        target = _existing(folder, admin, branch)
+        target = _existing(git, folder, admin, branch)
     _check_branch(git, target)
     return target
 
@@ -233,7 +233,7 @@ class Publication:
         _check_refs(git, plan)
         self._journal.write(asdict(plan))
         try:
-            self._admin = add_worktree(git, plan.place, plan.token, plan.head)
+            self._admin = stage_worktree(git, plan.place, plan.token, plan.head)
             worktree = Git(self._admin, work_tree=plan.staged)
             # More workers than one: checking out 6,000 files is bound by system calls.
             self._process = worktree.start("-c", "checkout.workers=0", "reset", "--hard", "--quiet")
@@ -320,8 +320,8 @@ class Publication:
             )
 
 
-def _existing(folder: Path, admin: Path, branch: str | None) -> Checkout:
-    _, head, current = read_head(folder)
+def _existing(git: Git, folder: Path, admin: Path, branch: str | None) -> Checkout:
+    _, head, current = read_head(git, folder)
     if current is None:
         raise UsageError(
             "is not on a branch", where=str(folder), next_step="choose another folder with --into"

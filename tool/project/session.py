@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, Protocol
 
-from tool.git import Git
+from tool.git import OFFLINE, Git
 from tool.project import checkout, transaction
 from tool.project.checkout import Checkout, Publication, describe_checkout, recover_checkout
 from tool.project.journal import REPAIR, Journal, Recovery
@@ -85,7 +85,8 @@ class Session:
     @cached_property
     def git(self) -> Git:
         """The repository that owns the worktrees. Raises EnvironmentFault without a usable git."""
-        return self.workspace.open_repository()
+        git = self.workspace.open_repository()
+        return Git(git.git_dir, env=OFFLINE) if self.offline else git
 
     @property
     def folder(self) -> Path:

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from tool import atomic
-from tool.errors import IntegrityError
-from tool.git import Git, find_admin, read_text
+from tool.git import Git, add_worktree, find_admin, read_text
 
 _TOKEN_FILE: Final = "ada-token"
 
@@ -28,17 +27,11 @@ def staged_path(folder: Path, token: str) -> Path:
     return folder.parent / f".tool-{token}"
 
 
-def add_worktree(git: Git, folder: Path, token: str, commit: str) -> Path:
+def stage_worktree(git: Git, folder: Path, token: str, commit: str) -> Path:
     """Make the staged worktree for ``folder``, detached and without files; returns its admin folder."""
     staged = staged_path(folder, token)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    git.run(
-        "worktree", "add", "--no-checkout", "--detach", "--quiet", "--end-of-options",
-        str(staged), commit,
-    )  # fmt: skip
-    admin = resolve_admin(git, staged)
-    if admin is None:
-        raise IntegrityError("git made a worktree that it does not know", where=str(staged))
+    admin = add_worktree(git, staged, commit).admin
     atomic.write(admin / _TOKEN_FILE, token.encode())
     return admin
 

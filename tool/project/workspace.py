@@ -18,7 +18,7 @@ from typing import Final
 
 from tool import atomic
 from tool.errors import EnvironmentFault
-from tool.git import Git, require_version, sweep_tempdirs
+from tool.git import ATTRIBUTES, Git, require_version, sweep_tempdirs
 
 APP: Final = "ada-dsa"
 _EXCLUDE = "# written by `tool`: running the tests must not make a worktree dirty\n__pycache__/\n"
@@ -100,6 +100,7 @@ class Workspace:
             )
             (temp / "info").mkdir(exist_ok=True)
             (temp / "info" / "exclude").write_text(_EXCLUDE, encoding="utf-8")
+            (temp / "info" / "attributes").write_text(ATTRIBUTES, encoding="utf-8")
             temp.rename(self.repository)
         except BaseException:
             shutil.rmtree(temp, ignore_errors=True)

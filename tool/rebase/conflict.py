@@ -31,7 +31,7 @@ from tool.git import (
     require_version,
     write_worktree,
 )
-from tool.project import add_worktree, discard_worktree, point_admin, staged_path
+from tool.project import discard_worktree, point_admin, stage_worktree, staged_path
 from tool.series import ROOT, patchfile
 
 _ZDIFF3: Final = (2, 35)
@@ -82,7 +82,7 @@ def open_worktree(
         UsageError: something else is there.
     """
     staged = staged_path(folder, token)
-    admin = add_worktree(git, folder, token, step.parent)
+    admin = stage_worktree(git, folder, token, step.parent)
     tree = Git(admin, work_tree=staged)
     tree.run("-c", "checkout.workers=0", "reset", "--hard", "--quiet")
     merged = merge_files(git, step, label)
@@ -199,7 +199,7 @@ def read_resolution(git: Git, folder: Path, step: ReplayStep) -> str:
         ConflictError: a marker is left, a file does not parse, or nothing was changed.
         UsageError: something outside the package was changed.
     """
-    admin, _, _ = read_head(folder)
+    admin, _, _ = read_head(git, folder)
     tree = write_worktree(admin, folder)
     changed = changed_files(git, step.parent_tree, tree)
     if not changed:

@@ -3,7 +3,9 @@
 It may import ``tool.project`` and what is below it.
 """
 
-from tool.upstream.download import choose_wheel, fetch_wheel, list_available
+from tool.upstream.complete import complete_wheels
+from tool.upstream.download import choose_wheel, fetch_wheel
+from tool.upstream.index import list_available
 from tool.upstream.resolve import (
     PYPI,
     Base,
@@ -22,6 +24,7 @@ __all__ = [
     "PYPI",
     "Request",
     "choose_wheel",
+    "complete_wheels",
     "fetch_wheel",
     "find_release",
     "is_imported",

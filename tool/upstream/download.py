@@ -1,8 +1,7 @@
-"""Released wheels, from the package index the user's pip is set up for.
+"""Released wheels on this machine: which one serves, and how it gets into the cache.
 
-pip does the transfer: it knows mirrors, proxies, credentials and certificates, retries and shows
-progress. Every file is checked against the sha256 in series.lock before it gets its final name, so
-a broken or interrupted download leaves nothing that a later command could take for a wheel.
+Every file is checked against the sha256 in series.lock before it gets its final name, so a broken or
+interrupted download leaves nothing that a later command could take for a wheel.
 """
 
 from __future__ import annotations
@@ -10,54 +9,46 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
-import subprocess
+import shutil
 import sys
-from collections.abc import Sequence
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from packaging.tags import compatible_tags, cpython_tags
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import Version
 
-from tool.errors import EnvironmentFault, IntegrityError, ToolError, UsageError
+from tool.errors import EnvironmentFault, IntegrityError, UsageError
 from tool.project import Session, Workspace
 from tool.series import LockedRelease, LockedWheel
+from tool.upstream import index
 
-if TYPE_CHECKING:
-    import tempfile
-
-PROJECT: Final = "sglang"
-STDERR: Final = 2
-PYTHONS: Final = ("cp310", "cp311", "cp312", "cp313", "cp314")
-MACHINES: Final = ("x86_64", "aarch64")
-_GLIBC: Final = range(17, 41)
-"""manylinux_2_N tags to offer: pip compares platform tags exactly when it is given any."""
 _DOWNLOAD: Final = ".download."
-
-
-class Yanked(UsageError):
-    """The release was withdrawn from the index."""
 
 
 def choose_wheel(
     locked: LockedRelease, python: str | None, machine: str | None = None
 ) -> LockedWheel:
     """The locked wheel for ``python`` (``cp312``) on ``machine`` (``x86_64``); defaults: this
-    interpreter.
+    interpreter. Of several that fit, the one that pip would take.
 
     Raises:
         UsageError: the release has no such wheel; names those it has.
     """
     wanted = python or f"cp{sys.version_info[0]}{sys.version_info[1]}"
     cpu = machine or platform.machine()
-    for wheel in locked.wheels:
-        if _fits(wheel.filename, wanted, cpu):
-            return wheel
+    order = _usable(wanted)
+    ranked = [(_rank(wheel.filename, order, cpu), wheel) for wheel in locked.wheels]
+    fitting = [(rank, wheel) for rank, wheel in ranked if rank is not None]
+    if fitting:
+        return min(fitting, key=lambda one: (one[0], one[1].filename))[1]
     offers = ", ".join(w.filename for w in locked.wheels)
     raise UsageError(
         f"sglang {locked.version} has no wheel for {wanted} on {cpu}",
         why=f"locked wheels: {offers}",
-        next_step="name one of these with --python and --machine",
+        next_step="name one of these with --python and --machine, or look for wheels that were uploaded "
+        f"later: tool lock --wheels v{locked.version}",
     )
 
 
@@ -73,15 +64,6 @@ def choose_any_wheel(session: Session, locked: LockedRelease) -> LockedWheel:
         return choose_wheel(locked, None)
     except UsageError:
         return locked.wheels[0]
-
-
-def _fits(filename: str, python: str, machine: str) -> bool:
-    tags = parse_wheel_filename(filename)[3]
-    return any(
-        tag.interpreter in (python, "py3")
-        and (tag.platform == "any" or tag.platform.endswith(machine))
-        for tag in tags
-    )
 
 
 def fetch_wheel(session: Session, locked: LockedRelease, wanted: LockedWheel) -> Path:
@@ -103,180 +85,110 @@ def fetch_wheel(session: Session, locked: LockedRelease, wanted: LockedWheel) ->
             why="--offline uses nothing but the cache",
             next_step="run once without --offline",
         )
-    tags = parse_wheel_filename(wanted.filename)[3]
-    tag = next(iter(tags))
-    python = tag.interpreter if tag.interpreter.startswith("cp") else None
-    machine = None if tag.platform == "any" else tag.platform
-    quiet = session.progress.quiet
-    with _download_folder(session.workspace) as temp:
-        got = _pip_download(Path(temp), locked.version, python, machine and [machine], quiet=quiet)
-        digest = hash_file(got)
-        if got.name != wanted.filename or digest != wanted.sha256:
-            raise IntegrityError(
-                f"{got.name} is not the file the series was written for",
-                where="series.lock",
-                why=f"sha256 {digest}, locked {wanted.filename} {wanted.sha256}",
-                next_step="check the index pip uses (pip config list); nothing was kept",
-            )
-        got.replace(path)
+    download_wheel(session, wanted.filename, wanted)
     return path
 
 
-def discover_wheels(session: Session, release: Version) -> tuple[LockedWheel, ...]:
-    """Download every Linux wheel of ``release`` and describe it, for a new lock entry.
+def discover_wheels(session: Session, release: Version, *, whole: bool) -> tuple[LockedWheel, ...]:
+    """Download and describe the Linux wheels of a release that is not locked.
+
+    ``whole``: all of them, for a lock entry; else one, to look at the release.
 
     Raises:
         UsageError: the index has no such release, or it was yanked.
+        EnvironmentFault: the index cannot be asked, or a download failed.
     """
-    found: dict[str, LockedWheel] = {}
-    wheels, quiet = session.workspace.wheels, session.progress.quiet
-    for machine in MACHINES:
-        for python in PYTHONS:
-            with _download_folder(session.workspace) as temp:
-                try:
-                    got = _pip_download(
-                        Path(temp), release, python, _platforms(machine), quiet=quiet, new=True
-                    )
-                except Yanked:
-                    raise
-                except UsageError:
-                    continue
-                found[got.name] = LockedWheel(got.name, hash_file(got), got.stat().st_size)
-                got.replace(wheels / got.name)
-                if got.name.endswith("-none-any.whl"):
-                    return tuple(found.values())
-    if not found:
-        raise _unknown(release)
-    return tuple(found[name] for name in sorted(found))
+    names = [name for name, version in index.list_wheels().items() if version == release]
+    if not names:
+        raise index.unknown_release(release)
+    if not whole:
+        order, cpu = _usable(f"cp{sys.version_info[0]}{sys.version_info[1]}"), platform.machine()
+        ranks = {name: _rank(name, order, cpu) for name in names}
+        names = [min(names, key=lambda name: (ranks[name] is None, ranks[name] or 0, name))]
+    return tuple(download_wheel(session, name) for name in names)
 
 
-def list_available() -> tuple[Version, ...]:
-    """Final and post releases the index offers for this interpreter, oldest first; not yanked ones.
-
-    Raises:
-        EnvironmentFault: the index cannot be asked.
-    """
-    command = [sys.executable, "-m", "pip", "index", "versions", PROJECT, "--no-input"]
-    command += ["--disable-pip-version-check"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    listed = re.search(r"^Available versions: (.+)$", done.stdout, re.MULTILINE)
-    if done.returncode != 0 or listed is None:
-        raise EnvironmentFault(
-            f"pip cannot list the releases of {PROJECT}",
-            why=_last_error(done.stderr),
-            next_step="check the network and pip's index settings (pip config list)",
-        )
-    versions = (Version(text.strip()) for text in listed[1].split(","))
-    return tuple(sorted(v for v in versions if not v.is_prerelease))
-
-
-def _pip_download(
-    into: Path,
-    release: Version,
-    python: str | None,
-    platforms: Sequence[str] | None,
-    *,
-    quiet: bool,
-    new: bool = False,
-) -> Path:
-    """Download one wheel. ``new``: it is not locked yet, so a yanked one is refused."""
-    command = [sys.executable, "-m", "pip", "download", f"{PROJECT}=={release}"]
-    command += [
-        "--no-deps",
-        "--only-binary=:all:",
-        "--dest",
-        str(into),
-        "--disable-pip-version-check",
-    ]
-    command += ["--no-input", "--no-cache-dir"]
-    if python is not None:
-        command += ["--implementation", "cp", "--python-version", f"{python[2]}.{python[3:]}"]
-    elif platforms is None:
-        # A pure wheel still states Requires-Python; any interpreter that meets it may fetch it.
-        command += ["--ignore-requires-python"]
-    for tag in platforms or ():
-        command += ["--platform", tag]
-    if quiet:
-        command += ["--quiet", "--progress-bar=off"]
-    # pip draws its progress bar on stdout, which belongs to our own report.
-    done = subprocess.run(command, stdout=STDERR, stderr=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        raise _pip_failure(done.stderr, release)
-    if new and "yanked version" in done.stderr:
-        # pip takes a yanked release when it is named exactly; a series should not be built on one.
-        raise _yanked(release, done.stderr)
-    files = [p for p in into.iterdir() if p.suffix == ".whl"]
-    if len(files) != 1:
-        raise EnvironmentFault(
-            "pip reported success but left no wheel", why=done.stderr.strip() or None
-        )
-    try:
-        parse_wheel_filename(files[0].name)
-    except InvalidWheelFilename as err:
-        raise IntegrityError(f"the index served a file with a bad name: {files[0].name}") from err
-    return files[0]
-
-
-def _pip_failure(stderr: str, release: Version) -> ToolError:
-    if "No module named pip" in stderr:
-        return EnvironmentFault(
-            "pip is not installed beside this tool", next_step="python -m ensurepip, then try again"
-        )
-    if re.search(r"No matching distribution|Could not find a version", stderr):
-        if re.search(
-            r"NewConnectionError|Retrying|ConnectionError|timed out|Name or service", stderr
-        ):
-            return EnvironmentFault(
-                "the package index cannot be reached",
-                why=_last_error(stderr),
-                next_step="check the network and pip's index settings, or use --offline with a full cache",
-            )
-        return _unknown(release)
-    return EnvironmentFault(
-        f"pip could not download sglang {release}",
-        why=_last_error(stderr),
-        next_step="run the same command again; the download starts afresh",
+def list_cached(workspace: Workspace, release: Version) -> tuple[LockedWheel, ...]:
+    """The wheels of ``release`` in the cache."""
+    return tuple(
+        LockedWheel(path.name, hash_file(path), path.stat().st_size)
+        for path in sorted(workspace.wheels.glob(f"{index.PROJECT}-*.whl"))
+        if _version_of(path.name) == release
     )
-
-
-def _unknown(release: Version) -> UsageError:
-    return UsageError(
-        f"the package index has no usable wheel of sglang {release}",
-        why="the release is unknown, yanked, or has no wheel for this platform",
-        next_step="list what there is with: pip index versions sglang",
-    )
-
-
-def _yanked(release: Version, stderr: str) -> Yanked:
-    reason = re.search(r"Reason for being yanked: (.+)", stderr)
-    return Yanked(
-        f"sglang {release} was yanked from the index",
-        why=reason[1].strip() if reason else None,
-        next_step="take the next release; list what there is with: pip index versions sglang",
-    )
-
-
-def _last_error(stderr: str) -> str | None:
-    lines = stderr.strip().splitlines()
-    errors = [line for line in lines if line.startswith("ERROR")]
-    return next(reversed(errors or lines), None)
-
-
-def _platforms(machine: str) -> list[str]:
-    return [f"manylinux_2_{n}_{machine}" for n in _GLIBC] + [f"manylinux2014_{machine}"]
-
-
-def _download_folder(workspace: Workspace) -> tempfile.TemporaryDirectory[str]:
-    """A folder beside the wheels, removed when its block ends. The data folder's lock must be held."""
-    import shutil
-    import tempfile  # both slow to import, and a cached wheel needs neither
-
-    workspace.wheels.mkdir(parents=True, exist_ok=True)
-    for stale in workspace.wheels.glob(f"{_DOWNLOAD}*"):  # left by a killed run; we hold the lock
-        shutil.rmtree(stale, ignore_errors=True)
-    return tempfile.TemporaryDirectory(dir=workspace.wheels, prefix=_DOWNLOAD)
 
 
 def hash_file(path: Path) -> str:
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def download_wheel(
+    session: Session, filename: str, locked: LockedWheel | None = None
+) -> LockedWheel:
+    """Fetch a wheel into the cache and describe it; the data folder's lock must be held.
+
+    Raises:
+        UsageError: the index has no such file, or ``locked`` is None and it was yanked.
+        IntegrityError: it is not the ``locked`` one.
+        EnvironmentFault: the index cannot be asked, or the transfer failed.
+    """
+    wheels = session.workspace.wheels
+    wheels.mkdir(parents=True, exist_ok=True)
+    for stale in wheels.glob(f"{_DOWNLOAD}*"):  # left by a killed run; we hold the lock
+        shutil.rmtree(stale, ignore_errors=True)
+    session.progress.note(f"downloading {filename}")
+    with (
+        tempfile.TemporaryDirectory(dir=wheels, prefix=_DOWNLOAD) as temp,
+        session.progress.bar(f"downloading {filename}") as step,
+    ):
+        size = locked.size if locked else 0
+        got = index.download(
+            filename,
+            Path(temp),
+            new=locked is None,
+            progress=(lambda done: step(min(done, size), size)) if size else None,
+        )
+        found = LockedWheel(filename, hash_file(got), got.stat().st_size)
+        if locked is not None and found.sha256 != locked.sha256:
+            raise IntegrityError(
+                f"{filename} is not the file the series was written for",
+                where="series.lock",
+                why=f"sha256 {found.sha256}, locked {locked.sha256}",
+                next_step="check the index pip uses (pip config list); nothing was kept",
+            )
+        got.replace(wheels / filename)
+    return found
+
+
+def _usable(python: str) -> dict[tuple[str, str], int]:
+    """(interpreter, abi) of the wheels that CPython ``python`` (``cp312``, ``cp313t``) takes → preference.
+
+    As pip orders them; the platform is compared apart, because it is Linux whatever runs the tool.
+    """
+    match = re.fullmatch(r"cp3(\d+)t?", python)
+    if match is None:
+        return {}
+    version = (3, int(match[1]))
+    tags = [
+        *cpython_tags(version, abis=[python], platforms=["any"]),
+        *compatible_tags(version, python.rstrip("t"), platforms=["any"]),
+    ]
+    return {(tag.interpreter, tag.abi): at for at, tag in reversed(list(enumerate(tags)))}
+
+
+def _rank(filename: str, order: dict[tuple[str, str], int], machine: str) -> int | None:
+    """Place of a wheel in ``order``; None when it does not fit."""
+    places = [
+        order[tag.interpreter, tag.abi]
+        for tag in parse_wheel_filename(filename)[3]
+        if (tag.interpreter, tag.abi) in order
+        and (tag.platform == "any" or re.fullmatch(rf"(many)?linux\w*_{machine}", tag.platform))
+    ]
+    return min(places, default=None)
+
+
+def _version_of(filename: str) -> Version | None:
+    try:
+        return parse_wheel_filename(filename)[1]
+    except InvalidWheelFilename:
+        return None

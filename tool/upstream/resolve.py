@@ -1,31 +1,30 @@
 """From what the user typed to a base commit: a release from the package index, or a git ref.
 
 The package index is the default because it is what everyone can reach. With a git source the base
-is sglang's own commit: its id differs from the imported wheel's, but the files the series touches
-are the same, and series.lock proves that per file.
+is sglang's own commit. Its id differs from that of the imported wheel, but the files that the series
+touches are the same: series.lock holds the blob id of each.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import Version
 
 from tool.errors import EnvironmentFault, IntegrityError, UsageError
 from tool.git import Git, check_ref, is_oid
-from tool.project import Session, Workspace
+from tool.project import Session
 from tool.series import Lock, LockedRelease, LockedWheel, Series, parse_release
 from tool.upstream.download import (
-    PROJECT,
     choose_any_wheel,
     discover_wheels,
     fetch_wheel,
-    hash_file,
+    list_cached,
 )
 from tool.upstream.wheel_import import import_wheel, release_ref
 
@@ -35,6 +34,10 @@ DEFAULT_URL: Final = "https://github.com/sgl-project/sglang.git"
 PIN: Final = "pin"
 
 _RELEASE = re.compile(r"v?\d+\.\d+[A-Za-z0-9.+!-]*")
+_HELPER: Final = (
+    '!f() { test "$1" = get && '
+    'printf "username=%s\\npassword=%s\\n" "$TOOL_LOGIN" "$TOOL_PASSWORD"; }; f'
+)
 _URL = re.compile(r"(https|ssh|file)://[^\s-]\S*|[\w.-]+@[\w.-]+:\S+")
 
 
@@ -78,7 +81,10 @@ def resolve_base(session: Session, request: Request) -> Base:
             f"{request.ref!r} is not a release, and the package index knows only releases",
             next_step="name a release (v0.5.23), or take the ref from git: --source git",
         )
-    url = DEFAULT_URL if request.source in (None, GIT) else _check_url(str(request.source))
+    source = DEFAULT_URL if request.source in (None, GIT) else _check_url(str(request.source))
+    url, login = split_login(source)
+    if login:
+        session.git = Git(session.git.git_dir, env={**session.git.env, **login})
     ref = f"v{release}" if named else check_ref(request.ref)
     return Base(release, *_from_git(session, url, ref), GIT, f"{ref} of {url}")
 
@@ -153,6 +159,9 @@ def _fetch(git: Git, url: str, ref: str, local: str) -> None:
             why=words.splitlines()[-1] if words else None,
             next_step="check the URL and the ref; the released wheel needs no git: --source pypi",
         )
+    for key, value in (("promisor", "true"), ("partialclonefilter", "blob:none")) if narrow else ():
+        # The tool's own settings have this from the fetch. A person's git in a worktree needs it too.
+        git.run("config", "--file", str(git.git_dir / "config"), f"remote.{url}.{key}", value)
 
 
 def _full_ref(git: Git, url: str, ref: str) -> str:
@@ -176,13 +185,41 @@ def _full_ref(git: Git, url: str, ref: str) -> str:
     )
 
 
+def mask_login(url: str) -> str:
+    """``url`` with stars for the name and password in it, for messages."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "***@", url)
+
+
+def split_login(url: str) -> tuple[str, dict[str, str]]:
+    """A URL without the name and password in it, and variables that let git use them.
+
+    git would write them into messages, into the configuration of the repository and into the arguments of
+    its helpers, which every user of the machine can list. With the variables a credential helper gives them
+    to that host alone, and nothing is stored. ssh knows no password in a URL; it is left out.
+    """
+    parts = urllib.parse.urlsplit(url)
+    login, at, host = parts.netloc.rpartition("@")
+    name, _, password = login.partition(":")
+    if not at or parts.scheme not in ("https", "ssh"):
+        return url, {}
+    if parts.scheme == "ssh":
+        return parts._replace(netloc=f"{name}@{host}").geturl(), {}
+    return parts._replace(netloc=host).geturl(), {
+        "TOOL_LOGIN": urllib.parse.unquote(name),
+        "TOOL_PASSWORD": urllib.parse.unquote(password),
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"credential.https://{host}.helper",
+        "GIT_CONFIG_VALUE_0": _HELPER,
+    }
+
+
 def _check_url(text: str) -> str:
     if _URL.fullmatch(text):
         return text
     if not text.startswith("-") and Path(text).is_dir():
         return str(Path(text).resolve())
     raise UsageError(
-        f"{text!r} is not a source",
+        f"{mask_login(text)!r} is not a source",
         next_step="--source takes pypi, git, an https/ssh/file URL, or the path of a repository",
     )
 
@@ -207,32 +244,32 @@ class ResolvedRelease:
 
 
 def previous_release(lock: Lock, release: Version, named: Version | None) -> Version:
-    """The release to carry from: ``named``, or the newest carried one below ``release``.
+    """The release to start from: ``named``, or the newest one below ``release`` that has patches.
 
     Raises:
         UsageError: there is none.
     """
-    carried = sorted(v for v, entry in lock.releases.items() if entry.patches)
+    supported = sorted(v for v, entry in lock.releases.items() if entry.patches)
     if named is not None:
-        if named not in carried:
+        if named not in supported:
             lock.get(named)  # the usual refusal, when the lock lacks it
             raise UsageError(f"the series has no patch on sglang {named}", where="series.lock")
         return named
-    below = [v for v in carried if v < release]
+    below = [v for v in supported if v < release]
     if below:
         return below[-1]
     raise UsageError(
-        f"the series carries nothing older than sglang {release}",
+        f"the series supports nothing older than sglang {release}",
         where="series.lock",
-        why=f"supported releases: {', '.join(f'v{v}' for v in carried) or 'none'}",
-        next_step="to carry it backwards, name the release to start from with --from",
+        why=f"supported releases: {', '.join(f'v{v}' for v in supported) or 'none'}",
+        next_step="to go to an older release, name the one to start from with --from",
     )
 
 
 def _find_wheels(session: Session, release: Version, *, whole: bool) -> tuple[LockedWheel, ...]:
-    cached = _list_cached(session.workspace, release)
+    cached = list_cached(session.workspace, release)
     if not session.offline and (whole or not cached):
-        return discover_wheels(session, release)
+        return discover_wheels(session, release, whole=whole)
     if not cached:
         raise EnvironmentFault(
             f"no wheel of sglang {release} is in the cache",
@@ -240,22 +277,12 @@ def _find_wheels(session: Session, release: Version, *, whole: bool) -> tuple[Lo
             why="--offline uses nothing but the cache",
             next_step="run once without --offline",
         )
+    if whole:
+        session.progress.note(
+            f"--offline: the lock of sglang {release} gets the {len(cached)} cached wheel(s); add those of "
+            f"the index later with: tool lock --wheels v{release}"
+        )
     return cached
-
-
-def _list_cached(workspace: Workspace, release: Version) -> tuple[LockedWheel, ...]:
-    return tuple(
-        LockedWheel(path.name, hash_file(path), path.stat().st_size)
-        for path in sorted(workspace.wheels.glob(f"{PROJECT}-*.whl"))
-        if _version_of(path) == release
-    )
-
-
-def _version_of(path: Path) -> Version | None:
-    try:
-        return parse_wheel_filename(path.name)[1]
-    except InvalidWheelFilename:
-        return None
 
 
 def resolve_release(session: Session, request: Request, *, whole: bool) -> ResolvedRelease:

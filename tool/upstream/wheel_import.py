@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Final
 from packaging.version import Version
 
 from tool.errors import IntegrityError
-from tool.git import DATE, IDENTITY, Git, failure
+from tool.git import DATE, IDENTITY, Git, blob_id, failure, file_mode, tree_id
 from tool.project import SILENT, Progress, Step
 
 if TYPE_CHECKING:
@@ -76,6 +76,25 @@ def import_wheel(git: Git, path: Path, release: Version, *, progress: Progress =
     commit = git.resolve(ref)
     assert commit is not None
     return commit
+
+
+def compute_base_tree(path: Path) -> str:
+    """The tree that importing the wheel ``path`` gives; git is not asked. Errors as for the import."""
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return tree_id(
+                {
+                    PREFIX + info.filename: (
+                        file_mode(info.external_attr >> 16),
+                        blob_id(archive.read(info)),
+                    )
+                    for info in _members(archive)
+                }
+            )
+    except (zipfile.BadZipFile, EOFError) as err:
+        raise IntegrityError("the wheel cannot be read", where=str(path), why=str(err)) from err
 
 
 def _write_stream(

@@ -1,4 +1,4 @@
-"""``tool doctor``: fabricated environments judged, and the rules compared with the series and the kernels."""
+"""``tool doctor``: what environments mean, and the rules compared with the series and the kernels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from packaging.version import Version
 
 from ada_dsa import arch, requirements_check
-from tool.doctor import diagnose as doctor_judge
+from tool.doctor import diagnose
 from tool.doctor.environment import Check, Driver, Environment, Gpu, Owner, SelfTest, Torch
 from tool.series import model as series
 
@@ -74,11 +74,11 @@ def facts(*gpus: Gpu, version: str = "0.5.23+ada.1", **changed: Any) -> Environm
     )
 
 
-def findings(machine: Environment, tested: SelfTest = GOOD) -> list[doctor_judge.Finding]:
-    return list(doctor_judge.diagnose_environment(machine, tested).findings)
+def findings(machine: Environment, tested: SelfTest = GOOD) -> list[diagnose.Finding]:
+    return list(diagnose.diagnose_environment(machine, tested).findings)
 
 
-def only(machine: Environment, tested: SelfTest = GOOD) -> doctor_judge.Finding:
+def only(machine: Environment, tested: SelfTest = GOOD) -> diagnose.Finding:
     (found,) = findings(machine, tested)
     return found
 
@@ -88,7 +88,7 @@ def only(machine: Environment, tested: SelfTest = GOOD) -> doctor_judge.Finding:
 
 @pytest.mark.parametrize("card", [RTX_4090, RTX_5090, H200, gpu(80), gpu(86), gpu(100)])
 def test_a_machine_that_is_well(card: Gpu) -> None:
-    found = doctor_judge.diagnose_environment(facts(card), GOOD)
+    found = diagnose.diagnose_environment(facts(card), GOOD)
     assert found.findings == () and found.fork and found.version == "0.5.23+ada.1"
     assert [(one.name, one.installed, one.ok) for one in found.packages] == [
         (name, version, True) for name, version in PINNED.items()
@@ -102,7 +102,7 @@ def test_a_worktree_on_pythonpath_is_the_fork() -> None:
     machine = facts(
         owners=(), package=tree, package_version="0.5.23", kernels=kernels, requires={"torch": []}
     )
-    found = doctor_judge.diagnose_environment(machine, GOOD)
+    found = diagnose.diagnose_environment(machine, GOOD)
     assert found.fork and found.findings == ()
     assert all(one.ok and not one.wanted for one in found.packages)
 
@@ -127,36 +127,36 @@ def test_a_worktree_on_pythonpath_is_the_fork() -> None:
     ],
 )
 def test_route(sm: int, release: str, kind: str) -> None:
-    found = doctor_judge.route(sm, Version(release), fork=True)
+    found = diagnose.route(sm, Version(release), fork=True)
     assert found.kind == kind
     assert bool(found.options) == (kind == "request")
     assert ("checked for" in found.text) == (kind != "refused" and sm not in arch.GATED_ARCHS)
 
 
 def test_route_of_the_released_sglang_and_of_none() -> None:
-    assert doctor_judge.route(89, Version("0.5.23"), fork=False).kind == "stock"
-    assert doctor_judge.route(89, None, fork=False).kind == "default"
-    assert "up to sglang 0.5.16" in doctor_judge.route(120, None, fork=False).text
+    assert diagnose.route(89, Version("0.5.23"), fork=False).kind == "stock"
+    assert diagnose.route(89, None, fork=False).kind == "default"
+    assert "up to sglang 0.5.16" in diagnose.route(120, None, fork=False).text
 
 
 def test_the_override_puts_any_gpu_on_the_sm_89_path() -> None:
-    machine = facts(H200, variables={doctor_judge.OVERRIDE: "sm89"})
-    found = doctor_judge.diagnose_environment(machine, GOOD)
+    machine = facts(H200, variables={diagnose.OVERRIDE: "sm89"})
+    found = diagnose.diagnose_environment(machine, GOOD)
     assert found.findings == () and found.routes[0].kind == "default"
-    assert doctor_judge.OVERRIDE in found.routes[0].text
-    wrong = only(facts(H200, variables={doctor_judge.OVERRIDE: "sm86"}))
-    assert "'sm86'" in wrong.what and wrong.next_step == f"unset {doctor_judge.OVERRIDE}"
+    assert diagnose.OVERRIDE in found.routes[0].text
+    wrong = only(facts(H200, variables={diagnose.OVERRIDE: "sm86"}))
+    assert "'sm86'" in wrong.what and wrong.next_step == f"unset {diagnose.OVERRIDE}"
 
 
 def test_the_rules_are_those_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(arch.OVERRIDE_VARIABLE, raising=False)
-    assert (doctor_judge.GATED, doctor_judge.OLDEST_SM) == (
+    assert (diagnose.GATED, diagnose.OLDEST_SM) == (
         arch.GATED_ARCHS,
         requirements_check.OLDEST_SM,
     )
-    assert doctor_judge.OVERRIDE == arch.OVERRIDE_VARIABLE
+    assert diagnose.OVERRIDE == arch.OVERRIDE_VARIABLE
     for sm in (80, 86, 87, 89, 90, 100, 103, 121):
-        kind = doctor_judge.route(sm, Version("0.5.23"), fork=True).kind
+        kind = diagnose.route(sm, Version("0.5.23"), fork=True).kind
         assert (kind == "default") == arch.prefers_ada_dsa(sm)
 
 
@@ -176,9 +176,9 @@ def test_the_rules_are_those_of_the_series(release: str) -> None:
     }
     guards = next(text for name, text in added.items() if "capability-guards" in name)
     swap = next(text for name, text in added.items() if "kernel-swap" in name)
-    by_default = doctor_judge.route(120, version, fork=True).kind == "default"
+    by_default = diagnose.route(120, version, fork=True).kind == "default"
     assert by_default == ("get_device_sm() == 120" in guards)
-    options = doctor_judge.options(version)
+    options = diagnose.options(version)
     logits = '["auto", "ada_dsa"' in swap
     assert ("--dsa-paged-mqa-logits-backend ada_dsa" in options) == logits
     prefix = "nsa" if "nsa_prefill_backend" in swap + guards else "dsa"

@@ -21,7 +21,7 @@ import pytest
 from click.testing import CliRunner
 
 from tool.cli.app import main
-from tool.doctor import environment as doctor_env
+from tool.doctor import environment as probing
 from tool.doctor.environment import SelfTest
 from tool.doctor.examine import examine_environment
 from tool.errors import EnvironmentFault, UsageError
@@ -37,9 +37,9 @@ def script(path: Path, text: str) -> Path:
 
 def test_what_is_no_interpreter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be run: No such file"):
-        doctor_env.probe_environment(tmp_path / "python")
+        probing.probe_environment(tmp_path / "python")
     with pytest.raises(UsageError, match="not a Python interpreter") as refused:
-        doctor_env.probe_environment(
+        probing.probe_environment(
             script(tmp_path / "other", "import sys; sys.exit('I am another')")
         )
     assert refused.value.why == "I am another"
@@ -53,11 +53,11 @@ def test_an_environment_that_hangs_or_crashes(tmp_path: Path) -> None:
     text += "subprocess.Popen(['sleep', '60'])\ntime.sleep(60)"  # a child that keeps the pipes open
     begin = time.monotonic()
     with pytest.raises(EnvironmentFault, match="did not answer in 1 s") as hung:
-        doctor_env.probe_environment(script(tmp_path / "slow", text), seconds=1)
+        probing.probe_environment(script(tmp_path / "slow", text), seconds=1)
     assert hung.value.why == "loading" and time.monotonic() - begin < 30
     crash = script(tmp_path / "crash", "import os; os.kill(os.getpid(), 11)")
     with pytest.raises(EnvironmentFault, match="was ended by SIGSEGV"):
-        doctor_env.probe_environment(crash)
+        probing.probe_environment(crash)
 
 
 def test_a_self_test_that_hangs_or_crashes_leaves_what_it_found(tmp_path: Path) -> None:
@@ -65,17 +65,17 @@ def test_a_self_test_that_hangs_or_crashes_leaves_what_it_found(tmp_path: Path) 
     check = {"name": "top-k", "ok": True, "error": 0.0, "bound": 0.0, "seconds": 1.0}
     said = "\n".join(["ptxas info: noise", json.dumps(head), json.dumps(check | {"problem": None})])
     text = f"import os, sys, time\nprint({said!r}, flush=True)\n"
-    hung = doctor_env.run_selftest(
+    hung = probing.run_selftest(
         script(tmp_path / "slow", text + "time.sleep(60)"), tmp_path, seconds=2
     )
     assert [one.name for one in hung.checks] == ["top-k"] and hung.sm == 89
     assert hung.broken == "did not end within 2 s" and hung.seconds is None
-    crashed = doctor_env.run_selftest(
+    crashed = probing.run_selftest(
         script(tmp_path / "crash", text + "sys.exit('CUDA error: illegal address')"), tmp_path
     )
     assert crashed.broken == "ended with status 1: CUDA error: illegal address"
     unfit = script(tmp_path / "unfit", 'print(\'{"unfit": "too old"}\'); raise SystemExit(6)')
-    assert doctor_env.run_selftest(unfit, tmp_path) == SelfTest(skipped="too old")
+    assert probing.run_selftest(unfit, tmp_path) == SelfTest(skipped="too old")
 
 
 # -- real runs --------------------------------------------------------------------------------------
@@ -244,3 +244,100 @@ def test_kernels_without_a_self_test(
     status, envelope = run(**variables)
     (found,) = envelope["result"]["findings"]
     assert status == 1 and "older than their self-test" in found["why"]
+
+
+# -- environments in disorder ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def empty_environment(tmp_path: Path) -> tuple[Path, Path]:
+    """An interpreter for which nothing is installed, and its site-packages."""
+    folder = tmp_path / "env"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    return folder / "bin" / "python", site
+
+
+def test_the_folder_that_an_uninstalled_torch_left(empty_environment: tuple[Path, Path]) -> None:
+    python, site = empty_environment
+    (site / "torch" / "lib").mkdir(parents=True)
+    status, envelope = run("--python", str(python))
+    findings = envelope["result"]["findings"]
+    (found,) = [f for f in findings if f["what"] == "torch cannot be imported"]
+    assert status == 1 and str(site / "torch") in found["why"]
+
+
+@pytest.mark.parametrize("noise", ["print('{}')", "import sys; sys.stdout.write('no newline')"])
+def test_a_path_file_that_prints(empty_environment: tuple[Path, Path], noise: str) -> None:
+    python, site = empty_environment
+    (site / "noisy.pth").write_text(f"import sys; {noise}; sys.stdout.flush()\n")
+    status, envelope = run("--python", str(python))
+    assert status == 1
+    assert "sglang is not installed" in [one["what"] for one in envelope["result"]["findings"]]
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe\x00", b"Name", b"\n\nName: torch\n", b"\x00" * 4096])
+def test_damaged_metadata(
+    machine: Callable[..., dict[str, str]], tmp_path: Path, damage: bytes
+) -> None:
+    variables = machine()
+    for name in ("sglang-0.5.23+ada.1", "torch-2.14.1+cu130", "_broken-1"):
+        (tmp_path / "site" / f"{name}.dist-info" / "METADATA").write_bytes(damage)
+        (tmp_path / "site" / f"{name}.dist-info" / "RECORD").write_bytes(b"\xff")
+    status, envelope = run(**variables)
+    assert status in (0, 1) and envelope["result"]["environment"]["package_version"]
+
+
+def test_nothing_is_written_into_the_environment(
+    machine: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    variables = machine()
+    before = sorted((tmp_path / "site").rglob("*"))
+    assert run(**variables)[0] == 0
+    assert sorted((tmp_path / "site").rglob("*")) == before
+
+
+@pytest.mark.parametrize("path", ["", ":", "HERE:"])
+def test_the_current_folder_is_not_part_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    here, other = tmp_path / "here", tmp_path / "other"
+    for folder in (here, other):
+        folder.mkdir()
+    for name in ("torch", "json", "ctypes"):
+        (here / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.chdir(here)
+    run(PYTHONPATH=path.replace("HERE", str(other)))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_probe_ends_when_the_tool_is_killed(
+    machine: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    """It and what it started; the tool has no chance to do anything about it."""
+    sign = tmp_path / "sign"
+    torch = "import os, subprocess, time\nchild = subprocess.Popen(['sleep', '600'])\n"
+    torch += f"open({str(sign) + '.new'!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\n"
+    torch += f"os.rename({str(sign) + '.new'!r}, {str(sign)!r})\ntime.sleep(600)\n"
+    env = {**os.environ, **machine(**{"torch.py": torch})}
+    tool = subprocess.Popen(
+        [sys.executable, "-m", "tool", "doctor"], env=env, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not sign.exists():
+        assert tool.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    tool.kill()
+    tool.wait()
+    pids = [int(text) for text in sign.read_text().split()]
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, "it lives on"
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    """Does the process run? A zombie that nobody waits for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -15,7 +15,7 @@ from tests.support.lab import TREE, UTILS, Lab, git
 from tool.errors import EnvironmentFault, UsageError
 from tool.git.objects import blob_id
 from tool.git.repository import Git, GitFailed, check_ref, failure
-from tool.upstream import wheel_import as wheelimport
+from tool.upstream import wheel_import
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_process_that_stays_sees_what_others_write(lab: Lab) -> None:
     assert repository.has_objects([new]) == {new: False}
     others = Git(lab.home.repository)
     assert others.out("hash-object", "-w", "--stdin", stdin=b"written later\n") == new
-    base = others.resolve(wheelimport.release_ref(Version("0.5.23")))
+    base = others.resolve(wheel_import.release_ref(Version("0.5.23")))
     assert base is not None
     others.run("update-ref", "refs/heads/later", base)
     others.run("pack-refs", "--all")
@@ -115,7 +115,7 @@ def test_a_process_that_died_is_an_error(lab: Lab) -> None:
 
 def test_threads_do_not_take_each_others_answers(lab: Lab) -> None:
     repository = Git(lab.home.repository)
-    base = repository.resolve(wheelimport.release_ref(Version("0.5.23")))
+    base = repository.resolve(wheel_import.release_ref(Version("0.5.23")))
     names = [f"{base}:python/{path}" for path in TREE] * 20
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(repository.find, names))

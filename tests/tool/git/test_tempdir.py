@@ -8,11 +8,11 @@ import pytest
 
 from tests.support.lab import Lab
 from tests.support.rebases import MERGED, conflicting, rebase, three_patches
-from tool.git import tempdir as scratch
+from tool.git import tempdir
 
 
 def left(lab: Lab) -> list[Path]:
-    return list(lab.home.repository.rglob(f"{scratch.PREFIX}*"))
+    return list(lab.home.repository.rglob(f"{tempdir.PREFIX}*"))
 
 
 def test_commands_work_below_the_repository_and_leave_nothing(
@@ -38,7 +38,7 @@ def test_the_next_command_removes_what_a_kill_left(
     git = lab.home.open_repository()
     admin = git.git_dir / "worktrees" / path.parents[3].name
     for place in (git.git_dir, admin):
-        folder = place / f"{scratch.PREFIX}killed"
+        folder = place / f"{tempdir.PREFIX}killed"
         (folder / "cwd").mkdir(parents=True)
         (folder / "index").write_bytes(b"half")
     assert len(left(lab)) == 2

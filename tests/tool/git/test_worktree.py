@@ -1,10 +1,121 @@
 """What a worktree holds, read from its files and a copy of its index."""
 
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
-from tests.support.lab import git
-from tool.git.worktree import write_worktree
+import pytest
+
+from tests.support.lab import RELEASE, TREE, UTILS, Lab, git
+from tool.git.repository import Git
+from tool.git.worktree import find_worktree, list_worktrees, write_worktree
+
+EDITED = TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")
+
+
+@pytest.fixture
+def fork(lab: Lab, tmp_path: Path) -> Path:
+    """A worktree that ``tool apply`` made."""
+    lab.patch("demo/answer.patch", {UTILS: EDITED})
+    lab.relock()
+    lab.apply(tmp_path / "fork")
+    return tmp_path / "fork"
+
+
+def test_a_worktree_of_the_tool_is_found(lab: Lab, fork: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(fork)
+    for folder in (fork, tmp_path / "link", fork / "." / "python" / ".."):
+        found = find_worktree(Git(lab.home.repository), folder)
+        assert found is not None
+        assert (found.folder, found.branch) == (fork, f"ada/v{RELEASE}")
+        assert found.admin.parent == lab.home.repository / "worktrees"
+    assert list_worktrees(Git(lab.home.repository)) == {f"ada/v{RELEASE}": fork}
+
+
+def test_a_claim_that_the_repository_does_not_confirm_is_not_believed(
+    lab: Lab, fork: Path, tmp_path: Path
+) -> None:
+    repository, pointer = lab.home.repository, (fork / ".git").read_text()
+    copy = tmp_path / "copy"
+    shutil.copytree(fork, copy)
+    for text in (
+        pointer,
+        f"gitdir: {repository}",
+        f"gitdir: {repository}/worktrees",
+        "gitdir: ",
+        "",
+    ):
+        (copy / ".git").write_text(text)
+        assert find_worktree(Git(repository), copy) is None, text
+    (copy / ".git").write_bytes(b"gitdir: \xff")
+    assert find_worktree(Git(repository), copy) is None
+    assert find_worktree(Git(repository), tmp_path / "absent") is None
+
+
+def test_a_copy_and_a_moved_worktree_are_named(lab: Lab, fork: Path, tmp_path: Path) -> None:
+    shutil.copytree(fork, tmp_path / "copy")
+    error = lab.json("export", str(tmp_path / "copy"), code=2)["error"]
+    assert error["message"] == f"is a copy of the worktree {fork}"
+    fork.rename(tmp_path / "moved")
+    error = lab.json("export", str(tmp_path / "moved"), code=2)["error"]
+    assert error["message"] == f"is a worktree that was moved here from {fork}"
+    subprocess.run(error["next"].partition(": ")[2], shell=True, check=True)
+    lab.tool("export", str(tmp_path / "moved"))
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_no_command_runs_a_program_that_a_folder_names(
+    lab: Lab, fork: Path, tmp_path: Path, kind: str
+) -> None:
+    """``.git`` is a hostile repository, or a file that names one, also one beside the tool's own."""
+    ran, hostile = tmp_path / "ran", tmp_path / "hostile"
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch {ran}\nexit 1\n")
+    program.chmod(0o755)
+    admin = find_worktree(Git(lab.home.repository), fork)
+    assert admin is not None
+    shutil.copytree(lab.home.repository, hostile, symlinks=True)
+    inner = hostile / "worktrees" / admin.admin.name
+    settings = {
+        "core.bare": "false",
+        "core.fsmonitor": str(program),
+        "core.sshCommand": str(program),
+        "log.showSignature": "true",
+        "gpg.program": str(program),
+        "extensions.partialClone": "o",
+        "remote.o.promisor": "true",
+        "remote.o.url": "ssh://o/o",
+        "remote.o.uploadpack": str(program),
+        "filter.f.clean": str(program),
+        "filter.f.process": str(program),
+        "diff.external": str(program),
+    }
+    for key, value in settings.items():
+        git(hostile, "config", key, value)
+    (inner / "gitdir").write_text(f"{fork}/.git\n")
+    (hostile / "info" / "attributes").write_text("* filter=f diff=f\n")
+    shutil.rmtree(hostile / "objects")
+    (hostile / "objects").mkdir()
+    (fork / ".git").unlink()
+    if kind == "folder":
+        shutil.copytree(hostile, fork / ".git", symlinks=True)
+    else:
+        (fork / ".git").write_text(f"gitdir: {inner}\n")
+    (fork / UTILS).write_text(EDITED + "\n")
+    # The control: git itself runs the program here.
+    subprocess.run(["git", "status"], cwd=fork, capture_output=True)
+    assert ran.exists()
+    ran.unlink()
+    place = str(fork)
+    for command in (
+        ("export", place),
+        ("refresh", "demo/answer", place),
+        ("new", "demo/other", place),
+        ("apply", "--offline", "--into", place),
+    ):
+        lab.tool(*command, code=None)
+        assert not ran.exists(), command
 
 
 def test_an_edit_in_the_second_the_file_was_written_counts(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tests.support.lab import TREE, Lab
 from tool.errors import IntegrityError
 from tool.project.workspace import Workspace
 from tool.series import lockfile
-from tool.upstream import wheel_import as wheelimport
+from tool.upstream import wheel_import
 
 V = Version("7.0")
 
@@ -38,8 +38,8 @@ def test_order_dates_native_modules_and_metadata_do_not_matter(lab: Lab, tmp_pat
     )
     two = make(tmp_path / "two.whl", files | {"sglang/y.so": b"2"}, mode=0o100664, reverse=True)
     git = lab.home.open_repository()
-    first = wheelimport.import_wheel(git, one, V)
-    assert first == wheelimport.import_wheel(git, two, V)
+    first = wheel_import.import_wheel(git, one, V)
+    assert first == wheel_import.import_wheel(git, two, V)
     listing = git.out("ls-tree", "-r", first)
     assert "100755 blob" in listing and "python/sglang/run.sh" in listing
     assert ".so" not in listing and "dist-info" not in listing
@@ -49,8 +49,8 @@ def test_order_dates_native_modules_and_metadata_do_not_matter(lab: Lab, tmp_pat
 def test_hostile_member_names_are_refused(lab: Lab, tmp_path: Path, name: str) -> None:
     path = make(tmp_path / "bad.whl", {"sglang/a.py": b"", name: b""})
     with pytest.raises(IntegrityError, match="unsafe"):
-        wheelimport.import_wheel(lab.home.open_repository(), path, Version("9.9"))
-    assert lab.home.open_repository().resolve(wheelimport.release_ref(Version("9.9"))) is None
+        wheel_import.import_wheel(lab.home.open_repository(), path, Version("9.9"))
+    assert lab.home.open_repository().resolve(wheel_import.release_ref(Version("9.9"))) is None
 
 
 def test_a_truncated_wheel_leaves_no_ref(lab: Lab, tmp_path: Path) -> None:
@@ -58,8 +58,8 @@ def test_a_truncated_wheel_leaves_no_ref(lab: Lab, tmp_path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data[:2000] + b"\0" * 500 + data[2500:])
     with pytest.raises(IntegrityError):
-        wheelimport.import_wheel(lab.home.open_repository(), path, Version("9.9"))
-    assert lab.home.open_repository().resolve(wheelimport.release_ref(Version("9.9"))) is None
+        wheel_import.import_wheel(lab.home.open_repository(), path, Version("9.9"))
+    assert lab.home.open_repository().resolve(wheel_import.release_ref(Version("9.9"))) is None
 
 
 @pytest.mark.index
@@ -69,7 +69,7 @@ def test_a_real_release_gives_the_locked_commit(
 ) -> None:
     path = released_wheel(release)
     git = Workspace(tmp_path / "c", tmp_path / "d").open_repository()
-    commit = wheelimport.import_wheel(git, path, Version(release))
+    commit = wheel_import.import_wheel(git, path, Version(release))
     root = Path(__file__).parents[3]
     locked = lockfile.load(root / "series.lock").get(Version(release))
     assert (commit, git.tree_of(commit)) == (locked.base_commit, locked.base_tree)
