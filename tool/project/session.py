@@ -92,6 +92,10 @@ class Session:
         """The folder, in the data folder, of what belongs to this project alone."""
         return self.workspace.project_data(self.root)
 
+    def hold(self) -> AbstractContextManager[None]:
+        """Hold the project and the data folder as they are; see ``Workspace.exclusive``."""
+        return self.workspace.exclusive(self.root, wait=self._wait, note=self.progress.note)
+
     @contextlib.contextmanager
     def exclusive(self, *, settle: bool = True) -> Iterator[None]:
         """Hold the project and the data folder, after what a killed command left is finished or undone.
@@ -103,7 +107,7 @@ class Session:
         Raises:
             EnvironmentFault: another command holds them, and this one was told not to wait.
         """
-        with self.workspace.exclusive(self.root, wait=self._wait, note=self.progress.note):
+        with self.hold():
             self._report(recover_checkout(self.git, self._checkout_journal))
             if settle:
                 self._report(transaction.recover_files(self._files_journal))
