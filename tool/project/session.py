@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, Protocol
 
+from tool.errors import EnvironmentFault
 from tool.git import Git
 from tool.project import checkout, transaction
 from tool.project.checkout import Checkout, Publication, describe_checkout, recover_checkout
@@ -115,10 +116,19 @@ class Session:
             yield
 
     def list_interrupted(self) -> list[Recovery]:
-        """Changes that a killed command left unfinished. Reads only."""
-        found = [transaction.describe_files(self._files_journal)]
-        if self._checkout_journal.exists:
-            found.append(describe_checkout(self.git, self._checkout_journal))
+        """Changes that a killed command left unfinished. Reads only.
+
+        A command that is still at work has a journal too; that is no interruption.
+        """
+        if not (self._files_journal.exists or self._checkout_journal.exists):
+            return []
+        try:
+            with self.workspace.exclusive(self.root, wait=False):
+                found = [transaction.describe_files(self._files_journal)]
+                if self._checkout_journal.exists:
+                    found.append(describe_checkout(self.git, self._checkout_journal))
+        except EnvironmentFault:
+            return []
         return [item for item in found if item is not None]
 
     @property
