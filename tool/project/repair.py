@@ -21,7 +21,7 @@ def repair_project(session: Session, *, dry_run: bool) -> list[Recovery]:
     interrupted in other projects of the data folder; that is dealt with from there, so it has a problem.
     ``dry_run``: nothing is changed, and the list says what would be done.
     """
-    with session.workspace.exclusive(session.root, note=session.progress.note):
+    with session.hold():
         files = Journal(session.folder, transaction.KIND)
         worktree = Journal(session.folder, checkout.KIND)
         found = [_repair_files(files, dry_run), _repair_checkout(session, worktree, dry_run)]

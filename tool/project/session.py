@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, Protocol
 
+from tool.errors import EnvironmentFault
 from tool.git import OFFLINE, Git
 from tool.project import checkout, transaction
 from tool.project.checkout import Checkout, Publication, describe_checkout, recover_checkout
@@ -93,6 +94,10 @@ class Session:
         """The folder, in the data folder, of what belongs to this project alone."""
         return self.workspace.project_data(self.root)
 
+    def hold(self) -> AbstractContextManager[None]:
+        """Hold the project and the data folder as they are; see ``Workspace.exclusive``."""
+        return self.workspace.exclusive(self.root, wait=self._wait, note=self.progress.note)
+
     @contextlib.contextmanager
     def exclusive(self, *, settle: bool = True) -> Iterator[None]:
         """Hold the project and the data folder, after what a killed command left is finished or undone.
@@ -104,7 +109,7 @@ class Session:
         Raises:
             EnvironmentFault: another command holds them, and this one was told not to wait.
         """
-        with self.workspace.exclusive(self.root, wait=self._wait, note=self.progress.note):
+        with self.hold():
             self._report(recover_checkout(self.git, self._checkout_journal))
             if settle:
                 self._report(transaction.recover_files(self._files_journal))
@@ -112,10 +117,19 @@ class Session:
             yield
 
     def list_interrupted(self) -> list[Recovery]:
-        """Changes that a killed command left unfinished. Reads only."""
-        found = [transaction.describe_files(self._files_journal)]
-        if self._checkout_journal.exists:
-            found.append(describe_checkout(self.git, self._checkout_journal))
+        """Changes that a killed command left unfinished. Reads only.
+
+        A command that is still at work has a journal too; that is no interruption.
+        """
+        if not (self._files_journal.exists or self._checkout_journal.exists):
+            return []
+        try:
+            with self.workspace.exclusive(self.root, wait=False):
+                found = [transaction.describe_files(self._files_journal)]
+                if self._checkout_journal.exists:
+                    found.append(describe_checkout(self.git, self._checkout_journal))
+        except EnvironmentFault:
+            return []
         return [item for item in found if item is not None]
 
     @property

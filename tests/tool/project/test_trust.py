@@ -256,6 +256,8 @@ class TestRecovery:
         series = (ready.root / "series.txt").read_bytes()
         assert "tool repair" in ready.json("status")["warnings"][0]
         assert (ready.root / "series.txt").read_bytes() == series
+        with ready.home.exclusive():  # the journal of a command that is at work is no interruption
+            assert ready.json("status")["warnings"] == []
         # Another project with the same data folder neither sees nor performs it.
         other = copy.copy(ready)
         other.root = Path(shutil.copytree(ready.root, ready.root.parent / "other"))

@@ -331,7 +331,10 @@ class TestBadInput:
         error = onto(three, code=2)
         assert "under way" in error["message"] and "--abort" in error["next"]
         with three.home.exclusive():
-            assert "another tool command" in rebase(three, "--continue", "--no-wait", code=6)["message"]
+            assert (
+                "another tool command"
+                in rebase(three, "--continue", "--no-wait", code=6)["message"]
+            )
 
     def test_a_release_that_is_carried(self, three: Lab) -> None:
         error = rebase(three, "--onto", "v0.5.23", "--offline", code=2)
