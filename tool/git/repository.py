@@ -23,6 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from tool import atomic
 from tool.errors import EnvironmentFault, IntegrityError, ToolError, UsageError
 from tool.git.isolation import isolated_folder
 from tool.git.objects import object_id
@@ -64,8 +65,9 @@ _ANSWER: Final = re.compile(r"([0-9a-f]{40}) ([a-z]+) ([0-9]+)\n")
 
 
 class GitFailed(ToolError):
-    """git exited non-zero where it should not have."""
+    """git exited non-zero where it should not have: most often a repository is damaged."""
 
+    exit_code = EnvironmentFault.exit_code
     kind = "git"
 
 
@@ -109,6 +111,7 @@ class Git:
                 cwd=self.cwd,
                 env=self.environment(),
                 timeout=timeout,
+                pass_fds=atomic.held_locks(),
             )
         except FileNotFoundError as err:
             raise EnvironmentFault("git is not installed", next_step="install git ≥ 2.32") from err
@@ -124,8 +127,13 @@ class Git:
         """The command's stdout, stripped of the final newline."""
         return self.run(*args, stdin=stdin).stdout.decode("utf-8", "surrogateescape").rstrip("\n")
 
-    def start(self, *args: str, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
-        """Start a command with piped stdin and stderr; the caller waits for it."""
+    def start(
+        self, *args: str, stdout: int = subprocess.DEVNULL, reads: bool = False
+    ) -> subprocess.Popen[bytes]:
+        """Start a command with piped stdin and stderr; the caller waits for it.
+
+        One that only ``reads`` may outlive the command's lock, so it does not hold it.
+        """
         return subprocess.Popen(
             self.command(*args),
             stdin=subprocess.PIPE,
@@ -133,6 +141,7 @@ class Git:
             stderr=subprocess.PIPE,
             cwd=self.cwd,
             env=self.environment(),
+            pass_fds=() if reads else atomic.held_locks(),
         )
 
     def command(self, *args: str) -> list[str]:
@@ -221,7 +230,7 @@ class _Reader:
     """A ``git cat-file --batch`` or ``--batch-check`` that answers until nobody can ask any more."""
 
     def __init__(self, git: Git, mode: str) -> None:
-        self._process = git.start("cat-file", mode, stdout=subprocess.PIPE)
+        self._process = git.start("cat-file", mode, stdout=subprocess.PIPE, reads=True)
         weakref.finalize(self, _end, self._process)
 
     def find(self, name: str) -> str | None:

@@ -16,7 +16,7 @@ from tool.verify import VerifyReport, verify_artifact
 _SHOWN: Final = 10
 
 
-@command()
+@command(reads=True)
 @click.argument("artifact", type=click.Path(exists=True, path_type=Path))
 def verify(session: Session, artifact: Path) -> Report:
     """Verify a fork wheel, a worktree or an installed fork (its site-packages) against series.lock.
