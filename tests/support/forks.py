@@ -11,6 +11,7 @@ from pathlib import Path
 from packaging.version import Version
 
 from tool.git.objects import FILE, NULL_OID, blob_id, file_mode, tree_id
+from tool.series import patchfile
 from tool.series.lockfile import FileChange, Lock, LockedPatch, LockedRelease, LockedWheel
 from tool.wheel.archive import Wheel
 from tool.wheel.overlay import BuiltWheel, build_fork_wheel
@@ -48,12 +49,48 @@ PATCHED: Mapping[str, bytes | None] = {
     f"python/{DELETED}": None,
     f"python/{ADDED}": b"ADDED = True\n",
 }
-KERNELS: Mapping[str, bytes] = {"__init__.py": b"", "ops/logits.py": b"K = 1\n"}
-PATCHES = (
-    PatchProvenance("swap.patch", "a" * 64, "kernel-swap", "unofficial", "no", None),
-    PatchProvenance(
-        "share.patch", "b" * 64, "sharing", "backport", None, "0.6.0, https://example.org/pull/7"
+KERNELS: Mapping[str, bytes] = {
+    "__init__.py": b"",
+    "ops/logits.py": b"K = 1\n",
+    "requirements.txt": b"triton>=3.5  # for tl.gather\ntilelang>=0.1.11\n",
+}
+_PATCH = """\
+Description: change a file
+ Because it is needed.
+{fields}
+Releases: ==0.5.23
+Drop-When: never
+---
+diff --git a/python/sglang/srt/{name}.py b/python/sglang/srt/{name}.py
+new file mode 100644
+index 0000000000000000000000000000000000000000..257cc5642cb1a054f08cc83f2d943e56fd3ebe99
+--- /dev/null
++++ b/python/sglang/srt/{name}.py
+@@ -0,0 +1 @@
++foo
+"""
+PATCH_FILES: Mapping[str, tuple[str, bytes]] = {
+    "swap.patch": (
+        "kernel-swap",
+        _PATCH.format(name="swap", fields="Origin: vendor\nForwarded: no").encode(),
     ),
+    "share.patch": (
+        "sharing",
+        _PATCH.format(
+            name="share",
+            fields="Origin: backport\nApplied-Upstream: 0.6.0, https://example.org/pull/7",
+        ).encode(),
+    ),
+}
+"""Name → change and content of the patches that PATCHES describes; a series may hold them."""
+PATCHES = tuple(
+    PatchProvenance.from_header(
+        name,
+        hashlib.sha256(content).hexdigest(),
+        change,
+        dict(patchfile.parse(name, content).header.fields),
+    )
+    for name, (change, content) in PATCH_FILES.items()
 )
 
 

@@ -5,7 +5,13 @@ It may import ``tool.git`` and the leaves.
 
 from tool.series import lockfile, patchfile
 from tool.series.edit import SeriesText, make_specifier, name_next_file, widen_specifier
-from tool.series.kernels import find_kernels, read_kernels, read_requirements
+from tool.series.kernels import (
+    REQUIREMENTS,
+    find_kernels,
+    parse_requirements,
+    read_kernels,
+    read_requirements,
+)
 from tool.series.layout import LOCK_FILE, PATCH_DIR, SERIES_FILE, find_root
 from tool.series.lint import lint_series
 from tool.series.lockfile import FileChange, Lock, LockedPatch, LockedRelease, LockedWheel
@@ -23,6 +29,7 @@ __all__ = [
     "PATCH_DIR",
     "Patch",
     "PatchFile",
+    "REQUIREMENTS",
     "ROOT",
     "SERIES_FILE",
     "Series",
@@ -35,6 +42,7 @@ __all__ = [
     "make_specifier",
     "name_next_file",
     "parse_release",
+    "parse_requirements",
     "parse_series",
     "patchfile",
     "read_kernels",

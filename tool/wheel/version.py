@@ -27,7 +27,7 @@ from tool.errors import IntegrityError, UsageError
 VERSION_FILE: Final = "sglang/_version.py"
 _LOCAL_PREFIX: Final = "ada"
 _FORK_LABEL: Final = re.compile(rf"{_LOCAL_PREFIX}\.([1-9][0-9]*)")
-_REQUIRES: Final = re.compile(rb"^Requires-Dist:.*\n(?:[ \t].*\n)*", re.MULTILINE)
+_REQUIRES: Final = b"Requires-Dist:"
 
 
 def fork_version(release: Version, revision: int) -> Version:
@@ -74,17 +74,20 @@ def replace_metadata(data: bytes, old: Version, new: Version, requirements: Sequ
     Raises:
         IntegrityError: the header does not state ``Version: old`` exactly once.
     """
-    header, body = _split(data)
-    line = re.compile(rb"^Version: *(.*?) *\n", re.MULTILINE)
-    if [m[1].decode(errors="replace") for m in line.finditer(header)] != [str(old)]:
+    lines, body = _split(data)
+    stated = [n for n, line in enumerate(lines) if line.startswith(b"Version:")]
+    if len(stated) != 1 or _value(lines[stated[0]]) != str(old):
         raise IntegrityError(
             f"METADATA does not state Version: {old} exactly once", where="METADATA"
         )
-    header = line.sub(f"Version: {new}\n".encode(), header)
-    added = "".join(f"Requires-Dist: {requirement}\n" for requirement in requirements).encode()
-    ends = [match.end() for match in _REQUIRES.finditer(header)] or [len(header)]
-    header = header[: ends[-1]] + added + header[ends[-1] :]
-    return header + body
+    lines[stated[0]] = f"Version: {new}\n".encode()
+    end = max(
+        (n + 1 for n, line in enumerate(lines) if line.startswith(_REQUIRES)), default=len(lines)
+    )
+    while end < len(lines) and lines[end][:1] in (b" ", b"\t"):  # the field goes on
+        end += 1
+    lines[end:end] = [f"Requires-Dist: {requirement}\n".encode() for requirement in requirements]
+    return b"".join(lines) + body
 
 
 def read_version(data: bytes) -> Version:
@@ -98,11 +101,12 @@ def read_version(data: bytes) -> Version:
 
 def read_identity(metadata: bytes) -> tuple[str, str]:
     """Name and version as METADATA states them; empty where it does not, or does twice."""
-    header = _split(metadata)[0]
-    found = (
-        re.findall(rb"^%s: *(.*?) *$" % f, header, re.MULTILINE) for f in (b"Name", b"Version")
-    )
-    name, version = (v[0].decode(errors="replace") if len(v) == 1 else "" for v in found)
+    fields: dict[bytes, list[str]] = {b"name": [], b"version": []}
+    for line in _split(metadata)[0]:
+        key = line.partition(b":")[0].lower()
+        if key in fields:
+            fields[key].append(_value(line))
+    name, version = (found[0] if len(found) == 1 else "" for found in fields.values())
     return name, version
 
 
@@ -114,10 +118,7 @@ def find_missing_requirements(metadata: bytes, wanted: Iterable[str]) -> tuple[s
     Raises:
         UsageError: one does not parse, or the release pins a version it excludes.
     """
-    present = [
-        _requirement(match[0].decode().partition(":")[2].strip())
-        for match in _REQUIRES.finditer(_split(metadata)[0])
-    ]
+    present = [_requirement(text) for text in _stated_requirements(_split(metadata)[0])]
     missing: dict[str, None] = {}
     for text in wanted:
         new = _requirement(text)
@@ -130,10 +131,29 @@ def find_missing_requirements(metadata: bytes, wanted: Iterable[str]) -> tuple[s
     return tuple(missing)
 
 
-def _split(metadata: bytes) -> tuple[bytes, bytes]:
-    """The header with its last newline, and the rest: the blank line and the description."""
+def _split(metadata: bytes) -> tuple[list[bytes], bytes]:
+    """The header's lines with their newlines, and the rest: the blank line and the description."""
     end = metadata.find(b"\n\n") + 1 or len(metadata)
-    return metadata[:end], metadata[end:]
+    return re.split(rb"(?<=\n)", metadata[:end]), metadata[end:]
+
+
+def _value(line: bytes) -> str:
+    """What stands behind the colon of a header line."""
+    return line.partition(b":")[2].strip(b" \n").decode(errors="replace")
+
+
+def _stated_requirements(lines: Sequence[bytes]) -> list[str]:
+    """The values of Requires-Dist, continuation lines included."""
+    found: list[str] = []
+    goes_on = False
+    for line in lines:
+        if goes_on and line[:1] in (b" ", b"\t"):
+            found[-1] += line.decode(errors="replace")
+            continue
+        goes_on = line.startswith(_REQUIRES)
+        if goes_on:
+            found.append(_value(line))
+    return found
 
 
 def _requirement(text: str) -> Requirement:
