@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Final, Literal
 
 from packaging.version import Version
@@ -283,7 +283,7 @@ class Verification:
     def _shadows(self) -> None:
         """Native modules, packages and byte code that Python loads before a source of the same name."""
         files = self.subject.files
-        packages = {n.rpartition("/")[0] for n in files if n.endswith(".py")}
+        packages = {p.as_posix() for n in files if n.endswith(".py") for p in PurePath(n).parents}
         for name in sorted(files):
             if match := _NATIVE.fullmatch(name):
                 module = match[1]

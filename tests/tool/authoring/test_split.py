@@ -176,7 +176,8 @@ class TestOrphans:
         first = edited(shared, "0.5.21", "return 33\n", "return 333\n")
         error = shared.json("refresh", "answer", str(first), "--offline", code=3)["error"]
         assert (
-            error["where"] == "patches/demo/later.patch" and "no release would give" in error["message"]
+            error["where"] == "patches/demo/later.patch"
+            and "no release would give" in error["message"]
         )
         assert "tool refresh demo/later.patch --split" in error["next"]
         assert files(shared) == before

@@ -32,6 +32,7 @@ from tests.support.forks import (
     Fork,
     lock_for,
     make_fork,
+    plant,
     release_files,
     rewrite,
     write_wheel,
@@ -434,31 +435,6 @@ def test_folder_without_sglang(fork: Fork, tmp_path: Path) -> None:
 
 
 # --- worktrees --------------------------------------------------------------------------------
-
-
-def plant(fork: Fork, folder: Path) -> dict[str, tuple[str, str]]:
-    """The worktree ``tool apply`` writes; returns what git would list for it, kernels left out."""
-    contents: dict[str, tuple[bytes, int]] = {
-        n: f
-        for n, f in release_files(str(fork.version)).items()
-        if n.startswith("sglang/") and not n.endswith(".so")
-    }
-    for path, data in fork.patched.items():
-        name = path.removeprefix("python/")
-        mode = contents.pop(name, (b"", 0o644))[1]
-        if data is not None:
-            contents[name] = (data, mode)
-    listing = {
-        f"python/{n}": (gitid.file_mode(m), gitid.blob_id(d)) for n, (d, m) in contents.items()
-    }
-    for name, data in fork.kernels.items():
-        contents[KERNEL_PREFIX + name] = (data, 0o644)
-    for name, (data, mode) in contents.items():
-        path_ = folder / "python" / name
-        path_.parent.mkdir(parents=True, exist_ok=True)
-        path_.write_bytes(data)
-        path_.chmod(mode)
-    return listing
 
 
 def test_worktree_holds(fork: Fork, tmp_path: Path) -> None:
