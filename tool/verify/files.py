@@ -155,6 +155,9 @@ class FolderFiles:
             self._broken.append(Difference(name, str(err)))
             return None
         except OSError as err:
+            if path.is_symlink():
+                self._broken.append(Difference(name, "a link that leads to no file"))
+                return None
             raise EnvironmentFault(f"cannot read: {err.strerror}", where=str(path)) from err
         return File(sha256, blob, file_mode(stat.S_IMODE(status.st_mode)), status.st_size)
 
@@ -185,7 +188,7 @@ class FolderFiles:
                     self._broken.append(Difference(name, "a name that is not UTF-8"))
                 elif entry.is_dir(follow_symlinks=False):
                     waiting.append(name)
-                elif entry.is_symlink() and entry.is_dir():
+                elif entry.is_symlink() and (self.root / name).is_dir():
                     self._broken.append(Difference(name, "a link where a folder should be"))
                 elif not (note and entry.name in INSTALLER_FILES):
                     yield name
