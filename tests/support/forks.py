@@ -12,7 +12,7 @@ from pathlib import Path
 from packaging.version import Version
 
 from tool.git.objects import FILE, NULL_OID, blob_id, file_mode, tree_id
-from tool.series import patchfile
+from tool.series import lockfile, patchfile
 from tool.series.lockfile import FileChange, Lock, LockedPatch, LockedRelease, LockedWheel
 from tool.wheel.archive import Wheel
 from tool.wheel.overlay import KERNEL_PREFIX, BuiltWheel, build_fork_wheel
@@ -71,11 +71,11 @@ index 0000000000000000000000000000000000000000..257cc5642cb1a054f08cc83f2d943e56
 +foo
 """
 PATCH_FILES: Mapping[str, tuple[str, bytes]] = {
-    "swap.patch": (
+    "kernel-swap/v0.5.23.patch": (
         "kernel-swap",
         _PATCH.format(name="swap", fields="Origin: vendor\nForwarded: no").encode(),
     ),
-    "share.patch": (
+    "sharing/v0.5.23.patch": (
         "sharing",
         _PATCH.format(
             name="share",
@@ -83,7 +83,7 @@ PATCH_FILES: Mapping[str, tuple[str, bytes]] = {
         ).encode(),
     ),
 }
-"""Name → change and content of the patches that PATCHES describes; a series may hold them."""
+"""Name → change and content of the patches that PATCHES describes."""
 PATCHES = tuple(
     PatchProvenance.from_header(
         name,
@@ -198,6 +198,21 @@ class Fork:
 def make_fork(folder: Path, version: str = "0.5.23") -> Fork:
     source = write_wheel(folder, version, release_files(version))
     return Fork(source, lock_for(source, PATCHED))
+
+
+def write_project(fork: Fork, root: Path) -> None:
+    """A project folder with the fork's kernels, patches and lock, as the command reads it."""
+    files = {f"ada_dsa/{name}": data for name, data in fork.kernels.items()}
+    lines = [f"pin {fork.version}", "revision 1"]
+    for name, (change, content) in PATCH_FILES.items():
+        lines += [f"change {change} >=0.5.9", f"    {name} =={fork.version}"]
+        files[f"patches/{name}"] = content
+    files["series.txt"] = "\n".join([*lines, ""]).encode()
+    for name, data in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    lockfile.save(root / "series.lock", fork.lock)
 
 
 def rewrite(

@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Final, Literal
 
 from packaging.version import Version
@@ -53,7 +53,7 @@ NO_PATCHES: Final = "the patch files of this release are needed to compare with"
 
 _RELEASED_FOLDERS: Final = frozenset({"tools"})
 """What a released wheel may hold beside sglang: 0.5.10 to 0.5.17 have it."""
-_NATIVE: Final = re.compile(r"(.+?)(?:\.[^/.]+)?\.(?:so|pyd)")
+_NATIVE: Final = re.compile(r"((?:.*/)?[^/.]+)(?:\.[^/]+)?\.(?:so|pyd)")
 """A native module; the group is the name by which Python imports it, as a path."""
 _UNNAMED: Final = f"{PACKAGE}/"
 """Stands in a difference for a file that cannot be named."""
@@ -283,14 +283,12 @@ class Verification:
     def _shadows(self) -> None:
         """Native modules, packages and byte code that Python loads before a source of the same name."""
         files = self.subject.files
-        packages = {p.as_posix() for n in files if n.endswith(".py") for p in PurePath(n).parents}
-        for name in sorted(files):
-            if match := _NATIVE.fullmatch(name):
-                module = match[1]
-                if f"{module}.py" in files or module in packages:
-                    self._differ(name, "Python loads it before the source of that name", None, None)
-            elif name.endswith(".pyc"):
-                self._differ(name, "byte code without a source", None, None)
+        native = [(n, m[1]) for n in sorted(files) if (m := _NATIVE.fullmatch(n))]
+        for name, module in native:
+            if f"{module}.py" in files or any(n.startswith(f"{module}/") for n in files):
+                self._differ(name, "Python loads it before the source of that name", None, None)
+        for name in sorted(n for n in files if n.endswith(".pyc")):
+            self._differ(name, "byte code without a source", None, None)
 
     def _identity(self, version: Version, info: str) -> None:
         path = f"{info}/METADATA"
@@ -539,7 +537,10 @@ def _blob(blob: str) -> str | None:
 
 def _printable(text: str) -> str:
     """``text`` without what a terminal would obey or cannot show, and not endlessly long."""
-    shown = "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    shown = text if len(text) <= _TEXT_LIMIT else text[:_TEXT_LIMIT] + "…"
+    if shown.isprintable():
+        return shown
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in shown
     )
-    return shown if len(shown) <= _TEXT_LIMIT else shown[:_TEXT_LIMIT] + "…"

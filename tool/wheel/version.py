@@ -148,7 +148,7 @@ def _stated_requirements(lines: Sequence[bytes]) -> list[str]:
     goes_on = False
     for line in lines:
         if goes_on and line[:1] in (b" ", b"\t"):
-            found[-1] += line.decode(errors="replace")
+            found[-1] += line.decode(errors="replace").rstrip("\n")
             continue
         goes_on = line.startswith(_REQUIRES)
         if goes_on:

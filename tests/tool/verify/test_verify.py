@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from tests.support.forks import (
@@ -23,7 +22,6 @@ from tests.support.forks import (
     DELETED,
     KERNELS,
     NATIVE,
-    PATCH_FILES,
     PATCHED,
     PATCHES,
     SCRIPT,
@@ -35,6 +33,7 @@ from tests.support.forks import (
     plant,
     release_files,
     rewrite,
+    write_project,
     write_wheel,
 )
 from tool.cli.commands.verify import report_verification
@@ -45,7 +44,7 @@ from tool.project.session import Session
 from tool.project.workspace import Workspace
 from tool.series import lockfile
 from tool.series.lockfile import Lock
-from tool.series.model import Patch, Series
+from tool.series.model import Series, load_series
 from tool.verify.checks import VerifyReport
 from tool.verify.verify import (
     verify_artifact,
@@ -534,17 +533,8 @@ class Checkout:
 @pytest.fixture
 def checkout(fork: Fork, tmp_path: Path) -> Checkout:
     root = tmp_path / "project"
-    for name, data in fork.kernels.items():
-        path = root / "ada_dsa" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    here = SpecifierSet(f"=={fork.version}")
-    patches = tuple(
-        Patch(name, here, change, 1, root / "patches" / name, content)
-        for name, (change, content) in PATCH_FILES.items()
-    )
-    series = Series(root, fork.version, 1, (), patches)
-    lockfile.save(series.lock_path, fork.lock)
+    write_project(fork, root)
+    series = load_series(root)
     workspace = Workspace(tmp_path / "cache", tmp_path / "data")
     workspace.wheels.mkdir(parents=True)
     return Checkout(fork, series, workspace)
