@@ -31,7 +31,7 @@ _KNOWN_PATH_FILES: Final = {
 }
 _MAX_RECORD: Final = 64 << 20
 _MAX_SCRIPT: Final = 1 << 16
-_SCRIPT: Final = re.compile(r"(?:\.\./){1,4}(?:bin|Scripts)/([^/]+)")
+_SCRIPT: Final = re.compile(r"(?:\.\./){1,4}(?:bin|Scripts)/([\w.-]+)")
 _ENTRY: Final = re.compile(r"([^=\s\[#;]+) *= *([\w.]+) *: *([\w.]+)")
 _GUARD: Final = "if __name__ == {0}__main__{0}:\n"
 _ENDINGS: Final = (
@@ -190,6 +190,6 @@ def _list(folder: Path) -> list[str]:
 
 def is_kept(name: str, info: str) -> bool:
     """Does an installer keep this RECORD row's file in site-packages as it was in the wheel?"""
-    if name.endswith(".pyc") or name.startswith(("../", "/", "bin/", "Scripts/")):
+    if name.endswith(".pyc") or name.startswith(("../", "bin/", "Scripts/")):
         return False
     return name not in {f"{info}/{n}" for n in INSTALLER_FILES}

@@ -5,6 +5,7 @@ The reasoning is in :mod:`tool.verify.verify`.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -113,7 +114,7 @@ class Verification:
     kind: Kind
     path: Path
     lock: Lock
-    subject: FileSet
+    fileset: FileSet
     kernels: Mapping[str, bytes] | None = None
     patches: Callable[[Version], Sequence[PatchProvenance] | None] | None = None
     released: Path | None = None
@@ -156,13 +157,13 @@ class Verification:
     ) -> VerifyReport:
         """Verify the folder ``python`` of a worktree, which has neither RECORD nor provenance."""
         locked = self.lock.get(release)
-        blobs = {n: f.blob for n, f in self.subject.files.items() if _is_payload(n)}
+        blobs = {n: f.blob for n, f in self.fileset.files.items() if _is_payload(n)}
         self._touched(locked, blobs)
         self._shadows()
         if expected is not None:
             self._expected(expected)
         else:
-            for name in sorted(self.subject.files):
+            for name in sorted(self.fileset.files):
                 if _is_payload(name) or name.startswith(KERNEL_PREFIX):
                     continue
                 if wheel_base or name.startswith(f"{PACKAGE}/"):
@@ -181,11 +182,11 @@ class Verification:
 
     @property
     def _is_refuted(self) -> bool:
-        return bool(self.differences or self.subject.broken)
+        return bool(self.differences or self.fileset.broken)
 
     def _report(self, version: Version) -> VerifyReport:
         unique: dict[str, Difference] = {}
-        for difference in (*self.subject.broken, *self.differences):
+        for difference in (*self.fileset.broken, *self.differences):
             unique.setdefault(difference.path, difference)
         return VerifyReport(
             kind=self.kind,
@@ -215,11 +216,11 @@ class Verification:
 
     def _read(self, path: str) -> bytes | None:
         """A metadata file; None, with a difference, when there is none that can be read."""
-        if path not in self.subject.files:
+        if path not in self.fileset.files:
             self._differ(path, "missing", None, None)
             return None
         try:
-            return self.subject.read(path)
+            return self.fileset.read(path)
         except IntegrityError as err:
             self._differ(path, err.message, None, err.why)
             return None
@@ -227,10 +228,10 @@ class Verification:
     def _payload(self, version: Version, locked: LockedRelease) -> dict[str, str]:
         """Blob ids of what the patched release's tree holds, with the release's version in place of the
         fork's."""
-        blobs = {n: f.blob for n, f in self.subject.files.items() if _is_payload(n)}
+        blobs = {n: f.blob for n, f in self.fileset.files.items() if _is_payload(n)}
         if VERSION_FILE in blobs:
             try:
-                own = self.subject.read(VERSION_FILE)
+                own = self.fileset.read(VERSION_FILE)
                 blobs[VERSION_FILE] = blob_id(replace_version(own, version, locked.version))
             except IntegrityError as err:
                 self._differ(VERSION_FILE, err.message, None, None)
@@ -257,7 +258,7 @@ class Verification:
         except IntegrityError as err:
             self._differ(path, err.message, None, err.why)
             return {}
-        files = {n: f for n, f in self.subject.files.items() if n != path}
+        files = {n: f for n, f in self.fileset.files.items() if n != path}
         for name in sorted(files):
             row = rows.get(name)
             if row is None:
@@ -267,7 +268,7 @@ class Verification:
                     name, "not the file RECORD has", row.sha256 or "no hash", files[name].sha256
                 )
         for name in sorted(rows):
-            if name not in self.subject.files and (self.kind == "wheel" or is_kept(name, info)):
+            if name not in self.fileset.files and (self.kind == "wheel" or is_kept(name, info)):
                 self._differ(name, "missing: RECORD has a row for it", None, None)
         self.checked.append(f"{len(files)} files against RECORD")
         return rows
@@ -275,20 +276,24 @@ class Verification:
     def _strays(self, info: str) -> None:
         """Files beside the package: start-up hooks, scripts, other packages, other metadata."""
         allowed = {PACKAGE, info, *_RELEASED_FOLDERS}
-        for name in sorted(self.subject.files):
+        for name in sorted(self.fileset.files):
             top, slash, _ = name.partition("/")
             if not slash or top not in allowed:
                 self._differ(name, "an extra file beside the package", None, None)
 
     def _shadows(self) -> None:
         """Native modules, packages and byte code that Python loads before a source of the same name."""
-        files = self.subject.files
-        native = [(n, m[1]) for n in sorted(files) if (m := _NATIVE.fullmatch(n))]
-        for name, module in native:
-            if f"{module}.py" in files or any(n.startswith(f"{module}/") for n in files):
-                self._differ(name, "Python loads it before the source of that name", None, None)
-        for name in sorted(n for n in files if n.endswith(".pyc")):
-            self._differ(name, "byte code without a source", None, None)
+        names = sorted(self.fileset.files)
+        for name in names:
+            if name.endswith(".pyc"):
+                self._differ(name, "byte code without a source", None, None)
+            elif match := _NATIVE.fullmatch(name):
+                module = match[1]
+                below = bisect.bisect_left(names, f"{module}/")
+                if f"{module}.py" in self.fileset.files or (
+                    below < len(names) and names[below].startswith(f"{module}/")
+                ):
+                    self._differ(name, "Python loads it before the source of that name", None, None)
 
     def _identity(self, version: Version, info: str) -> None:
         path = f"{info}/METADATA"
@@ -350,7 +355,7 @@ class Verification:
     def _whole_tree(
         self, locked: LockedRelease, blobs: Mapping[str, str], facts: Provenance | None
     ) -> None:
-        modes = {n: self.subject.files[n].mode for n in blobs}
+        modes = {n: self.fileset.files[n].mode for n in blobs}
         if facts:
             claimed = {n: EXECUTABLE if n in facts.executables else FILE for n in blobs}
             if self.kind == "wheel":
@@ -361,7 +366,7 @@ class Verification:
         found = tree_id(files)
         if found == locked.final_tree:
             self.checked.append(f"tree {found} of {len(files)} files")
-        elif not self.differences and not self.subject.broken:
+        elif not self.differences and not self.fileset.broken:
             # Everything that could name a file agrees with the files: it was changed along.
             self._differ(
                 _UNNAMED,
@@ -379,7 +384,7 @@ class Verification:
         }
         found = {
             n: (f.mode, f.blob)
-            for n, f in self.subject.files.items()
+            for n, f in self.fileset.files.items()
             if not n.startswith(KERNEL_PREFIX)
         }
         for name in sorted(wanted.keys() | found.keys()):
@@ -391,7 +396,7 @@ class Verification:
     def _bundle(self, facts: Provenance) -> None:
         bundled = {
             n.removeprefix(KERNEL_PREFIX): f
-            for n, f in self.subject.files.items()
+            for n, f in self.fileset.files.items()
             if n.startswith(KERNEL_PREFIX)
         }
         digest = content_digest((n, 0o644, f.sha256) for n, f in bundled.items())
@@ -405,7 +410,7 @@ class Verification:
             )
 
     def _kernels(self) -> None:
-        found = {n: f.blob for n, f in self.subject.files.items() if n.startswith(KERNEL_PREFIX)}
+        found = {n: f.blob for n, f in self.fileset.files.items() if n.startswith(KERNEL_PREFIX)}
         if f"{KERNEL_PREFIX}__init__.py" not in found:
             self._differ(KERNEL_PREFIX, "the kernels are missing", None, None)
         if self.kernels is None:
@@ -426,7 +431,7 @@ class Verification:
         own = {f"{info}/RECORD", f"{info}/{SBOM_NAME}"}
         others = {
             n: f.sha256
-            for n, f in self.subject.files.items()
+            for n, f in self.fileset.files.items()
             if not (_is_payload(n) or n.startswith(KERNEL_PREFIX) or n in own)
         }
         path = reason = None
@@ -447,7 +452,7 @@ class Verification:
                 return
             wanted = _released_files(wheel, version, info, locked, facts)
             self._requirements(wheel, info, facts)
-        found = others | {n: f.sha256 for n, f in self.subject.files.items() if n in wanted}
+        found = others | {n: f.sha256 for n, f in self.fileset.files.items() if n in wanted}
         for name in sorted(wanted.keys() | found.keys()):
             if wanted.get(name) != found.get(name):
                 self._differ(name, "not the released file", wanted.get(name), found.get(name))
@@ -489,14 +494,12 @@ class Verification:
 
     def _scripts(self, info: str, rows: Mapping[str, RecordRow]) -> None:
         path = f"{info}/entry_points.txt"
-        text = (
-            self.subject.read(path).decode(errors="replace") if path in self.subject.files else ""
-        )
-        self._take(*inspect_scripts(self.path, rows, text))
+        data = self._read(path) if path in self.fileset.files else None
+        self._take(*inspect_scripts(self.path, rows, (data or b"").decode(errors="replace")))
 
     def _bytecode(self) -> None:
-        assert isinstance(self.subject, FolderFiles)
-        differences, unproven, count = check_bytecode(self.subject, self.progress)
+        assert isinstance(self.fileset, FolderFiles)
+        differences, unproven, count = check_bytecode(self.fileset, self.progress)
         self._take(differences, unproven)
         if count:
             self.checked.append(f"{count} byte-code files against their source")

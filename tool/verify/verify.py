@@ -51,6 +51,7 @@ from tool.wheel import (
     open_regular,
     parse_record,
     read_version,
+    unsafe_name,
 )
 
 _BRANCH: Final = "ref: refs/heads/"
@@ -149,7 +150,7 @@ def verify_installed(
         singles = [
             path
             for path in rows
-            if path.split("/")[0] not in ("..", "", PACKAGE, info, "bin", "Scripts")
+            if not unsafe_name(path) and path.split("/")[0] not in (PACKAGE, info, "bin", "Scripts")
         ]
     files = FolderFiles(site_packages, (PACKAGE, info), singles, links=True)
     verification = Verification(

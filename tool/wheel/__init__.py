@@ -11,6 +11,7 @@ from tool.wheel.archive import (
     WheelName,
     content_digest,
     open_regular,
+    unsafe_name,
 )
 from tool.wheel.build import build_wheel, describe_patches
 from tool.wheel.overlay import KERNEL_PREFIX, check_released
@@ -53,4 +54,5 @@ __all__ = [
     "read_version",
     "replace_metadata",
     "replace_version",
+    "unsafe_name",
 ]

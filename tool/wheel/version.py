@@ -1,14 +1,13 @@
 """The fork's version in the places a wheel keeps it: METADATA, the dist-info folder,
 ``_version.py``.
 
-All must agree: pip 23 believes METADATA, pip 26 the file name, both in silence.
+All must agree: pip 23 relies on METADATA, pip 26 on the file name, and neither says so.
 
-``sglang/_version.py`` is stamped too. ``sglang/version.py`` of every release reads it before the
-installed metadata, and what it says goes to ``sglang version``, ``/server_info`` and the logs,
-where a user must see that this is the fork. No release compares the string (0.5.9 and 0.5.23 only
-print and report it). The tuple beside it stays the release, because that is what code outside would
-compare. The stamp is one line with one exact inverse, so the file can still be proven against the
-release's blob.
+``sglang/_version.py`` gets the fork's version too. ``sglang/version.py`` of every release reads it before
+the installed metadata, and the string goes to ``sglang version``, ``/server_info`` and the logs, where a
+user must see that this is the fork. No release compares the string (0.5.9 and 0.5.23 only print and
+report it). The tuple beside it stays the release's, because code outside would compare that. One line
+changes, and the change has an exact inverse, so the file can still be compared with the release's blob.
 """
 
 from __future__ import annotations
@@ -113,7 +112,7 @@ def read_identity(metadata: bytes) -> tuple[str, str]:
 def find_missing_requirements(metadata: bytes, wanted: Iterable[str]) -> tuple[str, ...]:
     """Those of ``wanted`` that the wheel's own Requires-Dist do not already imply, in order.
 
-    A requirement that cannot be judged counts as missing: a redundant line costs nothing.
+    A requirement that cannot be compared counts as missing: a redundant line does no harm.
 
     Raises:
         UsageError: one does not parse, or the release pins a version it excludes.

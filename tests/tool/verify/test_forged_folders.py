@@ -414,6 +414,16 @@ def test_known_path_file_and_other_distributions_are_no_fault(
     assert verify(genuine[0], site).outcome == "proven"
 
 
+@pytest.mark.parametrize(
+    "row",
+    ["x/../../../../../../../../etc/hostname,,", "/etc/hostname,,", "x\0y,,", "x" * 9000 + ",,",
+     "../../../bin/x\0,,", "../../../../../../etc/hostname,,", "torch/../../x,,", "C:/x,,"],
+)  # fmt: skip
+def test_record_that_leads_elsewhere(genuine: tuple[Fork, Path], site: Path, row: str) -> None:
+    append(f"{INFO}/RECORD", row.encode() + b"\n")(site)
+    assert verify(genuine[0], site).outcome == "refuted"
+
+
 def test_kernels_and_released_wheel_missing_leave_files_unproven(
     genuine: tuple[Fork, Path], site: Path
 ) -> None:
