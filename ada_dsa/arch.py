@@ -44,6 +44,16 @@ def prefers_ada_dsa(device_sm: int) -> bool:
     return device_sm == 89
 
 
+def selects_dsa(server_args: object) -> bool:
+    """Whether sglang's arguments leave attention to its DSA backend: none is named, or that one is.
+
+    The other backends read neither packed rows nor the indexer's choice of keys, so the defaults of the
+    fork must not reach them. ``nsa`` is the backend's name up to 0.5.12.post1.
+    """
+    names = ("attention_backend", "prefill_attention_backend", "decode_attention_backend")
+    return all(getattr(server_args, name, None) in (None, "dsa", "nsa") for name in names)
+
+
 def target_arch(device: torch.device | None = None) -> int:
     """Return the capability (``major * 10 + minor``) that kernels are compiled for on ``device``.
 

@@ -1,9 +1,9 @@
-"""What every test shares: markers that skip with a reason, released wheels, and processes of their own.
+"""What every test shares: markers that skip with a reason, released wheels, and subprocesses.
 
-Some tests cannot share a process with the rest: Triton's interpreter is chosen by an environment
-variable at import, and an imported sglang (on a faked CUDA platform) cannot be taken back. Each file
-named ``test_*_interp.py``, and each release that a folder of tests/patched is for, becomes one test
-here: it runs pytest in a child process and shows the child's output when that fails.
+Some tests cannot share a process with the rest. An environment variable chooses Triton's interpreter
+at import, and a process cannot import two releases of sglang (on a faked CUDA platform). So each file
+named ``test_*_interp.py``, and each release of a folder in tests/patched, is one test here. That test
+runs pytest in a child process and shows the child's output if it fails.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ INTERPRETED = "_interp.py"
 """End of the names of files whose kernels run in Triton's interpreter."""
 PATCHED = TESTS / "patched"
 CHILD = "ADA_TEST_CHILD"
-"""Set in a child process: collect the file as ordinary tests."""
+"""Environment variable of a child process: collect the file as ordinary tests."""
 
-# The same examples at every run, and no clock: a red run is then the change's doing. To look for new
-# examples: pytest --hypothesis-profile=default.
+# The same examples at every run and no deadline, so that a failure is caused by the change. To look for
+# new examples: pytest --hypothesis-profile=default.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
@@ -117,7 +117,7 @@ def _repaired_interpreter() -> None:
 
 
 class _File(pytest.File):
-    """A file that runs in a process of its own."""
+    """A test file that runs in a subprocess."""
 
     def collect(self) -> Iterator[pytest.Item]:
         yield _ChildItem.from_parent(self, name="child", files=[self.path])
@@ -154,7 +154,7 @@ def _of_each_release(
 
 
 class _ChildItem(pytest.Item):
-    """Runs files under ``python -m pytest`` and passes when the child does."""
+    """A test that runs files under ``python -m pytest`` and passes if the child passes."""
 
     def __init__(
         self, *, files: list[Path], release: Version | None = None, **kwargs: object

@@ -21,9 +21,6 @@ FORMS = sorted(ROOT.glob(".github/ISSUE_TEMPLATE/*.yml"))
 WORKFLOWS = sorted(ROOT.glob(".github/workflows/*.yml"))
 HOOKS = ROOT / ".pre-commit-config.yaml"
 
-PLANNED = ("tests/serving",)
-"""Paths that pages name before they exist. A path that exists must leave this list."""
-
 FOREIGN = ("patches/series",)
 """Paths of other projects: quilt's order file."""
 
@@ -46,6 +43,11 @@ def paths(text: str) -> set[str]:
     return {found.rstrip("./") for found in _PATH.findall(text)}
 
 
+def links(text: str) -> set[str]:
+    """Targets of Markdown links to files of the repository, without the part after ``#``."""
+    return set(re.findall(r"\]\((?!https?:)([^)#\s]+)", text))
+
+
 def wrong(command: str) -> Iterator[str]:
     """What is no subcommand or no option of it in ``command``, which is without the word ``tool``."""
     found: click.Command = main
@@ -66,11 +68,19 @@ def wrong(command: str) -> Iterator[str]:
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_paths_exist(page: Path) -> None:
     named = paths(page.read_text(encoding="utf-8"))
-    assert sorted(p for p in named if p not in PLANNED + FOREIGN and not (ROOT / p).exists()) == []
+    assert sorted(p for p in named if p not in FOREIGN and not (ROOT / p).exists()) == []
 
 
-def test_planned_paths_are_not_there_yet() -> None:
-    assert [path for path in PLANNED if (ROOT / path).exists()] == []
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=name)
+def test_links_lead_somewhere(page: Path) -> None:
+    found = links(page.read_text(encoding="utf-8"))
+    assert sorted(link for link in found if not (page.parent / link).exists()) == []
+
+
+def test_the_index_links_every_page() -> None:
+    index = ROOT / "docs" / "index.md"
+    there = {(index.parent / link).resolve() for link in links(index.read_text(encoding="utf-8"))}
+    assert [name(page) for page in PAGES if page != index and page not in there] == []
 
 
 @pytest.mark.parametrize("page", [*PAGES, *FORMS, *WORKFLOWS], ids=name)
@@ -84,6 +94,7 @@ def test_the_checks_above_find_what_is_wrong() -> None:
         "tool/no_such.py",
         "tests/tool",
     }
+    assert links("[a](docs/x.md#part), [b](https://example.org), [c](#part)") == {"docs/x.md"}
     text = "`tool lint --json`\n$ tool lint -x\n$ cd a && tool frob \\\n    --b\nthe tool is\n"
     text += "  run: tool watch --new"
     found = [message for command in _COMMAND.findall(text) for message in wrong(command)]

@@ -41,11 +41,13 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ada_
 
 HEAD = """# Compile gate over Triton versions
 
-What every kernel uses when it is compiled for each architecture, without a GPU: registers of a thread x
-threads of a block, shared memory in bytes, and spills, which are local loads and stores. **FAILED**: an
-assertion of `tests/ada_dsa/compile_gate/` does not hold; the reasons are in the last table.
-The assertions limit shared memory and spills, and ask for resident blocks, tensor-core instructions,
-and asynchronous copies or prefetch. The kernels were compiled, not run.
+The tables show what every kernel uses when Triton compiles it for an architecture. No GPU is needed: the
+kernels were compiled, not run. A cell has registers of a thread x threads of a block, then shared memory
+in bytes, then spills (local loads and stores).
+
+The tests in `tests/ada_dsa/compile_gate/` assert limits on shared memory and spills. They also ask for a
+number of resident blocks, tensor-core instructions, and asynchronous copies or prefetch. **FAILED** means
+that an assertion does not hold; the last table has the reasons.
 """
 
 

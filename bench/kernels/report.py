@@ -16,17 +16,20 @@ from bench.kernels.roofline import Card, reached, share, work_of
 
 HEAD = """# Kernel performance
 
-Median microseconds per call in a replayed CUDA graph. A ratio is our time over that of the fastest peer
-in the same run. "sm_89" is this project's kernels compiled by Triton's sm_89 lowering and run on the
-same Hopper GPU (`TRITON_OVERRIDE_ARCH=sm89`); it is no measurement of an RTX 4090. Hopper emulates the
-fp8 `mma.sync` that Ada executes, so that column is pessimistic where arithmetic binds.
+The tables have the median time of a call in a replayed CUDA graph, in microseconds. A ratio is the time
+of this project's kernel over that of the fastest peer in the same run.
 
-"share" is the least time that bytes and dot products allow (`bench/kernels/roofline.py`) over our time.
-It uses the rates that these runs reached: for memory the higher of a large device copy and the fastest
-call of any row, for bf16 dot products a large matmul, for fp8 twice that natively and the same under
-sm_89.
+The column "sm_89" is **not** a measurement of an RTX 4090. There, Triton compiled this project's kernels
+for sm_89 (`TRITON_OVERRIDE_ARCH=sm89`), and they ran on the same Hopper GPU. Hopper emulates the fp8
+`mma.sync` that Ada executes in hardware. Where arithmetic limits a kernel, the column is therefore too
+slow.
 
-Made by `bench/kernels/gpu.sh bench` and `python -m bench.kernels.report`.
+"share" is the least time that bytes and dot products allow (`bench/kernels/roofline.py`) over the
+measured time. It uses the rates that these runs reached. For memory that is the higher of a large device
+copy and the fastest call of any row. For bf16 dot products it is a large matmul. For fp8 it is twice the
+bf16 rate natively, and the bf16 rate under sm_89.
+
+`bench/kernels/gpu.sh bench` measures, and `python -m bench.kernels.report` writes the tables.
 """
 _CACHE = 64 << 20  # bytes; more than the L2 cache of any GPU that the benchmark has run on
 

@@ -243,16 +243,18 @@ CASES: dict[str, list[str]] = {
 
 HEAD = """# Rooflines
 
-**Computed, not measured**: the least time that bytes and dot products allow, at the rates that the
-makers state. No kernel of this project has run on an RTX 4090 or RTX 5090. The formulas are in the
-docstrings of `bench/kernels/roofline.py`. A launch, 2 to 3 us in a CUDA graph, comes on top of every
-figure and is longer than many of them.
+**Computed, not measured**: the tables have the least time that bytes and dot products allow, at the rates
+that the makers state. No kernel of this project has run on an RTX 4090 or an RTX 5090. The formulas are
+in the docstrings of `bench/kernels/roofline.py`. A launch takes 2 to 3 us in a CUDA graph. It comes on
+top of every figure and is longer than many of them.
 
-"(M)": the tensor cores set the time, not memory. "in L2": all that the call reads and writes fits the
-card's L2 cache; a kernel whose input was just written can then be faster than the figure, which counts
-DRAM. Sparse MLA decode counts every selected row once for each token. Prefill counts the pool of 65,536
-rows once; rows that L2 does not hold are read again, and the last column has the time if DRAM supplies
-all 2048 rows of each token.
+"(M)" means that the tensor cores limit the time, not memory. "in L2" means that all bytes of the call fit
+the L2 cache of the card. A kernel can then be faster than the figure if its input was just written,
+because the figure counts DRAM.
+
+Sparse MLA decode counts every selected row once for each token. Sparse MLA prefill counts the pool of
+65,536 rows once. Rows that do not fit L2 are read again; the last column of that table has the time if
+DRAM supplies all 2048 rows of each token.
 """
 
 

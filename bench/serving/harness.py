@@ -35,10 +35,11 @@ class Harness:
         from sglang.srt.server_args import PortArgs, ServerArgs
 
         args = ServerArgs(**given)
+        args.resolve_once()
         one_batch._set_envs_and_config(args)
-        one_batch.initialize_moe_config(args)
-        one_batch.initialize_fp8_gemm_config(args)
-        one_batch.initialize_fp4_gemm_config(args)
+        ranks = one_batch.SpawnRanks(world_rank=0, gpu_id=0)
+        one_batch.publish(args, role="scheduler", ranks=ranks)
+        one_batch._init_process_global_configs()
         one_batch.get_tokenizer = lambda *_, **__: None  # the model has none
         loaded, _ = one_batch.load_model(args, PortArgs.init_new(args), 0, 0)
         self.use(loaded.torch_runner)
@@ -90,7 +91,7 @@ class Harness:
         req = Req(str(number), "", ids, sampling)
         req.full_untruncated_fill_ids = req.origin_input_ids
         req.logprob_start_len = -1
-        req.set_extend_range(0, tokens)
+        req.prefix_len, req.extend_end = 0, tokens
         return req
 
     def prefill(self, req: Any, chunk: int) -> float:
@@ -105,10 +106,7 @@ class Harness:
         self._wait()
         begin = time.perf_counter()
         for start in range(0, total, chunk):
-            if start:
-                table = self.runner.req_to_token_pool.req_to_token
-                req.prefix_indices = table[req.req_pool_idx, :start].to(torch.int64)
-            req.set_extend_range(start, min(start + chunk, total))
+            req.prefix_len, req.extend_end = start, min(start + chunk, total)
             one_batch.extend([req], self.runner)
         self._wait()
         return time.perf_counter() - begin
@@ -116,7 +114,7 @@ class Harness:
     def slots(self, req: Any, tokens: int) -> torch.Tensor:
         """The KV pool slots of the request's first tokens."""
         table: torch.Tensor = self.runner.req_to_token_pool.req_to_token
-        return table[req.req_pool_idx, :tokens]
+        return table[req.kv.req_pool_idx, :tokens]
 
     def rows(self, req: Any, tokens: int) -> list[torch.Tensor]:
         """Copies of the request's pages, ``[pages, bytes]`` of every buffer."""
@@ -134,7 +132,7 @@ class Harness:
             req_to_token_pool=runner.req_to_token_pool,
             token_to_kv_pool_allocator=runner.token_to_kv_pool_allocator,
             tree_cache=one_batch.TreeCacheNamespace(
-                page_size=runner.server_args.page_size,
+                page_size=one_batch.get_schedule().page_size,
                 device=runner.device,
                 token_to_kv_pool_allocator=runner.token_to_kv_pool_allocator,
             ),

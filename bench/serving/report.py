@@ -34,12 +34,12 @@ COLOURS: Final = {"stock": "#888888", "fork": "#1f6feb", "fork-sm89": "#d1242f"}
 
 HEAD: Final = """# Speed of serving, {heads} heads on a GPU
 
-A tiny GLM-MoE-DSA model (`tests/gpu/tiny_model.py`), so that attention dominates: the sizes of a head,
-the index heads and top-k are those of GLM-5.2. Of its 64 attention heads, a rank has 8 at TP=8. A
-decode step is the whole step of sglang's model runner with CUDA graphs, from the token ids in to the
-next ids out; times are medians. "On the GPU" is the captured graph alone, without what the CPU does
-between two graphs. "sm_89 lowering" is the fork on its path for an RTX 4090, compiled by Triton's sm_89
-lowering and run on this Hopper GPU; it is no measurement of an RTX 4090.
+A tiny GLM-MoE-DSA model (`tests/serving/support/tiny_model.py`), so that attention dominates: the
+sizes of a head, the index heads and top-k are those of GLM-5.2. Of its 64 attention heads, a rank has
+8 at TP=8. A decode step is the whole step of sglang's model runner with CUDA graphs, from the token
+ids in to the next ids out; times are medians. "On the GPU" is the captured graph alone, without what
+the CPU does between two graphs. "sm_89 lowering" is the fork on its path for an RTX 4090, compiled by
+Triton's sm_89 lowering and run on this Hopper GPU; it is no measurement of an RTX 4090.
 
 Made by `python -m bench.serving.steps --heads {heads} --docs FILE`.
 """

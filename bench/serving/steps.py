@@ -8,7 +8,8 @@ there is a file for ``--fallback``, the functions of stock's own sm_89 fallback 
 (``fallback.py``). The file is a released wheel, or the small archive that ``bench.serving.fallback --cut``
 made of one; the default is ``fallback.zip`` in ADA_GPU_HOME. ``--docs`` writes a page and its plot.
 
-This needs the packages that ``tests/gpu/stage.py install`` puts in place, and a Hopper GPU.
+This needs the packages that ``python -m tests.serving.support.stage install`` puts in place, and a
+Hopper GPU.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bench.serving import report
 from bench.serving.report import CONTEXTS, STREAMS
+from tests.serving.support import engines as shared
+from tests.serving.support.children import end_of, kill
+from tests.serving.support.flavours import HOME
 
 if TYPE_CHECKING:
     import torch
@@ -35,11 +39,6 @@ if TYPE_CHECKING:
     from bench.serving.harness import Harness
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "tests" / "gpu"))  # its modules import each other by their bare names
-
-import serve as shared  # noqa: E402
-from child import end_of, kill  # noqa: E402
-from flavours import HOME  # noqa: E402
 
 PREFILLS: Final = (2048, 8192, 32_768)
 CHUNK: Final = 8192
@@ -141,7 +140,7 @@ def about(runner: Any) -> dict[str, Any]:
     """The GPU, the versions, and how the model is served."""
     import torch
 
-    args = runner.server_args
+    args = runner.server_args.resolved_dict()
     return {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
@@ -149,9 +148,9 @@ def about(runner: Any) -> dict[str, Any]:
         "sglang": importlib.metadata.version("sglang"),
         "heads": runner.model_config.num_attention_heads,
         "layers": runner.model_config.num_hidden_layers,
-        "kv_cache_dtype": args.kv_cache_dtype,
-        "dsa_prefill_backend": args.dsa_prefill_backend,
-        "dsa_decode_backend": args.dsa_decode_backend,
+        "kv_cache_dtype": args["kv_cache_dtype"],
+        "dsa_prefill_backend": args["dsa_prefill_backend"],
+        "dsa_decode_backend": args["dsa_decode_backend"],
     }
 
 
@@ -245,7 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
             child = [sys.executable, "-m", "bench.serving.fallback"]
             child += ["--from", str(fallback.absolute()), "--heads", str(options.heads)]
             child += ["--context-length", str(changes()["context_length"]), "--json"]
-            path = os.pathsep.join(map(str, (ROOT, HOME / "deps", HOME / "peers")))
+            path = os.pathsep.join(map(str, (ROOT, HOME / "stack")))
             environment = {**os.environ, "PYTHONPATH": path, "TRITON_OVERRIDE_ARCH": "sm89"}
             note(run("fallback", child, environment, folder))
     if options.docs:

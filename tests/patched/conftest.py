@@ -1,9 +1,9 @@
 """Tests of a patched sglang tree: put it first on the path, on a faked CUDA platform.
 
-``ADA_RELEASE`` is the release, ``ADA_PATCHED_TREE`` names the tree's ``python`` folder,
-``ADA_STOCK_TREE`` that of the unpatched release, ``ADA_OVERLAY`` a folder of packages that go before
-the environment's. All are set by the test session, which runs each release in a process of its
-own: an imported sglang cannot be taken back.
+``ADA_RELEASE`` is the release. ``ADA_PATCHED_TREE`` names the ``python`` folder of the patched tree and
+``ADA_STOCK_TREE`` that of the unpatched release. ``ADA_OVERLAY`` is a folder of packages that go before
+those of the environment. The test session sets all of them. It runs each release in a subprocess,
+because a process cannot import two releases of sglang.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _tree() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _nvidia_smi(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """ServerArgs sizes its memory pools from the MiB that this program prints."""
+    """A program in place of nvidia-smi. ServerArgs sizes its memory pools from the MiB that it prints."""
     program = tmp_path_factory.mktemp("bin") / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 49140\n")
     program.chmod(0o755)
@@ -80,7 +80,7 @@ _Selecting = list[tuple[subprocess.Popen[bytes], Path]]
 def _selecting(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, _nvidia_smi: None
 ) -> _Selecting:
-    """Two processes that work while the tests before the comparison run, if there is one."""
+    """Two processes that run beside the tests before the comparison, if the session has that comparison."""
     started: _Selecting = []
     if not any("both" in getattr(item, "fixturenames", ()) for item in request.session.items):
         return started
@@ -98,7 +98,7 @@ def _selecting(
 
 @pytest.fixture(scope="session")
 def both(_selecting: _Selecting) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the stock tree and what the patched tree select, as selections.py prints it."""
+    """The selections of the stock tree and of the patched tree, as selections.py prints them."""
     found: list[dict[str, Any]] = []
     for process, folder in _selecting:
         code = process.wait(timeout=300)

@@ -2,8 +2,8 @@
 
 ``install()`` must run before sglang is imported. It makes torch report one GPU, answers
 ``torch.cuda`` questions from one settable capability, and lets the compiled packages that sglang
-imports (and that cannot load without a driver) import as empty stand-ins. Nothing is computed here:
-a test that reaches a stand-in's function gets a recording mock, so it sees what was called.
+imports (and that cannot load without a driver) import as empty stand-ins. Nothing is computed here. The
+functions of a stand-in are mocks that record their calls, so a test can see what was called.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _stubs: dict[str, types.ModuleType] = {}
 
 
 class _Stub(types.ModuleType):
-    """Stands for a compiled package: any attribute is a mock, created once and kept."""
+    """A stand-in for a compiled package. Every attribute is a mock that is created once."""
 
     __version__ = "9.9.9"
     __all__: list[str] = []
@@ -72,7 +72,7 @@ class _StubFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 class _Stream:
-    """A stream or event on which all work is already done."""
+    """A stream or event whose work is always finished."""
 
     cuda_stream = 0
 
@@ -153,7 +153,7 @@ def _tolerate_missing_ops() -> None:
 
 @contextmanager
 def capability(major: int, minor: int) -> Iterator[None]:
-    """Within the block the device is sm_<major><minor>, for sglang's cached probes too."""
+    """Inside the block the device is sm_<major><minor>, also for what sglang has cached."""
     global _capability
     before = _capability
     _capability = (major, minor)

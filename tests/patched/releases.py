@@ -1,6 +1,6 @@
-"""What differs between the releases whose patched trees are tested.
+"""Differences between the releases whose patched trees are tested.
 
-The folders beside this file are eras: releases that name the same things alike. Every file of an
+Each folder beside this file is an era: a range of releases that use the same names. Every file of an
 era runs on every release of it. ``RELEASE`` is the release of the tree that a test runs on.
 """
 
@@ -15,7 +15,7 @@ from packaging.version import Version
 
 VARIABLE = "ADA_RELEASE"
 RELEASE = Version(os.environ.get(VARIABLE, "0"))
-"""0 outside a test of a patched tree."""
+"""The release of the tree; 0 outside a test of a patched tree."""
 
 ERAS = {
     "nsa": SpecifierSet("<0.5.13"),  # nsa_backend, --nsa-prefill-backend
@@ -26,7 +26,9 @@ OVERLAYS = {
     # These register configurations that later versions of transformers have themselves.
     "transformers-5.12.txt": SpecifierSet(">=0.5.10,<0.5.22"),
 }
-"""Files here: packages a release needs in other versions than tests/constraints.txt has."""
+"""Requirements files in this folder: packages that a release needs in other versions than
+tests/constraints.txt has.
+"""
 
 
 def era(release: Version) -> str:
@@ -48,5 +50,5 @@ def at(specifier: str) -> bool:
 
 
 def only(specifier: str) -> pytest.MarkDecorator:
-    """Marks a test of what these releases alone have."""
+    """Mark a test of something that only these releases have."""
     return pytest.mark.skipif(not at(specifier), reason=f"for sglang {specifier}")

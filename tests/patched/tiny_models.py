@@ -1,4 +1,4 @@
-"""Model folders of tiny configurations: what the resolution of a server's arguments reads."""
+"""Model folders with tiny configurations, as the resolution of a server's arguments reads them."""
 
 from __future__ import annotations
 

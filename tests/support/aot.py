@@ -2,10 +2,10 @@
 
 ``compile_kernel`` takes arguments the way a launch does (a dtype stands for a pointer), derives the
 signature and the specialisation that a launch would derive, and compiles for one architecture. The
-machine code is read back with the disassembler that Triton bundles: a compile that exceeds shared
-memory or spills registers raises nothing by itself, so a test has to look.
+machine code is read back with the disassembler that Triton bundles. A compilation that exceeds shared
+memory or spills registers raises no error, so a test has to check.
 
-Run this in a process without ``TRITON_INTERPRET``: under it, kernels are no longer compilable.
+Run this in a process without ``TRITON_INTERPRET``, because kernels cannot be compiled under it.
 """
 
 from __future__ import annotations

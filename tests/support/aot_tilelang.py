@@ -30,7 +30,7 @@ class Lowered:
 
 
 def lower(arch: int, heads: int, *, split: bool) -> Lowered:
-    """The kernel as :func:`ada_dsa.sparse_mla_fwd` would launch it; compiled where nvcc is at hand."""
+    """Lower the kernel as :func:`ada_dsa.sparse_mla_fwd` would launch it, and compile it if nvcc is there."""
     import tilelang
     from tilelang.backend.target import determine_target
 

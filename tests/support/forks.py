@@ -1,4 +1,4 @@
-"""Small sglang releases, real zip files, for the tests of build and verify; and ways to spoil them."""
+"""Small sglang releases as real zip files, for the tests of build and verify, and ways to damage them."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ PATCHES = tuple(
 
 
 def release_files(version: str) -> dict[str, tuple[bytes, int]]:
-    """Name → (content, permissions) of a release without RECORD."""
+    """The files of a release without RECORD: name → (content, permissions)."""
     info = f"sglang-{version}.dist-info"
     stated = f"\nversion: str\n\n__version__ = version = '{version}'\n__version_tuple__ = (0, 5)\n"
     return {
@@ -218,7 +218,7 @@ def write_project(fork: Fork, root: Path) -> None:
 def rewrite(
     wheel: Path, change: Callable[[dict[str, tuple[bytes, int]]], None], *, record: bool = False
 ) -> None:
-    """Change a wheel's members in place. ``record``: forge RECORD to match, as an attacker would."""
+    """Change a wheel's members in place. ``record``: also forge RECORD to match, as an attacker would."""
     with zipfile.ZipFile(wheel) as archive:
         files = {
             i.filename: (archive.read(i), (i.external_attr >> 16) & 0o777)

@@ -1,4 +1,4 @@
-"""Random indexer inputs with everything a kernel must not read poisoned, shared by the tests."""
+"""Random indexer inputs. Whatever a kernel must not read is poisoned (NaN)."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def make_ragged(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Ragged:
-    """One query per (ks, ke) window over ``num_kv`` keys; keys that nobody sees are NaN."""
+    """One query for each window (ks, ke) over ``num_kv`` keys. Keys outside all windows are NaN."""
     g = torch.Generator(device=device).manual_seed(seed)
     k = fp8(g, num_kv, DIM, device=device)
     scale = torch.rand(num_kv, generator=g, device=device) + 0.5
@@ -129,9 +129,9 @@ def causal_windows(lengths: list[tuple[int, int]]) -> tuple[list[tuple[int, int]
 def assert_close(
     got: torch.Tensor, want: torch.Tensor, tolerance: float, what: str, rms: float = 0.0
 ) -> None:
-    """Relative norm of the error, and no element off by more than 30 times its share.
+    """Assert a bound on the relative norm of the error, and that no element has over 30 times its share.
 
-    ``rms``: the typical size of the values, a floor for the norm that the error is relative to.
+    ``rms``: the typical size of the values. It is a lower limit for the norm that the error is divided by.
     """
     got, want = got.double(), want.double()
     assert torch.isfinite(got).all(), f"{what}: {int((~got.isfinite()).sum())} non-finite values"

@@ -4,13 +4,14 @@ With ``TRITON_INTERPRET=1`` Triton runs kernels in numpy, which has neither type
 bits in uint16 / uint8 arrays. Three operations then go wrong without any error (seen with Triton
 3.6 to 3.9): a bfloat16 dot multiplies the raw bits as integers, bfloat16 arithmetic adds bit
 patterns, and conversions truncate (bfloat16) or lose the rounding carry (float8). ``install()``
-replaces the methods concerned; ``test_repair.py`` proves the result bit-equal to torch.
+replaces these methods. ``test_interpreter_repair_interp.py`` asserts that the results equal torch's, bit
+for bit.
 
 The repair decodes to float32, computes there, and rounds once to nearest even. That is what the
 hardware does for the operations covered: a product of two bfloat16 numbers is exact in float32,
-and for a sum the double rounding is innocuous because 24 >= 2 * 8 + 2 significand bits.
-The interpreter has no inline assembly: the three instructions that the kernels use are done in numpy
-too, each after its description in the PTX ISA.
+and for a sum the double rounding changes nothing because 24 >= 2 * 8 + 2 significand bits.
+The interpreter has no inline assembly. The three instructions that the kernels use are emulated in
+numpy, each after its description in the PTX ISA.
 
 float32 -> float8_e4m3fn saturates to +-448 and keeps NaN, as ``cvt.rn.satfinite.e4m3x2.f32`` does
 (PTX ISA, "cvt") and as torch does.
@@ -67,7 +68,7 @@ def f32_to_e4m3(values: np.ndarray) -> np.ndarray:
 
 
 def _pair(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Two float16 as int32, the first in the lower half."""
+    """Two float16 values as one int32, the first in the lower half."""
     bits = [np.ascontiguousarray(half).view(np.uint16).astype(np.uint32) for half in (low, high)]
     return (bits[0] | (bits[1] << np.uint32(16))).view(np.int32)
 
@@ -102,7 +103,7 @@ ASSEMBLY: dict[str, Callable[..., tuple[np.ndarray, ...]]] = {
     "mul.rn.f16x2": _multiply_pairs,
     "cvt.rn.f16x2.f32": _twice,
 }
-"""By an instruction that only that piece of assembly holds."""
+"""Emulations of inline assembly, each under an instruction that only its piece of assembly contains."""
 
 _DECODE: dict[Any, Callable[[np.ndarray], np.ndarray]] = {
     tl.bfloat16: bf16_to_f32,

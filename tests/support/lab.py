@@ -44,7 +44,7 @@ BODY = """\
         f = e
         return y, f
 """
-"""A method long enough that a hunk's three lines of context cannot tell two of them apart."""
+"""A method that is so long that the three context lines of a hunk cannot tell two copies apart."""
 TREE = {
     "sglang/__init__.py": "",
     "sglang/version.py": '__version__ = "0.5.23"\n',
@@ -118,7 +118,7 @@ class Lab:
         return tree_diff(git.git_dir, tree, edits)
 
     def regroup(self, name: str, change: str, needed: str) -> None:
-        """Give the patch ``name`` a change of its own, needed on these releases."""
+        """Move the patch ``name`` to another change, which is needed on these releases."""
         moved = f"{change}/{name.partition('/')[2]}"
         (self.root / "patches" / change).mkdir()
         (self.root / "patches" / name).rename(self.root / "patches" / moved)
@@ -128,7 +128,7 @@ class Lab:
         self.relock(*(str(v) for v, entry in self.lock.releases.items() if entry.patches))
 
     def relock(self, *versions: str) -> None:
-        """Prove the series on ``versions`` and record it, without asking an index."""
+        """Check the series on ``versions`` and record it in the lock, without an index."""
         loaded, git = series.load_series(self.root), self.home.open_repository()
         for text in versions or (RELEASE,):
             version = Version(text)
@@ -144,12 +144,12 @@ class Lab:
 
     @property
     def environ(self) -> dict[str, str]:
-        """This process's environment, with this project's folders."""
+        """The environment of this process, with the folders of this project."""
         folders = {"TOOL_CACHE_DIR": str(self.home.cache), "TOOL_DATA_DIR": str(self.home.data)}
         return os.environ | folders
 
     def tool(self, *args: str, code: int | None = 0) -> Result:
-        """Run a command on this project; asserts the exit code, unless that is None."""
+        """Run a command on this project and assert its exit code, unless ``code`` is None."""
         given = [*args, "--series", str(self.root)]
         result = CliRunner().invoke(main, given, env=self.environ)
         assert code in (None, result.exit_code), (
@@ -165,7 +165,7 @@ class Lab:
         return self.json("apply", "--into", str(into), "--offline", "--quiet", *args, code=code)
 
     def forget_repository(self) -> None:
-        """A machine that has the project and the wheels, but never ran the tool."""
+        """A machine that has the project and the wheels, and on which the tool never ran."""
         shutil.rmtree(self.home.data)
 
     @property

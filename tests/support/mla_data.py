@@ -15,7 +15,7 @@ SM_SCALE = 1 / math.sqrt(192 + 64)
 
 @dataclass(frozen=True)
 class Problem:
-    """One attention problem; every pool row that no index names is NaN through and through."""
+    """One attention problem. Every byte of a pool row that no index names is NaN."""
 
     q: torch.Tensor  # bfloat16 [T, H, 576]
     kv: torch.Tensor  # [slots, 1, width]
@@ -75,10 +75,10 @@ def make_problem(
 
 
 def uneven_problem(heads: int, topk: int, layout: KvLayout, *, device: str = "cpu") -> Problem:
-    """Two tokens whose numbers span what their formats hold: chunks of a row, rows, and heads.
+    """Two tokens whose values differ widely in size between the chunks of a row, rows, and heads.
 
-    Latent values of a row's four chunks are of order 1e-3, 1, 30 and 0 (all of them zero, and its scale
-    with it); every seventh row is 1e-4 of that; queries of heads are from 2^-60 to 2^6.
+    The latent values of a row's four chunks are of order 1e-3, 1, 30 and 0 (all zero, with scale zero).
+    Every seventh row is 1e-4 of that. The queries of the heads range from 2^-60 to 2^6.
     """
     problem = make_problem(2, heads, topk, KvLayout.BF16, slots=topk + 1, absent=0.0, device=device)
     rows = problem.kv[:, 0].view(torch.int16).view(torch.bfloat16).nan_to_num(0.0).float()

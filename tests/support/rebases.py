@@ -1,4 +1,4 @@
-"""What the tests of `tool rebase` share: a series of three patches, and releases that conflict."""
+"""Helpers of the tests of `tool rebase`: a series of three patches, and releases that conflict."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ANSWER = TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")
 
 
 def three_patches(lab: Lab) -> Lab:
-    """0.5.23 with three patches, and comments a person wrote."""
+    """Release 0.5.23 with three patches and with comments that a person wrote."""
     lab.release("0.5.23", TREE | {"sglang/srt/limits.py": SOURCE})
     lab.patch("demo/answer.patch", {UTILS: ANSWER})
     lab.patch("demo/limits.patch", {LIMITS: OURS})
@@ -54,7 +54,7 @@ def upgrade(lab: Lab, changes: dict[str, str | None], version: str = NEXT) -> No
 
 
 def project(lab: Lab) -> dict[str, str]:
-    """Every file of the project by hash."""
+    """The hash of every file of the project, by path."""
     return {
         path.relative_to(lab.root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(lab.root.rglob("*"))

@@ -1,4 +1,4 @@
-"""Which releases a test session takes: what ``--sglang-ref`` means."""
+"""The releases that a test session tests: the meaning of ``--sglang-ref``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from tool.series import lockfile
 from tool.series import model as series
 
 BASE = "ADA_BASE_REF"
-"""Names a git ref; a release is touched when its patches differ from those at the merge base."""
+"""Environment variable with a git ref. A release is touched if its patches differ from those at the merge
+base.
+"""
 MOST = 6
-"""Touched releases that ``ci`` takes; of more it takes as many, spread over them, to end in time."""
+"""The most touched releases that ``ci`` tests. If there are more, it tests this many of them, at equal
+distances.
+"""
 
 
 def releases(root: Path, refs: Iterable[str]) -> list[Version]:
@@ -47,7 +51,9 @@ def releases(root: Path, refs: Iterable[str]) -> list[Version]:
 
 
 def spread(found: list[Version], most: int) -> list[Version]:
-    """``most`` of ``found`` at equal distances, its first and last among them; all if there are no more."""
+    """``most`` of ``found`` at equal distances, with the first and the last. All of them if there are no
+    more.
+    """
     if len(found) <= most:
         return found
     return [found[round(i * (len(found) - 1) / (most - 1))] for i in range(most)]
@@ -68,7 +74,7 @@ def touched(root: Path) -> set[Version]:
 
 
 def _patches(text: str) -> dict[str, dict[str, str]]:
-    """Of a lock: release to patch name to content hash."""
+    """The patches in a lock: release → patch name → content hash."""
     return {
         release: {patch["name"]: patch["sha256"] for patch in entry["patches"]}
         for release, entry in json.loads(text)["releases"].items()

@@ -18,7 +18,9 @@ from ada_dsa.sparse_mla.row_loads import (
 
 @triton.jit
 def _words_kernel(words, factor, dst, BYTES: tl.constexpr, COUNT: tl.constexpr):
-    """[COUNT, 32] words of four codes, as a chunk of a packed row is widened; ``factor`` one a row."""
+    """Widen [COUNT, 32] words of four codes, as a kernel widens a chunk of a packed row; one ``factor`` a
+    row.
+    """
     row, column = tl.arange(0, COUNT), tl.arange(0, 32)
     first, second = _decode_e4m3_words(tl.load(words + row[:, None] * 32 + column[None, :]), BYTES)
     factors = _pack_float16_twice(tl.load(factor + row))[:, None]
@@ -140,7 +142,7 @@ def test_dot_of_random_bfloat16_values() -> None:
 
 @pytest.mark.parametrize("unit", [1.0, 256.0], ids=["native", "bytes"])
 def test_codes_are_widened_and_multiplied_like_torch(unit: float) -> None:
-    """The inline assembly, and the decoding without it: every code, times every kind of factor."""
+    """The inline assembly and the decoding without it agree for every code and every kind of factor."""
     codes = torch.arange(256, dtype=torch.uint8).view(2, 128)
     factor = torch.tensor([1.0, 0.3333, 1.5, 0.0, 2.0**-20, 7e-8, 65504.0, float("nan")])
     words = codes[torch.arange(16) % 2].contiguous()

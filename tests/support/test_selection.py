@@ -1,4 +1,4 @@
-"""``--sglang-ref``: which releases a session takes."""
+"""``--sglang-ref`` selects the right releases."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_base_that_does_not_resolve_is_an_error(
 
 
 def test_many_touched_releases_are_sampled() -> None:
-    """A change to every release must not make the gate last as long as testing all of them."""
+    """If every release is touched, the gate must not take as long as testing all of them."""
     found = [Version(f"0.5.{n}") for n in range(19)]
     taken = selection.spread(found, selection.MOST)
     assert len(taken) == selection.MOST == len(set(taken))

@@ -22,11 +22,11 @@ from tool.upstream import Request, choose_wheel, fetch_wheel
 
 ROOT = Path(__file__).parents[2]
 CACHE = locate_workspace().cache
-"""The user's own cache, looked up before any test sets a private home."""
+"""The user's own cache. It is looked up before any test sets a private home."""
 
 
 class Unavailable(Exception):
-    """The package index cannot be reached and the cache does not have it: a reason to skip."""
+    """The file is not in the cache and the package index cannot be reached. A test is skipped for this."""
 
 
 def released_wheel(version: str) -> Path:
@@ -40,7 +40,7 @@ def released_wheel(version: str) -> Path:
 
 
 class PatchedTrees:
-    """Applies the series once per release and session, into a temporary folder."""
+    """The patched trees of a session. The series is applied once for each release, in a temporary folder."""
 
     def __init__(self, wanted: list[Version]) -> None:
         self.wanted = wanted
@@ -88,7 +88,7 @@ class PatchedTrees:
 
 
 def _overlay(requirements: Path) -> Path:
-    """Packages a release needs in other versions than this environment has, in a folder of their own."""
+    """A folder with the packages that a release needs in other versions than this environment has."""
     digest = hashlib.sha256(requirements.read_bytes()).hexdigest()[:16]
     tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
     folder = CACHE / "overlays" / f"{tag}-{digest}"

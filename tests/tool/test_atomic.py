@@ -1,4 +1,4 @@
-"""Whole-file writes, and what a killed writer leaves."""
+"""Writes that replace a whole file, and what a killed writer leaves."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("then", [b"old", b"new"])
 def test_next_write_removes_what_a_killed_writer_left(path: Path, then: bytes) -> None:
-    """Also when the next write has nothing to change: a transaction taken back ends so."""
+    """The leftover goes even if the next write changes nothing, as after a transaction was rolled back."""
     path.write_bytes(b"old")
     kill_writer(path, b"new")
     assert path.read_bytes() == b"old"

@@ -1,13 +1,15 @@
 """The order of tool's packages, read from their imports.
 
-A package imports only packages to the left of it, and those by their faces: the names that their
-``__init__`` lists. click and printing stay in ``tool.cli``; torch, sglang and ``ada_dsa`` stay out.
+A package imports only packages before it in ``LAYERS``, and only names that their ``__init__`` lists.
+click and printing stay in ``tool.cli``. torch, sglang and ``ada_dsa`` are not imported at all.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,15 @@ def prints(path: Path) -> Iterator[str]:
         match node:
             case ast.Call(func=ast.Name(id="print")):
                 yield f"{path.relative_to(TOOL.parent)}:{node.lineno}: prints"
+
+
+def test_the_picture_in_docs_shows_these_layers() -> None:
+    page = (TOOL.parent / "docs" / "design.md").read_text(encoding="utf-8")
+    (picture,) = re.findall(r"^```mermaid\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    arrows = re.findall(r"^ *(\w[\w &]*) --> (\w[\w &]*)$", picture, re.MULTILINE)
+    shown = [tuple({*above.split(" & ")} for above in arrow) for arrow in arrows]
+    layers = [set(layer) for layer in reversed(LAYERS)]
+    assert shown == list(pairwise(layers))
 
 
 def test_every_module_belongs_to_a_layer() -> None:

@@ -1,9 +1,14 @@
-"""docs/quickstart.md: its options are the releases' own, its partitions and its arithmetic are right."""
+"""What README.md and docs/quickstart.md show is so: options, arithmetic, pasted output, tables.
+
+The launch options in docs/quickstart.md are those of the releases; its partitions and its arithmetic are
+right. Output pasted into either page agrees with the series, and holds nothing that goes stale.
+"""
 
 from __future__ import annotations
 
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +16,17 @@ from types import SimpleNamespace
 import pytest
 
 from ada_dsa import index_sharing
-from tool.doctor import diagnose as doctor_judge
+from tool import errors
+from tool.cli.app import SUMMARIES
+from tool.doctor import diagnose
+from tool.rebase import load_history
+from tool.series import load_series, lockfile, patchfile
 
 ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
 QUICKSTART = (ROOT / "docs" / "quickstart.md").read_text()
+PAGES = pytest.mark.parametrize("page", [README, QUICKSTART], ids=["README.md", "quickstart.md"])
+SERIES = load_series(ROOT)
 GLM = SimpleNamespace(num_hidden_layers=78, index_topk_freq=4, index_skip_topk_offset=3)
 
 
@@ -66,8 +78,70 @@ def test_memory_is_what_division_gives() -> None:
     assert f"{(20 * row_bytes + 5 * key_bytes) * 131_072 / 1e9:.1f} GB" in QUICKSTART
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/quickstart.md"])
-def test_the_options_are_those_of_tool_doctor(document: str) -> None:
-    text = (ROOT / document).read_text()
-    for _, options in doctor_judge.OPTIONS:
-        assert f"`{options}`" in text
+@PAGES
+def test_the_options_are_those_of_tool_doctor(page: str) -> None:
+    for _, options in diagnose.OPTIONS:
+        assert f"`{options}`" in page
+
+
+def pasted(page: str) -> dict[str, list[str]]:
+    """The console commands of ``page``, each with the lines printed below it."""
+    found: dict[str, list[str]] = {}
+    for block in re.findall(r"^```console\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        for entry in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, *lines = entry.splitlines()
+            found.setdefault(command, []).extend(lines)
+    return found
+
+
+def test_readme_shows_no_hash_and_no_time() -> None:
+    text = "\n".join(line for lines in pasted(README).values() for line in lines)
+    assert text and re.findall(r"\b[0-9a-f]{12,}\b|\b\d+\.\d+ ?s\b", text) == []
+
+
+@PAGES
+def test_pasted_commits_are_the_patches_of_the_pin(page: str) -> None:
+    parsed = [patchfile.parse(p.name, p.content) for p in SERIES.for_release(SERIES.pin)]
+    subjects = [patch.header.subject for patch in reversed(parsed)]
+    shown = pasted(page)[f"git -C sglang-v{SERIES.pin} log --format=%s"]
+    assert shown == ["bundle the ada_dsa kernels", *subjects, f"sglang {SERIES.pin}"]
+
+
+@PAGES
+def test_pasted_wheels_have_the_version_of_the_pin(page: str) -> None:
+    (name,) = pasted(page)["ls dist"]
+    assert name.startswith(f"sglang-{SERIES.pin}+ada.{SERIES.revision}-cp311-cp311-")
+    assert set(re.findall(r"dist/(\S+\.whl)", page)) == {name}
+
+
+def test_the_pasted_summary_of_a_step_is_the_recorded_one() -> None:
+    (command,) = [one for one in pasted(README) if one.startswith("tool drift")]
+    found = re.fullmatch(r"tool drift --onto v(\S+) --from v(\S+) \| head -n 1", command)
+    assert found
+    onto, start = found.groups()
+    entries = load_history(SERIES)
+    (step,) = [one for one in entries if (one["from"], one["onto"]) == (start, onto)]
+    (line,) = pasted(README)[command]
+    head, counts = line.split(": ")
+    assert head == f"v{start} -> v{onto}"
+    shown = {kind: int(n) for n, kind in (part.split(" ", 1) for part in counts.split(", "))}
+    assert shown == dict(Counter(patch["outcome"] for patch in step["patches"]))
+
+
+def test_the_pasted_refresh_names_the_file_and_its_releases() -> None:
+    lines = pasted(README)[f"tool refresh capability-guards sglang-v{SERIES.pin}"]
+    (patch,) = [p for p in SERIES.for_release(SERIES.pin) if p.change == "capability-guards"]
+    found = re.fullmatch(r"wrote patches/(\S+)", lines[0])
+    assert found and found[1] == patch.name
+    checked = lockfile.load(SERIES.lock_path).checked_on(patch.name)
+    releases = ", ".join(f"v{one}" for one in sorted(checked))
+    assert lines[1] == f"checked on {releases}; series.lock is up to date"
+
+
+def test_readme_lists_every_command_and_every_exit_code() -> None:
+    rows = re.findall(r"^\| (`tool .*?) \|", README, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`tool (\w+)", row)}
+    assert named == set(SUMMARIES)
+    codes = {cls.exit_code for cls in errors.ToolError.__subclasses__()}
+    shown = re.findall(r"^\| (\d+) \| [a-z]", README, re.MULTILINE)
+    assert {int(code) for code in shown} == codes | {0, 1, errors.ToolError.exit_code}

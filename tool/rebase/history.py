@@ -15,6 +15,14 @@ from tool.errors import IntegrityError
 from tool.series import Series
 
 HISTORY_FILE: Final = "rebase-history.json"
+_HEAD: Final = (
+    "# What every rebase met",
+    "",
+    "Each row of the first table is one step of `tool rebase`, with the number of patches for each outcome.",
+    "The tables after it list the patches: the outcome, what the patch became, and the reasons.",
+    "`docs/design.md` explains the outcomes. This page is the output of `tool history`.",
+    "",
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ def render_markdown(found: Sequence[dict[str, Any]]) -> list[str]:
         return ["no rebase is recorded"]
     kinds = [k.value for k in OutcomeKind if any(_counts(e)[k.value] for e in found)]
     heading = ["step", "patches", *kinds]
-    lines = [_row(heading), _row(["---"] * len(heading))]
+    lines = [*_HEAD, _row(heading), _row(["---"] * len(heading))]
     for entry in found:
         counts = _counts(entry)
         cells = [str(counts[kind]) if counts[kind] else "" for kind in kinds]

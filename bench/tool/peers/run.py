@@ -53,21 +53,21 @@ WORKFLOWS: Final[tuple[type[Workflow], ...]] = (Tool, Quilt, QuiltNoFuzz, QuiltM
 BY_HAND: Final = "## What was found\n"
 
 _HOW: Final = """\
-The jobs carry this project's series from one release to the next. Where a tool stops, the person writes
-what the project's own patches have there. Each command line counts one, and so does each edited file.
-Seconds are those of the commands, the median of the rounds.
+Each job carries this project's series from one release to the next. Where a tool stops, the person writes
+what the project's own patches have at that place. Each command line counts as one command, and each
+edited file as one edit. Seconds are the time of the commands, the median of the rounds.
 
-Not counted: the old release, patched, in the form in which each tool keeps it, and the new release at
-hand, imported, unpacked or fetched. `tool rebase` does a part of that again, which is in its seconds. A
-series for the new release must leave the one for the old release as it was; therefore quilt works on a
-copy and StGit on a branch. Every workflow begins by taking out the patches that upstream made needless,
-which a person has to know.
+Every tool starts with the old release, patched, in its own form, and with the new release imported,
+unpacked or fetched. That preparation is not counted. `tool rebase` repeats a part of it, and this part is
+in its seconds. The series for the old release must stay usable, so quilt works on a copy and StGit on a
+branch. Every workflow begins by removing the patches that upstream made needless. A person has to know
+which these are.
 
-"Got wrong" compares the files at the end with the trees in `series.lock`, and looks at every stop for
-changes in a symbol (class, function) that the resolved patch leaves alone. The traps are one patch and
-two releases of a few files each, and nobody resolves anything.
+"Got wrong" compares the files at the end with the trees in `series.lock`. It also looks, at every stop,
+for changes in a symbol (class or function) that the resolved patch does not touch. Each trap is one patch
+and two releases of a few files. Nobody resolves anything there.
 
-The script writes this file down to "What was found".
+The script writes this page down to "What was found". The rest is written by hand.
 """
 
 

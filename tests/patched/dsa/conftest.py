@@ -1,4 +1,4 @@
-"""Fixtures of the tests of 0.5.13 and later: one rank, the models' folders, a recorder of kernels."""
+"""Fixtures for 0.5.13 and later: a single rank, model folders, and a recorder of kernel calls."""
 
 from __future__ import annotations
 

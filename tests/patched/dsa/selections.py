@@ -37,6 +37,12 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"disable_cuda_graph": False},
     tiny_models.SPECULATIVE,
 )
+OTHER_BACKENDS: tuple[dict[str, Any], ...] = (
+    {"attention_backend": "flashinfer"},
+    {"attention_backend": "triton"},
+    {"prefill_attention_backend": "flashinfer", "decode_attention_backend": "triton"},
+)
+"""Attention that is not DSA's: its backends read neither packed rows nor selected keys."""
 IMPLS = (
     "flashmla_sparse",
     "flashmla_kv",
@@ -49,7 +55,9 @@ IMPLS = (
 
 
 def attempt(function: Callable[[], Any]) -> Any:
-    """The result, or the kind of error: its text may name more choices on the patched tree."""
+    """The result, or the type of the error. The text is left out: it may list more choices on the patched
+    tree.
+    """
     try:
         return describe(function())
     except Exception as err:
@@ -145,6 +153,12 @@ def selections(configs: dict[str, str]) -> dict[str, Any]:
                 found[f"{sm} fusion {flag} {experts}"] = attempt(
                     lambda f=flag, e=experts: fusion(configs["glm"], f, e)
                 )
+    # Last: other backends leave settings of theirs in the process.
+    for capability in ((8, 9), *CAPABILITIES):
+        with fake_cuda.capability(*capability):
+            for (name, path), options in itertools.product(configs.items(), OTHER_BACKENDS):
+                key = "sm_{}{} {} {}".format(*capability, name, json.dumps(options))
+                found[f"{key} arguments"] = attempt(lambda p=path, o=options: arguments(p, o))
     return found
 
 

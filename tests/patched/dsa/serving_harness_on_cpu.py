@@ -1,8 +1,8 @@
-"""bench/serving/harness.py over sglang's own request pools, allocator and batches, on the CPU; prints JSON.
+"""Run bench/serving/harness.py on the CPU over sglang's own request pools, allocator and batches; print JSON.
 
-``python serving_harness_on_cpu.py FOLDER`` with the variables of the tests of a patched tree and
-TRITON_INTERPRET=1: allocation is by Triton kernels. The model is a stand-in that writes each token's
-position into its KV row, so that what comes back tells where a row came from.
+Run ``python serving_harness_on_cpu.py FOLDER`` with the variables of the tests of a patched tree and with
+TRITON_INTERPRET=1, because Triton kernels allocate. The model is a stand-in that writes the position of
+each token into its KV row. The result then shows where each row came from.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 import torch
 
 HERE = Path(__file__).resolve().parent
+SLOTS = 2048
+"""More than are used: the release makes room for a page a request before every step."""
 
 
 def prepare() -> None:
@@ -33,18 +35,23 @@ def prepare() -> None:
     engine = types.ModuleType("sglang.srt.entrypoints.engine")
     engine._set_envs_and_config = None  # type: ignore[attr-defined]
     sys.modules[engine.__name__] = engine
+    # Its module that starts ranks waits for an HTTP server, which the test requirements do not have.
+    launch = types.ModuleType("sglang.srt.distributed.gated_launch")
+    launch.maybe_wait_for_gated_launch = None  # type: ignore[attr-defined]
+    sys.modules[launch.__name__] = launch
 
 
 def a_runner(folder: Path, forwards: list[Any]) -> SimpleNamespace:
     import tree
     from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
+    from sglang.srt.mem_cache.kv_index_translator import KVIndexTranslator
     from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
     from sglang.srt.model_executor import forward_batch_info
 
     forward_batch_info.clamp_position = lambda lens: (lens - 1).clamp(min=0)  # CUDA source
     args = tree.server_args(tree.write_configs(folder)["glm"], disable_radix_cache=True)
     tree.start_one_rank(args, folder)
-    runner = tree.runner(args)
+    runner = tree.runner(args, SLOTS)
     pool = runner.token_to_kv_pool
 
     def forward(batch: Any) -> SimpleNamespace:
@@ -57,11 +64,21 @@ def a_runner(folder: Path, forwards: list[Any]) -> SimpleNamespace:
         return SimpleNamespace(logits_output=logits)
 
     runner.token_to_kv_pool_allocator = PagedTokenToKVPoolAllocator(
-        1024, 64, runner.kv_cache_dtype, "cpu", pool, False
+        SLOTS, 64, runner.kv_cache_dtype, "cpu", pool, False
     )
     runner.req_to_token_pool = ReqToTokenPool(8, 512, "cpu", enable_memory_saver=False)
-    runner.max_total_num_tokens = 1024
+    runner.kv_index_translator = KVIndexTranslator(
+        req_to_token=runner.req_to_token_pool.req_to_token,
+        token_to_kv_pool_allocator=runner.token_to_kv_pool_allocator,
+        token_to_kv_pool=pool,
+        page_size=64,
+        device="cpu",
+    )
+    runner.max_total_num_tokens = SLOTS
     runner.ngram_embedding_manager = SimpleNamespace(enabled=False)
+    runner.prefill_attention_backend_str = "dsa"
+    runner.lora_manager = None
+    runner.attn_tp_sequence_sharded = False
     runner.attn_backend = SimpleNamespace(needs_cpu_seq_lens=True)
     runner.forward = forward
     runner.sample = lambda _, batch: torch.zeros(len(batch.seq_lens), dtype=torch.int64)

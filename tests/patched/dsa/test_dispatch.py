@@ -22,7 +22,7 @@ LOGITS = (
     if releases.at(">=0.5.22")
     else {"dsa_prefill_backend": "ada_dsa", "dsa_decode_backend": "ada_dsa"}
 )
-"""Puts the indexer's logits on ada_dsa, whatever the GPU."""
+"""The option that computes the indexer's logits with ada_dsa on every GPU."""
 PAGES = 1024 // PAGE + 1
 FP8 = {"kv_cache_dtype": "fp8_e4m3"}
 
@@ -193,7 +193,7 @@ def test_each_phase_takes_its_own_backend(
 def test_the_call_computes_attention_over_the_packed_pool(
     configs: dict[str, str], layer: Any
 ) -> None:
-    """With the real bundle on the CPU: rows packed as the pool holds them, strided q, -1 tails."""
+    """The kernels' CPU references on rows packed as in the pool, strided q, and indices padded with -1."""
     from sglang.srt.layers.attention import ada_dsa
 
     torch.manual_seed(0)
@@ -233,7 +233,7 @@ def test_short_prompts_and_dense_attention(
     override: str | None,
     expected: bool,
 ) -> None:
-    """sm_89 and sm_120 have no dense path; on Hopper it stays, but not under the override."""
+    """sm_89 and sm_120 have no dense path. Hopper keeps it, except under the override."""
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
     if override:
@@ -266,7 +266,7 @@ def test_topk_is_transformed_to_physical_slots(configs: dict[str, str]) -> None:
 
 
 def without_triton(built: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out what fills metadata with a kernel: the plan of top-k v2, a fused preparation."""
+    """Disable what fills metadata with a kernel: the plan of top-k v2 and a fused preparation."""
     expand = "sglang.srt.layers.attention.dsa_backend.seqlens_expand_triton"
     monkeypatch.setattr(expand, cpu_forms.seqlens_expand)
     if releases.at(">=0.5.15"):
@@ -286,7 +286,7 @@ def without_triton(built: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_graph_metadata(
     configs: dict[str, str], record: Any, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    """Captured metadata holds the bundle's schedule, and a replay copies into that same tensor."""
+    """Captured metadata holds the schedule of ada_dsa, and a replay copies into the same tensor."""
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
     calls = record(
@@ -326,7 +326,7 @@ def test_graph_metadata(
 
 
 def test_draft_steps(configs: dict[str, str], record: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """EAGLE's draft worker: each step is checked at start and prepares no FlashMLA metadata."""
+    """In EAGLE's draft worker each step is checked at start, and none prepares FlashMLA metadata."""
     from sglang.srt.layers.attention.dsa_backend import DeepseekSparseAttnMultiStepBackend
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
@@ -356,7 +356,7 @@ def test_draft_steps(configs: dict[str, str], record: Any, monkeypatch: pytest.M
 
 
 class _OnDevice(torch.Tensor):
-    """A CPU tensor that gives an indexed device, which the prefill indexer asks its queries for."""
+    """A CPU tensor with an indexed device, because the prefill indexer reads the index of its queries."""
 
     device = SimpleNamespace(index=0)
 
@@ -385,7 +385,7 @@ def decode_metadata(lens: torch.Tensor, rows: int, seen: list[torch.Tensor]) -> 
 
 @pytest.fixture
 def in_forward(configs: dict[str, str]) -> Any:
-    """A backend inside a forward context on sm_89, as the indexer finds it; DeepGEMM stays out."""
+    """A backend inside a forward context on sm_89, as the indexer finds it, without DeepGEMM."""
     from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 
     fake_cuda.forget()
@@ -443,7 +443,7 @@ def test_a_decode_batch_past_the_sm_count_comes_in_chunks(
 def test_verify_on_sm100_passes_several_queries_per_request(
     configs: dict[str, str], indexer: Any, record: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """sm_100 groups the draft tokens (next_n 4); the flag may put the bundle there too."""
+    """sm_100 groups the draft tokens (next_n 4). The option can choose ada_dsa there too."""
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
     from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 

@@ -1,4 +1,4 @@
-"""The server arguments of tests/gpu, resolved by the release that they are for, as on a Hopper GPU.
+"""The server arguments of tests/serving, resolved by the release that they are for, as on a Hopper GPU.
 
 What a GPU run would find out after minutes: that a field is gone, that an option does not parse, that
 a flavour resolves to another backend than its name says.
@@ -19,14 +19,8 @@ import pytest
 import releases
 import tree
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "gpu"))
-
-import engine_runner
-import flavours
-import serve
-import soak
-
 from bench.serving import steps
+from tests.serving.support import engine_runner, engines, flavours, soak
 
 pytestmark = releases.only(f"=={flavours.RELEASE}")
 
@@ -34,24 +28,26 @@ EXPECTED = {
     "stock": ("fp8_e4m3", "flashmla_kv", "flashmla_kv"),
     "fork": ("fp8_e4m3", "ada_dsa", "ada_dsa"),
     "fork-sm89": ("fp8_e4m3", "ada_dsa", "ada_dsa"),
+    "fork-sm86": ("bfloat16", "ada_dsa", "ada_dsa"),
+    "fork-sm120": ("fp8_e4m3", "ada_dsa", "ada_dsa"),
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "graphs": {},
-    "eager": serve.EAGER,
-    "tp2": {**serve.PARALLEL, "tp_size": 2},
-    "pp2": {**serve.PARALLEL, "pp_size": 2},
+    "eager": engines.EAGER,
+    "tp2": {**engines.PARALLEL, "tp_size": 2},
+    "pp2": {**engines.PARALLEL, "pp_size": 2},
     "soak": soak.CHANGES,
     "bench": steps.changes(),
 }
 
 
 def given(flavour: str, variant: str, model: str) -> dict[str, Any]:
-    one = serve.arguments(flavours.FLAVOURS[flavour], model, **VARIANTS[variant])
+    one = engines.arguments(flavours.FLAVOURS[flavour], model, **VARIANTS[variant])
     return {**one, "context_length": 2048}  # the folder's configuration has 4096 positions
 
 
 def resolve(flavour: str, variant: str, model: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    for name, value in {**flavours.FLAVOURS[flavour].environment, **serve.SPARSE}.items():
+    for name, value in {**flavours.FLAVOURS[flavour].environment, **engines.SPARSE}.items():
         monkeypatch.setenv(name, value)
     # The folder has no weights, and graphs are part of what is tested.
     fields = {"load_format": "dummy", "disable_cuda_graph": False, **given(flavour, variant, model)}
@@ -75,9 +71,10 @@ def test_each_flavour_resolves_to_what_it_is_named_for(
     assert r["sampling_backend"] == "pytorch"
     assert r["disable_overlap_schedule"] == (variant in ("pp2", "eager"))
     graphs = r["cuda_graph_config"]
-    assert graphs.prefill.backend == "disabled"
-    assert graphs.decode.backend == ("disabled" if variant == "eager" else "full")
-    assert graphs.decode.bs == VARIANTS[variant].get("cuda_graph_bs_decode", [1, 8, 64])
+    prefill = "disabled" if variant in ("pp2", "eager") else "breakable"
+    assert graphs["prefill"]["backend"] == prefill
+    assert graphs["decode"]["backend"] == ("disabled" if variant == "eager" else "full")
+    assert graphs["decode"]["bs"] == VARIANTS[variant].get("cuda_graph_bs_decode", [1, 8, 64])
 
 
 def test_short_prompts_are_not_left_to_dense_attention(
@@ -93,8 +90,8 @@ def test_eager_engines_return_positions(monkeypatch: pytest.MonkeyPatch) -> None
     from sglang.srt.environ import envs
     from sglang.srt.managers.io_struct import GenerateReqInput
 
-    (name,) = serve.SEPARATE_TOPK
-    monkeypatch.setenv(name, serve.SEPARATE_TOPK[name])
+    (name,) = engines.SEPARATE_TOPK
+    monkeypatch.setenv(name, engines.SEPARATE_TOPK[name])
     assert not envs.SGLANG_DSA_FUSE_TOPK.get()
     assert GenerateReqInput(input_ids=[[1]], return_indexer_topk=True).return_indexer_topk
 
@@ -109,7 +106,7 @@ def test_the_command_line_says_the_same(
     fields = given(flavour, variant, configs["glm"])
     parser = argparse.ArgumentParser()
     ServerArgs.add_cli_args(parser)
-    parsed = vars(parser.parse_args(serve.command_line(fields)))
+    parsed = vars(parser.parse_args(engines.command_line(fields)))
     assert {name: parsed[name] for name in fields} == fields
 
 
@@ -120,11 +117,11 @@ def test_flushing_waits_for_a_busy_engine() -> None:
 
 
 def test_the_runner_asks_with_what_a_request_has() -> None:
-    step = serve.asdict(serve.Step("one", [[5, 6, 7], list(range(300))]))
+    step = engines.asdict(engines.Step("one", [[5, 6, 7], list(range(300))]))
     asked = engine_runner.request(step)
     asked.normalize_batch_and_arguments()
     assert asked.batch_size == 2
-    assert asked.logprob_start_len == [0, 300 - serve.TAIL - 1]
+    assert asked.logprob_start_len == [0, 300 - engines.TAIL - 1]
     one = asked[1]
     assert (one.top_logprobs_num, one.return_logprob, one.return_indexer_topk) == (
         engine_runner.TOP,

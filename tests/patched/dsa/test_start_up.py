@@ -1,4 +1,4 @@
-"""What the patched tree chooses and refuses when a server starts."""
+"""The patched tree's choices and refusals when a server starts."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_mixes_with_backends_that_read_packed_rows(
 
 
 def test_sm89_keeps_an_explicit_tilelang_pair(configs: dict[str, str]) -> None:
-    """From 0.5.22 on it reads raw fp8 rows: the oracle stays reachable."""
+    """From 0.5.22 on this backend reads raw fp8 rows, so it stays available as a reference."""
     pair = {"dsa_prefill_backend": "tilelang", "dsa_decode_backend": "tilelang"}
     with fake_cuda.capability(8, 9):
         assert chosen(configs["glm"], **BF16, **pair) == ("bfloat16", "tilelang", "tilelang")
@@ -310,7 +310,7 @@ def test_topk_v2_is_off_where_it_does_not_compile(
     device: tuple[int, int],
     asked: str | None,
 ) -> None:
-    """From 0.5.15, which brought it, to 0.5.20 its source needs thread-block clusters."""
+    """From 0.5.15, its first release, to 0.5.20 its source needs thread-block clusters."""
     from sglang.srt.environ import envs
 
     if asked:

@@ -1,4 +1,6 @@
-"""On a GPU that is not sm_89, and without a new option, the patched tree is the stock one."""
+"""On a GPU that is not sm_89, and without a new option, the patched tree selects what the stock tree
+selects.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,26 @@ def test_selects_what_stock_selects(sm: str, both: tuple[Found, Found]) -> None:
     assert patched == stock
 
 
+@pytest.mark.parametrize("sm", ["sm_89", "sm_120"])
+def test_another_attention_backend_gets_stocks_arguments(
+    sm: str, both: tuple[Found, Found]
+) -> None:
+    """It would read packed fp8 rows as if they were its own, and nothing would say so."""
+    stock, patched = (
+        {key: value for key, value in of(one, sm).items() if "attention_backend" in key}
+        for one in both
+    )
+    assert patched == stock
+    dtypes = {value["kv_cache_dtype"] for value in stock.values() if isinstance(value, dict)}
+    assert "'fp8_e4m3'" not in dtypes or sm == "sm_120"
+    assert sum(isinstance(value, dict) for value in stock.values()) > 3
+
+
 @releases.only("<0.5.17")
 def test_sm120_changes_the_two_backends_and_what_follows_from_them(
     both: tuple[Found, Found],
 ) -> None:
-    """No DSA kernel of these releases runs on sm_120, so there the default is ada_dsa as well."""
+    """No DSA kernel of these releases runs on sm_120, so the default there is ada_dsa too."""
     stock, patched = (of(one, "sm_120") for one in both)
     assert patched.keys() == stock.keys()
     changed = 0
@@ -38,6 +55,8 @@ def test_sm120_changes_the_two_backends_and_what_follows_from_them(
             assert after == before
         elif key.endswith(" arguments"):
             asked = json.loads(key.removesuffix(" arguments").split(" ", 2)[2])
+            if any("attention_backend" in name for name in asked):
+                continue
             public = [name for name in before if not name.startswith("_")]
             differing = {name for name in public if after[name] != before[name]}
             assert differing == {name for name in BACKENDS if name not in asked}
@@ -50,7 +69,7 @@ def test_sm120_changes_the_two_backends_and_what_follows_from_them(
 
 
 def test_the_comparison_sees_real_selections(both: tuple[Found, Found]) -> None:
-    """Known stock answers, so that two trees failing in the same way cannot pass for equal."""
+    """Known answers of the stock tree, so that two trees that fail in the same way do not count as equal."""
     stock, _ = both
     built = {k: v for k, v in stock.items() if k.endswith((" arguments", " backend"))}
     refused = {k: v for k, v in built.items() if isinstance(v, str)}

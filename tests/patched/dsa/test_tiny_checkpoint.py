@@ -1,8 +1,9 @@
-"""The release's own loader takes the tiny model's checkpoint whole, and reads the witness's weights."""
+"""The release's own loader loads the whole checkpoint of the tiny model, with the weights of the torch
+reference.
+"""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,7 @@ import torch
 import tree
 from safetensors.torch import load_file
 
-sys.path.append(str(Path(__file__).parents[2] / "gpu"))
-
-import tiny_model
-import witness
+from tests.serving.support import tiny_model, witness
 
 SPEC = tiny_model.Spec(heads=8, hidden=256, q_lora=256, dense=256, expert=128, vocab=512)
 PREDICTION = f"model.layers.{SPEC.layers}."
@@ -39,7 +37,7 @@ def loaded(folder: Path, checkpoint: dict[str, torch.Tensor]) -> Any:
 
 
 def load(folder: Path, checkpoint: dict[str, torch.Tensor], *, draft: bool) -> Any:
-    """The model as sm_89 builds and loads it; what the loader does not write is NaN."""
+    """The model as it is built and loaded on sm_89. What the loader does not write is NaN."""
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.layers.quantization.fp8 import Fp8Config
     from sglang.srt.models import glm4_moe
@@ -62,7 +60,7 @@ def load(folder: Path, checkpoint: dict[str, torch.Tensor], *, draft: bool) -> A
 
 
 def unwritten(model: Any) -> set[str]:
-    """Parameters that hold a NaN, but for scales of the KV cache, which this checkpoint has not."""
+    """Parameters that hold a NaN, except the scales of the KV cache, which this checkpoint does not have."""
     return {
         name
         for name, parameter in model.named_parameters()
@@ -71,7 +69,7 @@ def unwritten(model: Any) -> set[str]:
 
 
 def test_every_parameter_is_written(loaded: Any) -> None:
-    """But for indexers that a shared layer has before 0.5.18 and never asks."""
+    """Except indexers that a shared layer has before 0.5.18 and never uses."""
     indexers = {
         name
         for name, _ in loaded.named_parameters()
@@ -82,7 +80,7 @@ def test_every_parameter_is_written(loaded: Any) -> None:
 
 
 def sizes(model: Any, checkpoint: dict[str, torch.Tensor]) -> tuple[int, int]:
-    """Elements of the parameters that were written, and of the tensors they are to come from."""
+    """The number of elements that were written, and of elements in the tensors that they come from."""
     parameters = dict(model.named_parameters())
     left = unwritten(model)
     written = sum(
@@ -101,7 +99,7 @@ def sizes(model: Any, checkpoint: dict[str, torch.Tensor]) -> tuple[int, int]:
 
 
 def test_no_tensor_is_ignored(loaded: Any, checkpoint: dict[str, torch.Tensor]) -> None:
-    """As many elements were written as the checkpoint has, the prediction layer's apart."""
+    """The loader wrote as many elements as the checkpoint has, without those of the prediction layer."""
     own = {name: one for name, one in checkpoint.items() if not name.startswith(PREDICTION)}
     assert len(own) < len(checkpoint)
     written, given = sizes(loaded, own)
@@ -112,7 +110,7 @@ def test_no_tensor_is_ignored(loaded: Any, checkpoint: dict[str, torch.Tensor]) 
 def test_the_prediction_layer_is_loaded_whole(
     folder: Path, checkpoint: dict[str, torch.Tensor]
 ) -> None:
-    """By the draft model, which takes embedding and head from the target."""
+    """The draft model loads it, and takes embedding and head from the target model."""
     draft = load(folder, checkpoint, draft=True)
     assert type(draft).__name__ == "GlmMoeDsaForCausalLMNextN"
     assert unwritten(draft) == {"model.embed_tokens.weight", "lm_head.weight"}
@@ -122,7 +120,7 @@ def test_the_prediction_layer_is_loaded_whole(
 
 
 def test_the_loader_reads_the_witnesss_weights(loaded: Any, folder: Path) -> None:
-    """Power-of-two scales: what is dequantised at load is the same number in bf16 as in fp32."""
+    """Scales are powers of two, so a weight dequantised at load is the same number in bf16 and in fp32."""
     ours = witness.load(folder).weights
     layer = "model.layers.6.self_attn"
     attention = loaded.model.layers[6].self_attn
@@ -153,7 +151,7 @@ def test_layers_share_indexers_as_the_witness_has_it(loaded: Any) -> None:
 
 
 def test_attention_scale_and_rope_are_the_witnesss(loaded: Any, folder: Path) -> None:
-    """The rope table that attention and indexer turn by, to the last token of 4096, and pairwise."""
+    """Attention and indexer use the reference's rope table for all 4096 tokens, in interleaved pairs."""
     attention = loaded.model.layers[0].self_attn
     assert attention.scaling == (tiny_model.NOPE + tiny_model.ROPE) ** -0.5
     table = witness.rope_table(witness.load(folder), 4096)

@@ -1,6 +1,6 @@
-"""What the tests of 0.5.13 and later share: tiny configurations, and real sglang objects on the CPU.
+"""Helpers for 0.5.13 and later: tiny configurations, and real sglang objects on the CPU.
 
-Importing this file imports no sglang; its functions do. Where releases name a thing otherwise, the
+Importing this file does not import sglang; its functions do. Where releases use different names, the
 branch on the release is here and not in the tests.
 """
 
@@ -69,7 +69,7 @@ def resolved(args: Any) -> dict[str, Any]:
 
 
 def publish(args: Any) -> None:
-    """Make ``args`` the process's own."""
+    """Publish ``args`` as the arguments of this process."""
     if releases.at("<0.5.17"):
         from sglang.srt.server_args import set_global_server_args_for_scheduler
 
@@ -131,8 +131,8 @@ def _kv_cache_dim(args: Any, model_config: Any) -> int:
     return int(calculate_mla_kv_cache_dim(**given))
 
 
-def runner(args: Any, **values: Any) -> SimpleNamespace:
-    """What a backend reads of a ModelRunner, with real pools of 1024 slots on the CPU.
+def runner(args: Any, slots: int = 1024, **values: Any) -> SimpleNamespace:
+    """What a backend reads of a ModelRunner, with real pools on the CPU.
 
     Publishes ``args``: the pools' layout follows the published backends.
     """
@@ -149,7 +149,7 @@ def runner(args: Any, **values: Any) -> SimpleNamespace:
             "server_args": args,
             "model_config": model_config,
             "token_to_kv_pool": DSATokenToKVPool(
-                size=1024,
+                size=slots,
                 page_size=64,
                 kv_lora_rank=model_config.kv_lora_rank,
                 dtype=dtype,
@@ -194,7 +194,7 @@ def takes_dense_prefill(built: Any) -> bool:
 
 
 def fused_shared_experts(args: Any, experts: int = 256) -> tuple[int, bool]:
-    """Shared experts that GLM folds into its routed ones, and whether that is off for good."""
+    """The number of shared experts that GLM folds into its routed ones, and whether fusion is disabled."""
     from sglang.srt.models import deepseek_v2
     from sglang.srt.models.glm4_moe import GlmMoeDsaForCausalLM
 
@@ -223,7 +223,7 @@ def fused_shared_experts(args: Any, experts: int = 256) -> tuple[int, bool]:
 
 
 def logits_functions() -> dict[str, Any]:
-    """Where the indexer and the backend find their logits, the schedule and its SM count."""
+    """The functions from which the indexer and the backend get logits, schedule and SM count."""
     fake_cuda.clear_caches()
     if releases.at(">=0.5.22"):
         from sglang.srt.layers.attention.dsa import utils

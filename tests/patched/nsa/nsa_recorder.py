@@ -1,4 +1,4 @@
-"""Stand-ins for the functions that the patches call: they keep the arguments they were given."""
+"""Stand-ins for the functions that the patches call. They record their arguments."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ RECORDED = (
 )
 TOPK_FUNCTIONS = ("fast_topk_v2", "fast_topk_transform_fused", "fast_topk_transform_ragged_fused")
 BUNDLED_TOPK = releases.at("<0.5.10")
-"""Whether the top-k is ada_dsa's; from 0.5.10 on sgl_kernel's fits every GPU and stays."""
+"""Whether the top-k is that of ada_dsa. From 0.5.10 on, sgl_kernel's runs on every GPU and is kept."""
 
 
 class Recorder:
-    """Stands for every function that the patches call, and keeps (name, arguments by name)."""
+    """Stands for every function that the patches call, and records (name, arguments by name)."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from sglang.srt.layers.attention import ada_dsa

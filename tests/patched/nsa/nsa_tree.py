@@ -1,4 +1,4 @@
-"""What the tests of 0.5.9 to 0.5.12.post1 share: tiny configurations, and real sglang objects on the CPU.
+"""Helpers for 0.5.9 to 0.5.12.post1: tiny configurations, and real sglang objects on the CPU.
 
 Importing this file imports no sglang; its functions do, from whichever tree is first on the path.
 """
@@ -73,7 +73,7 @@ def start_one_rank(args: Any, folder: Path) -> None:
 
 
 def runner(args: Any, layers: int = 1, slots: int = 8192, requests: int = 4) -> Any:
-    """A ModelRunner's face with real pools on the CPU, sized by the runner's own rules."""
+    """A stand-in for ModelRunner with real pools on the CPU, sized by the runner's own rules."""
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.mem_cache.memory_pool import NSATokenToKVPool, ReqToTokenPool
     from sglang.srt.model_executor.model_runner_kv_cache_mixin import ModelRunnerKVCacheMixin
@@ -114,7 +114,7 @@ def backend(args: Any, face: Any = None) -> Any:
 
 
 def indexer(args: Any) -> Any:
-    """A real Indexer of GLM's shape, with weights that keep its scores apart."""
+    """A real Indexer with GLM's shape, and with weights that give distinct scores."""
     from sglang.srt.layers.attention.nsa.nsa_indexer import Indexer
 
     before = torch.get_default_dtype()

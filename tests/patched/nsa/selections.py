@@ -37,10 +37,18 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"tp_size": 8, "pp_size": 2, "disable_overlap_schedule": True},
     tiny_models.SPECULATIVE,
 )
+OTHER_BACKENDS: tuple[dict[str, Any], ...] = (
+    {"attention_backend": "flashinfer"},
+    {"attention_backend": "triton"},
+    {"prefill_attention_backend": "flashinfer", "decode_attention_backend": "triton"},
+)
+"""Attention that is not DSA's: its backends read neither packed rows nor selected keys."""
 
 
 def attempt(function: Callable[[], Any]) -> Any:
-    """The result, or the kind of error: its text may name more choices on the patched tree."""
+    """The result, or the type of the error. The text is left out: it may list more choices on the patched
+    tree.
+    """
     try:
         return function()
     except Exception as err:
@@ -57,7 +65,7 @@ def arguments(path: str, options: dict[str, Any]) -> dict[str, str]:
 
 
 def constructed(path: str, options: dict[str, Any]) -> dict[str, Any]:
-    """A backend's plain values, its choices per batch, and the kernels that batches reach."""
+    """The plain values of a backend, its choices for each batch, and the kernels that batches reach."""
     args = nsa_tree.server_args(path, **options)
     face = nsa_tree.runner(args, slots=1024)
     built = nsa_tree.backend(args, face)
@@ -128,7 +136,7 @@ def attend(built: Any, batch: Any, rows: int, mode: str) -> str:
 
 
 def answer_with_tensors() -> None:
-    """Give the stand-ins the shapes that sglang unpacks, and keep torch.compile out."""
+    """Give the stand-ins results with the shapes that sglang unpacks, and disable torch.compile."""
     import sgl_kernel.flash_mla as flash_mla
     from sglang.srt.layers.attention import nsa_backend
 
@@ -210,6 +218,14 @@ def selections(configs: dict[str, str]) -> dict[str, Any]:
                         configs["glm"], {"disable_shared_experts_fusion": f}, e
                     )
                 )
+    # Last: other backends leave settings of theirs in the process.
+    for capability in ((8, 9), *CAPABILITIES):
+        with fake_cuda.capability(*capability):
+            models = ("glm", "deepseek_v32", "deepseek_v3")
+            for name, options in itertools.product(models, OTHER_BACKENDS):
+                key = "sm_{}{} {} {}".format(*capability, name, json.dumps(options))
+                path = configs[name]
+                found[f"{key} arguments"] = attempt(lambda p=path, o=options: arguments(p, o))
     return found
 
 

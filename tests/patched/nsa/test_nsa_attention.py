@@ -2,11 +2,11 @@
 
 Two requests of more than 2048 tokens go through a chunk of prefill, a decode step and a speculative
 verification. The indexer, the batch metadata, the paged pools, the top-k transform and the backend
-are sglang's own, and the bundled functions are the real ones (their CPU oracles). The reference
-knows nothing of pages, chunks or batches: it keeps every request's keys and latent rows in a plain
+are sglang's own, and the bundled functions are the real ones (their CPU references). The dense
+reference has no pages, chunks or batches: it keeps every request's keys and latent rows in a plain
 array, scores them with an einsum, takes torch.topk of the scores and attends densely.
 
-Only what has no CPU form is replaced: Triton and JIT helpers of sglang that quantise and scatter.
+Only functions without a CPU form are replaced: Triton and JIT helpers of sglang that quantise and scatter.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def test_prefill_decode_and_verify_agree_with_a_dense_reference(
 def test_chunked_scoring_selects_the_same_tokens(
     model: str, cpu_helpers: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With little memory free, sglang scores a prefill a few rows at a time."""
+    """If little memory is free, sglang scores a prefill a few rows at a time."""
     with fake_cuda.capability(8, 9):
         face, built, index, dense = make(model)
         fill(face, index, dense)

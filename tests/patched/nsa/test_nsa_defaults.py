@@ -1,4 +1,4 @@
-"""Which backends, KV cache dtype and shared-expert layout the patched 0.5.9 tree chooses."""
+"""The backends, KV cache dtype and shared-expert layout that the patched 0.5.9 tree chooses."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_an_explicit_choice_wins(
 def test_ada_dsa_can_be_asked_for_anywhere(
     models: dict[str, str], capability: tuple[int, int]
 ) -> None:
-    """Asking for it brings the packed fp8 cache with it, unless a dtype is given too."""
+    """The backend selects the packed fp8 cache too, unless a dtype is given."""
     both = {"nsa_prefill_backend": "ada_dsa", "nsa_decode_backend": "ada_dsa"}
     assert chosen(models["glm"], capability, **both) == ADA
     explicit = chosen(models["glm"], capability, kv_cache_dtype="bfloat16", **both)
@@ -154,7 +154,7 @@ def test_a_model_without_dsa_is_untouched(models: dict[str, str]) -> None:
 def fused_experts(
     models: dict[str, str], monkeypatch: pytest.MonkeyPatch, sm: int, **options: bool
 ) -> tuple[int, bool]:
-    """Shared experts that the model folds into the routed ones, and the flag afterwards."""
+    """The number of shared experts that the model folds into the routed ones, and the flag afterwards."""
     from sglang.srt.models import deepseek_v2
     from sglang.srt.models.glm4_moe import GlmMoeDsaForCausalLM
 

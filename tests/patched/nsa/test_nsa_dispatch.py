@@ -39,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(autouse=True)
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What check_config was asked; it answers itself."""
+    """The arguments of each call of check_config. The real check still runs."""
     from sglang.srt.layers.attention import ada_dsa
 
     kept: list[dict[str, Any]] = []
@@ -55,7 +55,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
-    """On sm_89, with recorders in place; nothing may reach what cannot run there."""
+    """On sm_89 with recorders. No call may reach a function that cannot run there."""
     import deep_gemm
     import sgl_kernel
 
@@ -91,7 +91,7 @@ def layer() -> SimpleNamespace:
 
 
 def queries(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """As the absorbed projection leaves them: not contiguous, heads outermost in memory."""
+    """Queries as the absorbed projection leaves them: not contiguous, with heads outermost in memory."""
     nope = torch.randn(16, rows, 512, dtype=torch.bfloat16).transpose(0, 1)
     rope = torch.randn(rows, 16, 192, dtype=torch.bfloat16)[..., 128:]
     return nope, rope
@@ -296,7 +296,7 @@ def test_ragged_logits_and_topk(
 
 
 def test_short_prefill_scores_nothing(model: str, recorder: Recorder) -> None:
-    """Up to 2048 tokens every key is selected: sglang asks the top-k for 0..n-1 of no scores."""
+    """Up to 2048 tokens every key is selected, and sglang calls the top-k without scores for 0..n-1."""
     args = nsa_tree.server_args(model)
     face = nsa_tree.runner(args)
     built = nsa_tree.backend(args, face)
@@ -506,7 +506,9 @@ def test_deep_gemm_need_not_be_installed(
 def test_no_deep_gemm_call_while_its_sm_count_is_configured(
     model: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pipeline stage lowers DeepGEMM's SM count around the logits, also where it cannot run."""
+    """A pipeline stage lowers DeepGEMM's SM count around the logits, also on a GPU where DeepGEMM cannot
+    run.
+    """
     import deep_gemm
     from sglang.srt.layers.deep_gemm_wrapper import entrypoint
 

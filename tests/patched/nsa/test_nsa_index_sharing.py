@@ -1,7 +1,7 @@
 """Layers that reuse another layer's top-k, on the patched 0.5.9 tree and a 12-layer model.
 
 The model, its attention layers, the memory pools and the weight loader are sglang's own, on the
-CPU; only the indexer's scoring (Triton) is replaced, by a function that counts its calls.
+CPU. Only the indexer's scoring (Triton) is replaced, by a function that counts its calls.
 """
 
 from __future__ import annotations
@@ -138,7 +138,9 @@ def test_the_mtp_layer_has_an_indexer_of_its_own(
 def scored(
     build: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], tuple[Any, list[tuple[int, bool]]]]:
-    """A model ready to prepare attention on the CPU, and (layer, indices asked for) per scoring."""
+    """A model that can prepare attention on the CPU, and a list with (layer, indices asked for) of each
+    scoring.
+    """
     from sglang.srt.models import deepseek_v2
     from sglang.srt.models.deepseek_common.attention_forward_methods import forward_mha
 
@@ -204,13 +206,13 @@ POSITIONS = torch.arange(5)
 
 
 CARRIED = releases.at(">=0.5.10")
-"""Whether a layer is handed the top-k of the one before it, or finds the last one on the batch."""
+"""Whether a layer gets the top-k of the layer before it as an argument, or finds it on the batch."""
 
 
 def absorbed_topk(
     attention: Any, batch: Any, before: torch.Tensor | None = None
 ) -> torch.Tensor | None:
-    """The top-k that a layer attends to; `before` is what the layer before it handed on."""
+    """The top-k that a layer attends to. `before` is what the layer before it returned."""
     handed = {"prev_topk_indices": before} if CARRIED else {}
     prepared = attention.forward_absorb_prepare(POSITIONS, HIDDEN, batch, None, **handed)
     topk: torch.Tensor | None = prepared[7]
@@ -218,7 +220,7 @@ def absorbed_topk(
 
 
 def handed_on(attention: Any, topk: torch.Tensor | None) -> torch.Tensor | None:
-    """What forward_absorb_core returns beside a layer's output."""
+    """What forward_absorb_core returns in addition to a layer's output."""
     return topk if CARRIED and attention.next_skip_topk else None
 
 
@@ -251,7 +253,7 @@ def test_dense_path_stores_keys_on_full_layers_alone(
 def test_batches_in_flight_do_not_mix(
     scored: Callable[[str], tuple[Any, list[tuple[int, bool]]]],
 ) -> None:
-    """Two batches run layer by layer in turn, as overlapped execution does."""
+    """Two batches take turns layer by layer, as in overlapped execution."""
     model, _ = scored("glm_sharing")
     batches = new_batch(), new_batch()
     kept: list[list[torch.Tensor | None]] = [[], []]
@@ -347,7 +349,7 @@ def cell_size(runner: Any, layers: int) -> int:
 
 
 def most_tokens(runner: Any) -> int:
-    """Tokens that fit what the runner finds free."""
+    """The number of tokens that fit the memory that the runner finds free."""
     if releases.at("<0.5.11"):
         return int(runner.profile_max_num_token(1))
     from sglang.srt.model_executor.pool_configurator import DefaultPoolConfigurator

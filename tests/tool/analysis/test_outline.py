@@ -1,4 +1,4 @@
-"""The syntax-tree checks: what is a duplicate, and where a line stands."""
+"""Outlines of Python files: duplicate definitions, and the symbol that a line is in."""
 
 from __future__ import annotations
 

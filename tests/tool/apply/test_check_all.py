@@ -1,4 +1,4 @@
-"""``tool check``: every supported release at once, and what it finds when something does not hold."""
+"""``tool check`` on all releases, and its findings when something is wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LATER = TREE | {"sglang/srt/utils.py": "# a line more\n" + TREE["sglang/srt/util
 
 @pytest.fixture
 def two(lab: Lab) -> Lab:
-    """Two releases, one patch that both share; on the later one it is merged."""
+    """Two releases that share one patch; on the later release it is merged."""
     lab.release("0.5.24", LATER)
     lab.patch("demo/answer.patch", {UTILS: EDITED}, releases=">=0.5.23,<=0.5.24")
     lab.relock("0.5.23", "0.5.24")
@@ -49,7 +49,7 @@ def test_a_list_of_releases(two: Lab) -> None:
 
 
 def test_a_preimage_of_another_release_is_brought_in(two: Lab) -> None:
-    """A fresh machine that wants only the later release still merges from the right blob."""
+    """A new machine that asks only for the later release still merges from the right blob."""
     two.forget_repository()
     assert findings(two, "--refs", "v0.5.24", code=0) == []
 

@@ -21,7 +21,7 @@ def upgrade(lab: Lab, changes: dict[str, str]) -> None:
 
 
 def onto_next(lab: Lab, tmp_path: Path, code: int) -> dict[str, object]:
-    """Prove the series on 0.5.24 (what apply would do, before there is a lock entry to compare)."""
+    """Check the series on 0.5.24, as apply would, before there is a lock entry to compare with."""
     return lab.json("lock", "--sglang-ref", f"v{NEXT}", "--offline", code=code)
 
 
@@ -97,7 +97,7 @@ class TestUpstreamHasIt:
         assert "helper is now defined twice" in error["message"]
 
     def test_a_near_miss_is_not_retired(self, lab: Lab, tmp_path: Path) -> None:
-        """Upstream made another change to the same line: that is a conflict, never "already there"."""
+        """Upstream changed the same line in another way. That is a conflict, never "upstream has it"."""
         lab.patch("demo/twins.patch", {TWINS: B_ONLY}, releases=">=0.5.23")
         upgrade(lab, {"sglang/srt/twins.py": B_ONLY.replace("x + 2", "x + 3")})
         error = onto_next(lab, tmp_path, 3)["error"]
@@ -186,7 +186,9 @@ class TestHostilePatches:
     BODY = "\n--- /dev/null\n+++ b/{0}\n@@ -0,0 +1 @@\n+x\n"
 
     def _refused(self, lab: Lab, content: bytes) -> str:
-        (lab.root / "patches" / "demo/bad.patch").write_bytes(content)
+        path = lab.root / "patches" / "demo" / "bad.patch"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
         with (lab.root / "series.txt").open("a") as handle:
             handle.write("demo/bad.patch ==0.5.23\n")
         message = lab.json("lock", "--offline", code=2)["error"]["message"]

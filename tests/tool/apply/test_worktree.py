@@ -1,4 +1,4 @@
-"""``tool apply`` from the outside: what lands, what is refused, and that it is the same everywhere."""
+"""``tool apply`` as a user sees it: what is written, what is refused, and that the result is reproducible."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_a_release_line_says_what_is_wrong_and_where(ready: Lab, tmp_path: Path)
 
 
 class TestGitSource:
-    """The same series on sglang's own repository: another base commit, the same files."""
+    """The same series on sglang's own repository gives another base commit and the same files."""
 
     @pytest.fixture
     def upstream(self, tmp_path: Path) -> Path:

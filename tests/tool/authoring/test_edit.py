@@ -1,4 +1,4 @@
-"""What a patch author does: new, refresh, import, drop; and explain and diff to look at it."""
+"""The commands of a patch author: new, refresh, import and drop; explain and diff show the result."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def edit(fork: Path, path: str, old: str, new: str) -> None:
 
 
 def anew(lab: Lab, fork: Path) -> None:
-    """The worktree as the series now makes it."""
+    """Apply the series as it is now to the worktree."""
     git(fork, "stash", "-u", "-q")
     lab.apply(fork)
 
@@ -164,7 +164,7 @@ class TestImport:
         check(lab)
 
     def test_one_that_would_land_elsewhere(self, lab: Lab, fork: Path) -> None:
-        """git apply would move this hunk to the other twin without a word."""
+        """git apply would put this hunk into the other class without any message."""
         edit(fork, TWINS, "y = x + 1", "y = x + 9")
         diff = git(fork, "diff").encode() + b"\n"
         git(fork, "checkout", "-q", ".")

@@ -20,7 +20,9 @@ ALL = ">=0.5.21,<=0.5.23"
 
 @pytest.fixture
 def shared(lab: Lab) -> Lab:
-    """Two patches of one file, the second on top of the first, each one file for three releases."""
+    """Two patches of one source file, the second on top of the first. Each patch file stands for three
+    releases.
+    """
     for release in RELEASES:
         lab.release(release, TREE | {"sglang/more.py": f"RELEASE = '{release}'\n"})
     lab.patch("demo/answer.patch", {UTILS: ANSWER}, releases=ALL)
@@ -73,7 +75,7 @@ class TestSplit:
         check(shared)
 
     def test_a_later_patch_still_applies_everywhere(self, shared: Lab) -> None:
-        """demo/later.patch stays one file for the three: 0.5.21 still gives the blob it was written on."""
+        """demo/later.patch stays one file for all three releases, because 0.5.21 still has its pre-image."""
         folder = edited(shared, "0.5.22", "return 33\n", "return 3333\n")
         done = shared.json("refresh", "answer", str(folder), "--split", "--offline")["result"]
         assert done["written"] == ["demo/answer-v0.5.22.patch"]
@@ -134,7 +136,7 @@ class TestSplit:
 
 class TestOrphans:
     def _orphaned(self, lab: Lab) -> str:
-        """demo/later.patch written on a blob that no release gives, though this repository has it."""
+        """demo/later.patch has a pre-image that no release has. This repository still holds the blob."""
         for release in RELEASES:
             lab.release(release, TREE)
         lab.patch(
@@ -166,7 +168,7 @@ class TestOrphans:
         assert blob[:12] in found[0]["message"] and "tool refresh" in found[0]["message"]
 
     def test_an_edit_may_not_make_one(self, shared: Lab) -> None:
-        """0.5.21 alone gives the blob that demo/later.patch was written on, for three releases."""
+        """Only 0.5.21 has the pre-image of demo/later.patch, which stands for three releases."""
         folder = edited(shared, "0.5.22", "return 33\n", "return 3333\n")
         shared.tool("refresh", "answer", str(folder), "--split", "--offline")
         assert not list(

@@ -46,7 +46,7 @@ Drift = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def drift(lab: Lab) -> Drift:
-    """(what the patch makes of files, what 0.5.24 holds instead) → the verdict on the patch."""
+    """The outcome of a patch, from the files that it makes and the files that 0.5.24 has."""
 
     def run(
         patched: dict[str, str | None], upstream: dict[str, str | None], *, code: int
@@ -97,7 +97,7 @@ class TestItCarries:
         assert patch["outcome"] == "moved" and "B.run" in patch["reasons"][0]
 
     def test_upstream_changed_the_other_twin_alike(self, drift: Drift) -> None:
-        """The same change in class A is no reason to drop the one in class B."""
+        """Upstream made the change in class A. That is no reason to drop the change in class B."""
         a_only = TWIN.replace("x + 1", "x + 2", 1)
         assert drift({TWINS: B_ONLY}, {TWINS: a_only}, code=0)["outcome"] == "clean"
 
@@ -150,7 +150,7 @@ class TestUpstreamHasIt:
 
 
 class TestNearMisses:
-    """Upstream did almost the same: never "it has it", or a change would be lost without a word."""
+    """Upstream made almost the same change. Counting that as upstreamed would lose a change silently."""
 
     @pytest.mark.parametrize(
         "line",
@@ -174,7 +174,7 @@ class TestNearMisses:
         assert verdict == "conflict"
 
     def test_the_same_change_in_the_other_twin_and_another_one_here(self, drift: Drift) -> None:
-        """Reverse-apply alone would find class A's lines and call it done."""
+        """Reverse-apply alone would find the lines in class A and report the patch as upstreamed."""
         a, b = TWIN[: TWIN.index("class B")], TWIN[TWIN.index("class B") :]
         upstream = a.replace("x + 1", "x + 2") + b.replace("x + 1", "x * 77")
         verdict = drift({TWINS: B_ONLY}, {TWINS: upstream}, code=1)["outcome"]

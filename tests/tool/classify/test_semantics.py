@@ -1,4 +1,4 @@
-"""A patch that applies and no longer says enough, and what only looks like one."""
+"""Patches that apply but are incomplete (``stale``), and patches that only look like that."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ END = "    def close(self):\n        return None\n"
 
 
 def becomes(lab: Lab, ours: str, theirs: str) -> dict[str, object]:
-    """The verdict on a patch that makes ``ours`` of SOURCE, on a release that has ``theirs``."""
+    """The outcome of a patch that turns SOURCE into ``ours``, on a release that has ``theirs``."""
     assert ours != SOURCE and theirs != SOURCE
     carry(lab, ours, theirs)
     result = lab.json("drift", "--onto", f"v{NEXT}", "--offline", code=None)["result"]
@@ -96,7 +96,7 @@ class TestStale:
         )
 
     def test_an_attribute_that_the_patch_reads_and_sets(self, lab: Lab) -> None:
-        """That the patch gives it a value does not make it the patch's own: upstream read it."""
+        """The patch assigns the name, but upstream read it. So it is not a name of the patch alone."""
         ours = adding('if self.nsa_backend is None:\n    self.nsa_backend = "ada"')
         patch = becomes(lab, ours, renamed("nsa_backend", "dsa_backend"))
         assert patch["outcome"] == "stale" and "nsa_backend" in patch["reasons"][0]
@@ -107,7 +107,7 @@ class TestStale:
         assert patch["outcome"] == "stale" and "nsa_backend" in patch["reasons"][0]
 
     def test_a_function_that_upstream_no_longer_imports(self, lab: Lab) -> None:
-        """A NameError, at the moment the line runs."""
+        """The line would raise NameError when it runs."""
         patch = becomes(lab, adding("use(is_old_card())"), renamed("is_old_card", "card_is_old"))
         assert patch["outcome"] == "stale" and "is_old_card" in patch["reasons"][0]
 
@@ -168,7 +168,7 @@ class TestNotStale:
         assert becomes(lab, ours, renamed(*theirs))["outcome"] in ("clean", "moved", "merged")
 
     def test_a_file_that_is_as_the_author_had_it(self, lab: Lab) -> None:
-        """What the author left standing was left on purpose."""
+        """Occurrences that the author did not change count as intended."""
         twice = SOURCE.replace(END, f"    def more(self):\n{LOADED}        return 1\n\n{END}")
         lab.release("0.5.23", TREE | {"sglang/srt/args.py": twice})
         lab.patch("demo/ours.patch", {ARGS: twice.replace(LOADED, OURS, 1)})
@@ -178,7 +178,9 @@ class TestNotStale:
         assert result["patches"][0]["outcome"] == "clean"
 
     def test_a_line_the_patch_left_in_another_place(self, lab: Lab) -> None:
-        """The author saw both and changed one: a third says nothing."""
+        """The author saw two occurrences and changed one. A third one therefore does not make the patch
+        stale.
+        """
         lab.release("0.5.23", TREE | {"sglang/srt/args.py": SOURCE})
         kept = f"    def kept(self):\n{LOADED}        return 0\n\n"
         lab.patch("demo/ours.patch", {ARGS: SOURCE.replace(LOADED, OURS).replace(END, kept + END)})
@@ -219,7 +221,7 @@ class TestRebase:
         check(lab)
 
     def test_left_as_it_is_is_no_answer_for_the_next_release(self, lab: Lab, stopped: Path) -> None:
-        """There may be a place more there, which nobody has looked at."""
+        """The release may have another occurrence that nobody has looked at."""
         theirs = stopped.read_text().replace(OURS, LOADED)
         rebase(lab, "--continue")
         third = theirs + f"\n\ndef third():\n{LOADED[4:]}    return 3\n"

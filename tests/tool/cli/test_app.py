@@ -172,7 +172,7 @@ def test_status_tells_what_each_patch_does(lab: Lab, fork: Path) -> None:
 
 class TestCommandLine:
     def test_help_loads_nothing_heavy(self) -> None:
-        """What makes --help slow is what it imports; bench/tool/apply.py times it."""
+        """--help imports little, because imports make it slow. bench/tool/apply.py measures the time."""
         text, modules = loaded_by("--help")
         assert "Exit codes" in "\n".join(text)
         heavy = {"git", "unidiff", "rich", "packaging", "torch", "sglang", "ada_dsa"}

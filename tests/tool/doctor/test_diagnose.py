@@ -1,4 +1,4 @@
-"""``tool doctor``: fabricated environments judged, and the rules compared with the series and the kernels."""
+"""``tool doctor``: diagnoses of made-up environments; its rules agree with the series and the kernels."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ GOOD = SelfTest(
 
 
 def facts(*gpus: Gpu, version: str = "0.5.23+ada.1", **changed: Any) -> Environment:
-    """A machine that is well, with some of its facts changed."""
+    """A machine without problems, with some of its facts changed."""
     return replace(
         Environment(
             python="3.12.9",
@@ -83,7 +83,7 @@ def only(machine: Environment, tested: SelfTest = GOOD) -> doctor_judge.Finding:
     return found
 
 
-# -- what is well -----------------------------------------------------------------------------------
+# -- no findings -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("card", [RTX_4090, RTX_5090, H200, gpu(80), gpu(86), gpu(100)])
@@ -166,7 +166,7 @@ def releases() -> list[str]:
 
 @pytest.mark.parametrize("release", releases())
 def test_the_rules_are_those_of_the_series(release: str) -> None:
-    """The lines that this release's patches add, against what is said of sm_120 and of the options."""
+    """The lines that this release's patches add agree with what doctor says about sm_120 and the options."""
     version = Version(release)
     added = {
         patch.name: "\n".join(
@@ -186,7 +186,7 @@ def test_the_rules_are_those_of_the_series(release: str) -> None:
     assert ("nsa" in options) == (prefix == "nsa")
 
 
-# -- what is wrong ----------------------------------------------------------------------------------
+# -- findings ------------------------------------------------------------------------------------
 
 
 def test_no_gpu() -> None:

@@ -1,4 +1,4 @@
-"""The runner: nothing of the user's or an attacker's reaches git."""
+"""The git runner: no configuration of the user, and no input of an attacker, changes what git does."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_missing_objects_are_an_environment_fault(lab: Lab) -> None:
 
 
 def children() -> list[str]:
-    """Processes this one started that are still there."""
+    """Processes that this process started and that are still running."""
     return Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
 
 

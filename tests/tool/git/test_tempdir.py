@@ -1,4 +1,4 @@
-"""What a killed command left in the repository goes with the next one; a whole one leaves nothing."""
+"""The next command removes what a killed one left in the repository. A finished command leaves nothing."""
 
 from __future__ import annotations
 

@@ -8,7 +8,9 @@ from tool.git.worktree import write_worktree
 
 
 def test_an_edit_in_the_second_the_file_was_written_counts(tmp_path: Path) -> None:
-    """Same size, same second: only the index's own time tells git to look at the content."""
+    """An edit of the same size within the same second is found: the index's own time tells git to read the
+    file.
+    """
     for attempt in range(50):
         folder = tmp_path / str(attempt)
         folder.mkdir()

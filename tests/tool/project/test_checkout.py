@@ -1,4 +1,4 @@
-"""Killed at a random moment, or out of space: the old state or the new one, and the next run heals."""
+"""A kill at a random moment or a full disk leaves the old state or the new one; the next command recovers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POINTS = 200
 
 @pytest.fixture
 def ready(lab: Lab) -> Lab:
-    # Enough files that the checkout is a good part of the run.
+    # Enough files for the checkout to take a good part of the run.
     bulk = {f"sglang/bulk/m{i}.py": f"x = {i}\n" * 50 for i in range(150)}
     lab.release("0.5.23", TREE | bulk)
     lab.patch("demo/answer.patch", {UTILS: EDITED})
@@ -43,7 +43,7 @@ def kernels(lab: Lab, text: str) -> None:
 
 
 def state(tree: Path) -> str | None:
-    """HEAD of a whole, clean worktree; None when there is none. Anything between is a failure."""
+    """HEAD of a complete, clean worktree, or None if there is none. Any other state fails the test."""
     if not tree.exists():
         return None
     assert git(tree, "status", "--porcelain") == "", "the worktree is torn"
@@ -93,7 +93,7 @@ def test_kill_at_random_points(ready: Lab, tmp_path: Path, kind: str) -> None:
         found = state(tree)
         assert found in (before, new)
         seen[found] += 1
-        result = ready.apply(tree)["result"]  # the next run heals
+        result = ready.apply(tree)["result"]  # the next run recovers
         assert state(tree) == new == result["head"]
         assert not (tree.parent / ".tool-staging").exists()
         assert not (ready.home.data / "landing.json").exists()
@@ -141,7 +141,7 @@ def test_a_full_disk_leaves_the_old_state(ready: Lab, small_disk: Path) -> None:
 
 @pytest.mark.parametrize("limit", [1_000, 20_000, 60_000])
 def test_a_file_size_limit_leaves_the_old_state(ready: Lab, tmp_path: Path, limit: int) -> None:
-    """No file may grow past ``limit`` bytes: what a full disk looks like to every program."""
+    """No file may grow past ``limit`` bytes, which looks like a full disk to every program."""
     tree = tmp_path / "fork"
     ready.apply(tree)
     old = state(tree)

@@ -415,10 +415,10 @@ START = ("--onto", f"v{NEXT}", "--offline")
 
 @pytest.mark.parametrize("stage", ["start", "continue"])
 def test_kill_at_random_points(three: Lab, stage: str) -> None:
-    """SIGKILL at POINTS/2 moments of a start that stops, and as many of the --continue that lands.
+    """SIGKILL at POINTS/2 moments of a start that stops, or of the --continue that finishes the rebase.
 
-    After each, every other time, --abort must give the old bytes, or the rebase must be gone on with to
-    its end; and both must be true again on the next round.
+    After a kill either --abort must restore the old bytes, or the rebase must continue to its end. The
+    two alternate, and both must hold again in the next round.
     """
     upgrade(three, {"sglang/srt/limits.py": THEIRS})
     folder = Path.cwd() / f"sglang-v{NEXT}-rebase"
@@ -462,13 +462,13 @@ def _abort(lab: Lab) -> None:
 
 
 def _finish(lab: Lab, folder: Path) -> None:
-    """Go on from whatever the kill left, as a person would."""
+    """Continue from the state that the kill left, as a person would."""
     if (lab.home.data / "rebase.json").exists():
         done = lab.tool("rebase", "--continue", code=None)
     elif "demo/limits-v0.5.24.patch" not in project_names(lab):
         done = lab.tool("rebase", *START, code=None)
     else:
-        lab.tool("status")  # any command completes what was being written
+        lab.tool("status")  # every command completes an interrupted write
         return
     assert done.exit_code in (0, 3), done.stderr
     if done.exit_code == 3:
@@ -484,7 +484,7 @@ def project_names(lab: Lab) -> set[str]:
 
 
 def _restore(lab: Lab, contents: dict[str, bytes]) -> None:
-    """The project before the rebase, and no memory of resolutions, so that it stops again."""
+    """Restore the project before the rebase and forget resolutions, so that the rebase stops again."""
     for path in (lab.home.data / "resolutions").glob("*"):
         path.unlink()
     for name in project(lab).keys() - contents.keys():

@@ -1,4 +1,4 @@
-"""What a person can ask of a stopped rebase: stop here too, forget that, where was I, leave this out."""
+"""Options of a stopped rebase: --edit, --restart, showing the stop again, and --skip."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def one(lab: Lab, text: str, upstream: str) -> None:
-    """A series of one patch that makes ``text`` of the stock file; the next release has ``upstream``."""
+    """A series of one patch that turns the stock file into ``text``; the next release has ``upstream``."""
     lab.release("0.5.23", TREE | {"sglang/srt/limits.py": SOURCE})
     lab.patch("demo/limits.patch", {LIMITS: text})
     lab.relock()
@@ -152,7 +152,7 @@ class TestForgetting:
     def test_a_kill_while_it_lands_loses_none(
         self, three: Lab, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The journal is written, nothing else: the next command writes the project and the memory."""
+        """Only the journal was written. The next command writes the project and the resolutions."""
         (self._second(three) / LIMITS).write_text(MERGED)
         before = project(three)
 
@@ -264,7 +264,7 @@ class TestWhereWasI:
 
 class TestWhatIsSaid:
     def test_a_merge_beside_what_upstream_changed(self, lab: Lab) -> None:
-        """Two files, one of them in conflict: the other is merged, though upstream was there too."""
+        """Of two files one conflicts. The other is merged, although upstream changed it too."""
         lab.release("0.5.23", TREE | {"sglang/srt/limits.py": SOURCE})
         ours = TREE["sglang/srt/utils.py"].replace("    return 5\n", "    return 5.5\n")
         lab.patch("demo/limits.patch", {LIMITS: OURS, UTILS: ours})

@@ -1,4 +1,4 @@
-"""series.txt: what parses, and one clear error with its line for what does not."""
+"""series.txt: what parses. Anything else gives one error with the line number."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_a_commit_message_brings_the_header_back(header: Header) -> None:
     ],
 )
 def test_a_line_dep3_cannot_hold_is_refused_and_not_lost(header: Header) -> None:
-    """' .' is an empty line there, so a line of one full stop has no way to be written."""
+    """In DEP-3 ' .' is an empty line, so a line that holds one full stop cannot be written."""
     with pytest.raises(UsageError) as caught:
         patchfile.render(header, DIFF)
     assert "only '.'" in caught.value.message and caught.value.where == "the header of 's'"

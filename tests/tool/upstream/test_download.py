@@ -1,4 +1,4 @@
-"""Downloads: checked, whole, and honest about why they failed. pip is real, its index a folder."""
+"""Downloads are checked and complete, and errors say why. pip is real; its index is a folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EDITED = TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")
 
 @pytest.fixture
 def index(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes for its whole index, holding the release; the cache is emptied."""
+    """A folder that pip uses as its only index. It holds the release, and the cache is empty."""
     lab.patch("demo/answer.patch", {UTILS: EDITED})
     lab.relock()
     folder = tmp_path / "index"

@@ -1,4 +1,4 @@
-"""A wheel as a commit: the same id whatever wheel of the release it came from."""
+"""A wheel as a commit: every wheel of a release gives the same commit id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every way a fork can differ from the lock is found and named, and nothing else is."""
+"""Every difference between a fork and the lock is found and named, and nothing else is reported."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def describe(_: Version) -> Sequence[PatchProvenance]:
 
 
 def first(report: VerifyReport) -> tuple[str, str]:
-    """Path and problem of the difference to show; the exit code follows from there being one."""
+    """Path and problem of the first difference. There must be one, and the command exits with 5."""
     assert report.first is not None and report.outcome == "refuted"
     assert report_verification(report).exit_code == 5
     json.dumps(report.as_dict())
@@ -162,7 +162,7 @@ def sub(name: str, old: bytes, new: bytes) -> Change:
 
 
 def claim(**facts: object) -> Change:
-    """Provenance in the tool's own form that says something else."""
+    """Provenance in the tool's own form with other content."""
 
     def change(files: Files) -> None:
         stated = provenance.parse_sbom(files[SBOM][0], SBOM)
@@ -341,7 +341,7 @@ def pip_install(wheel: Path, environment: Path, *options: str) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site-packages pip filled. A fork is the same wherever it is built, so one serves all."""
+    """The site-packages that pip filled. The fork is reproducible, so all tests share one."""
     folder = tmp_path_factory.mktemp("environment")
     return pip_install(make_fork(folder).build(folder / "out").path, folder / "venv")
 

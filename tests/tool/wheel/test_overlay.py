@@ -1,4 +1,4 @@
-"""The fork wheel: what it holds, that it is the same everywhere, and what it is refused for."""
+"""The fork wheel: its content, its reproducibility, and the inputs that are refused."""
 
 from __future__ import annotations
 
@@ -476,7 +476,7 @@ REAL = {
 
 
 def real_fork(source: Path, touched: str) -> Fork:
-    """A one-line edit of a real module stands in for the series."""
+    """A one-line edit of a real module takes the place of the series."""
     with Wheel(source) as wheel:
         edited = wheel.read(touched.removeprefix("python/")) + b"# edited\n"
     patched: dict[str, bytes | None] = {touched: edited, "python/sglang/srt/ada_new.py": b"N = 1\n"}
