@@ -287,7 +287,7 @@ class Verification:
         for name in names:
             if name.endswith(".pyc"):
                 self._differ(name, "byte code without a source", None, None)
-            elif match := _NATIVE.fullmatch(name):
+            elif name.endswith((".so", ".pyd")) and (match := _NATIVE.fullmatch(name)):
                 module = match[1]
                 below = bisect.bisect_left(names, f"{module}/")
                 if f"{module}.py" in self.fileset.files or (

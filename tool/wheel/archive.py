@@ -118,7 +118,7 @@ def unsafe_name(name: str) -> str | None:
         return "a backslash in the path"
     if _CONTROL.search(name):
         return "a control character in the path"
-    if any(part in ("", ".", "..") for part in name.split("/")):
+    if not {"", ".", ".."}.isdisjoint(name.split("/")):
         return "an empty, '.' or '..' part in the path"
     return None
 
