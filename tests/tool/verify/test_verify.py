@@ -37,13 +37,13 @@ from tests.support.forks import (
     write_wheel,
 )
 from tool.cli.commands.verify import report_verification
-from tool.errors import IntegrityError, UsageError
+from tool.errors import EnvironmentFault, IntegrityError, UsageError
 from tool.git import objects as gitid
 from tool.project.checkout import tip_ref
 from tool.project.session import Session
 from tool.project.workspace import Workspace
 from tool.series import lockfile
-from tool.series.lockfile import Lock
+from tool.series.lockfile import Lock, LockedRelease, LockedWheel
 from tool.series.model import Series, load_series
 from tool.verify.checks import VerifyReport
 from tool.verify.verify import (
@@ -524,8 +524,8 @@ class Checkout:
     series: Series
     workspace: Workspace
 
-    def verify(self, artifact: Path) -> VerifyReport:
-        session = Session(self.series.root, self.workspace, offline=True)
+    def verify(self, artifact: Path, *, offline: bool = True) -> VerifyReport:
+        session = Session(self.series.root, self.workspace, offline=offline)
         session.series = self.series
         return verify_artifact(session, artifact)
 
@@ -559,6 +559,27 @@ def test_command_uses_the_released_wheel_of_the_cache(checkout: Checkout, wheel:
     assert NATIVE in {u.path for u in left} and all("not in the cache" in u.reason for u in left)
     shutil.copy(checkout.fork.source, checkout.workspace.wheels)
     assert checkout.verify(wheel).unproven == ()
+
+
+def test_command_downloads_the_released_wheel_when_it_is_needed(
+    checkout: Checkout, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def fetch(session: Session, locked: LockedRelease, wanted: LockedWheel) -> Path:
+        asked.append(wanted.filename)
+        if len(asked) == 1:
+            raise EnvironmentFault("the package index cannot be reached")
+        return checkout.fork.source
+
+    monkeypatch.setattr("tool.verify.verify.fetch_wheel", fetch)
+    left = checkout.verify(wheel, offline=False).unproven
+    assert NATIVE in {u.path for u in left} and "cannot be reached" in left[0].reason
+    assert checkout.verify(wheel, offline=False).outcome == "proven"
+    assert asked == [checkout.fork.source.name] * 2
+    rewrite(wheel, flip(TOUCHED), record=True)
+    assert first(checkout.verify(wheel, offline=False))[0] == TOUCHED
+    assert len(asked) == 2  # a file is named without it
 
 
 def test_command_compares_kernels_with_the_checkout(checkout: Checkout, wheel: Path) -> None:
