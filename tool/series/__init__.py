@@ -7,7 +7,13 @@ from tool.series import lockfile, patchfile
 from tool.series.content import ContentFault, find_content_faults
 from tool.series.edit import SeriesText, make_specifier, name_next_file, widen_specifier
 from tool.series.foreign_diff import ForeignFile, read_foreign_diff, render_foreign_diff
-from tool.series.kernels import find_kernels, read_kernels, read_requirements
+from tool.series.kernels import (
+    REQUIREMENTS,
+    find_kernels,
+    parse_requirements,
+    read_kernels,
+    read_requirements,
+)
 from tool.series.layout import LOCK_FILE, PATCH_DIR, SERIES_FILE, find_root
 from tool.series.lint import lint_series
 from tool.series.lockfile import FileChange, Lock, LockedPatch, LockedRelease, LockedWheel
@@ -36,6 +42,7 @@ __all__ = [
     "Patch",
     "PatchFile",
     "RELEASE_TRAILER",
+    "REQUIREMENTS",
     "ROOT",
     "SERIES_FILE",
     "Series",
@@ -51,6 +58,7 @@ __all__ = [
     "make_specifier",
     "name_next_file",
     "parse_release",
+    "parse_requirements",
     "parse_series",
     "patchfile",
     "read_foreign_diff",
