@@ -81,3 +81,10 @@ class EnvironmentFault(ToolError):
 
     exit_code = 6
     kind = "environment"
+
+
+class Interrupted(ToolError):
+    """A person pressed Ctrl-C. The exit code is the shell's for SIGINT."""
+
+    exit_code = 130
+    kind = "interrupted"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import hashlib
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +12,10 @@ from pathlib import Path
 from packaging.version import Version
 
 from tool.git.objects import FILE, NULL_OID, blob_id, file_mode, tree_id
+from tool.series import lockfile, patchfile
 from tool.series.lockfile import FileChange, Lock, LockedPatch, LockedRelease, LockedWheel
 from tool.wheel.archive import Wheel
-from tool.wheel.overlay import BuiltWheel, build_fork_wheel
+from tool.wheel.overlay import KERNEL_PREFIX, BuiltWheel, build_fork_wheel
 from tool.wheel.record import RecordRow, format_record
 from tool.wheel.sbom import PatchProvenance
 
@@ -48,12 +50,48 @@ PATCHED: Mapping[str, bytes | None] = {
     f"python/{DELETED}": None,
     f"python/{ADDED}": b"ADDED = True\n",
 }
-KERNELS: Mapping[str, bytes] = {"__init__.py": b"", "ops/logits.py": b"K = 1\n"}
-PATCHES = (
-    PatchProvenance("swap.patch", "a" * 64, "kernel-swap", "unofficial", "no", None),
-    PatchProvenance(
-        "share.patch", "b" * 64, "sharing", "backport", None, "0.6.0, https://example.org/pull/7"
+KERNELS: Mapping[str, bytes] = {
+    "__init__.py": b"",
+    "ops/logits.py": b"K = 1\n",
+    "requirements.txt": b"triton>=3.5  # for tl.gather\ntilelang>=0.1.11\n",
+}
+_PATCH = """\
+Description: change a file
+ Because it is needed.
+{fields}
+Releases: ==0.5.23
+Drop-When: never
+---
+diff --git a/python/sglang/srt/{name}.py b/python/sglang/srt/{name}.py
+new file mode 100644
+index 0000000000000000000000000000000000000000..257cc5642cb1a054f08cc83f2d943e56fd3ebe99
+--- /dev/null
++++ b/python/sglang/srt/{name}.py
+@@ -0,0 +1 @@
++foo
+"""
+PATCH_FILES: Mapping[str, tuple[str, bytes]] = {
+    "kernel-swap/v0.5.23.patch": (
+        "kernel-swap",
+        _PATCH.format(name="swap", fields="Origin: vendor\nForwarded: no").encode(),
     ),
+    "sharing/v0.5.23.patch": (
+        "sharing",
+        _PATCH.format(
+            name="share",
+            fields="Origin: backport\nApplied-Upstream: 0.6.0, https://example.org/pull/7",
+        ).encode(),
+    ),
+}
+"""Name → change and content of the patches that PATCHES describes."""
+PATCHES = tuple(
+    PatchProvenance.from_header(
+        name,
+        hashlib.sha256(content).hexdigest(),
+        change,
+        dict(patchfile.parse(name, content).header.fields),
+    )
+    for name, (change, content) in PATCH_FILES.items()
 )
 
 
@@ -162,6 +200,21 @@ def make_fork(folder: Path, version: str = "0.5.23") -> Fork:
     return Fork(source, lock_for(source, PATCHED))
 
 
+def write_project(fork: Fork, root: Path) -> None:
+    """A project folder with the fork's kernels, patches and lock, as the command reads it."""
+    files = {f"ada_dsa/{name}": data for name, data in fork.kernels.items()}
+    lines = [f"pin {fork.version}", "revision 1"]
+    for name, (change, content) in PATCH_FILES.items():
+        lines += [f"change {change} >=0.5.9", f"    {name} =={fork.version}"]
+        files[f"patches/{name}"] = content
+    files["series.txt"] = "\n".join([*lines, ""]).encode()
+    for name, data in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    lockfile.save(root / "series.lock", fork.lock)
+
+
 def rewrite(
     wheel: Path, change: Callable[[dict[str, tuple[bytes, int]]], None], *, record: bool = False
 ) -> None:
@@ -186,3 +239,68 @@ def rewrite(
             info = zipfile.ZipInfo(name)
             info.external_attr = (0o100000 | mode) << 16
             archive.writestr(info, content)
+
+
+def install(wheel: Path, environment: Path) -> Path:
+    """Install a wheel as pip does, without its slowness; the site-packages folder.
+
+    Python's own byte code is written, a script for each entry point, and the installer's notes.
+    """
+    site = environment / "lib" / "python3.11" / "site-packages"
+    site.mkdir(parents=True)
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    (info,) = site.glob("*.dist-info")
+    script = environment / "bin" / "sglang"
+    script.parent.mkdir()
+    script.write_text(
+        f"#!{script.parent}/python3\n# -*- coding: utf-8 -*-\nimport re\nimport sys\n"
+        "from sglang.cli import main\nif __name__ == '__main__':\n"
+        "    sys.argv[0] = re.sub(r'(-script\\.pyw|\\.exe)?$', '', sys.argv[0])\n"
+        "    sys.exit(main())\n"
+    )
+    (info / "INSTALLER").write_text("pip\n")
+    (info / "REQUESTED").write_text("")
+    (info / "direct_url.json").write_text("{}")
+    compileall.compile_dir(site / "sglang", quiet=1)
+    forge_record(site)
+    return site
+
+
+def forge_record(site: Path) -> None:
+    """Write the RECORD that fits what is in the package, the dist-info folder and the scripts now."""
+    (info,) = site.glob("sglang-*.dist-info")
+    rows = []
+    scripts = [site / "../../../bin" / p.name for p in (site / "../../../bin").glob("*")]
+    for path in sorted([*(site / "sglang").rglob("*"), *info.rglob("*"), *scripts]):
+        name = str(path).removeprefix(f"{site}/")
+        if not path.is_file() or name == f"{info.name}/RECORD":
+            continue
+        row = RecordRow(hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size)
+        rows.append((name, RecordRow(None, None) if name.endswith(".pyc") else row))
+    (info / "RECORD").write_bytes(
+        format_record([*rows, (f"{info.name}/RECORD", RecordRow(None, None))])
+    )
+
+
+def plant(fork: Fork, folder: Path) -> dict[str, tuple[str, str]]:
+    """The worktree ``tool apply`` writes; returns what git would list for it, kernels left out."""
+    contents: dict[str, tuple[bytes, int]] = {
+        n: f
+        for n, f in release_files(str(fork.version)).items()
+        if n.startswith("sglang/") and not n.endswith(".so")
+    }
+    for path, data in fork.patched.items():
+        name = path.removeprefix("python/")
+        mode = contents.pop(name, (b"", 0o644))[1]
+        if data is not None:
+            contents[name] = (data, mode)
+    listing = {f"python/{n}": (file_mode(m), blob_id(d)) for n, (d, m) in contents.items()}
+    for name, data in fork.kernels.items():
+        contents[KERNEL_PREFIX + name] = (data, 0o644)
+    for name, (data, mode) in contents.items():
+        path_ = folder / "python" / name
+        path_.parent.mkdir(parents=True, exist_ok=True)
+        path_.write_bytes(data)
+        path_.chmod(mode)
+    return listing

@@ -54,6 +54,9 @@ TREE = {
     "sglang/srt/twins.py": "class A:\n" + BODY + "\n\nclass B:\n" + BODY,
     "sglang/srt/config/N=1,K=2,name=x y.json": "{}\n",
 }
+EDITED = TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")
+AGAIN = EDITED.replace("return 20\n", "return 2020\n")
+"""utils.py after the first and the second of two patches."""
 NEXT = "0.5.24"
 """The release after the one a lab begins with."""
 TWIN = TREE["sglang/srt/twins.py"]
@@ -72,6 +75,11 @@ class Lab:
         self._lines = ["pin 0.5.23", "revision 1", "change demo >=0.5.9"]
         self._write_series()
         self.release(RELEASE, TREE)
+
+    @property
+    def folder(self) -> Path:
+        """What the tool keeps of this project alone."""
+        return self.home.project_data(self.root)
 
     # -- releases ---------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.lab import Lab
+from tests.support.lab import AGAIN, EDITED, UTILS, Lab
 from tests.support.rebases import three_patches
 
 
@@ -51,3 +51,12 @@ def three(lab: Lab) -> Lab:
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Worktrees of a rebase are made in the current folder."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def fork(lab: Lab, tmp_path: Path) -> Path:
+    lab.patch("demo/first.patch", {UTILS: EDITED})
+    lab.patch("demo/second.patch", {UTILS: AGAIN})
+    lab.relock()
+    lab.apply(tmp_path / "fork")
+    return tmp_path / "fork"

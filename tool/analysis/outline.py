@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from importlib.util import decode_source
 from typing import ClassVar, Final
 
 from tool.analysis.syntax import parse_syntax
@@ -60,10 +61,17 @@ class Outline:
 
 
 def parse_outline(source: bytes, syntax: ast.Module | None = None) -> Outline:
-    """Parse ``source``, unless its ``syntax`` is given. Raises SyntaxError when it is not Python."""
+    """Parse ``source``, unless its ``syntax`` is given.
+
+    Raises:
+        SyntaxError: it is not Python, or nested too deeply to be read.
+    """
     spans: list[Span] = []
     counts: Counter[str] = Counter()
-    _collect((syntax or parse_syntax(source)).body, "", (), spans, counts)
+    try:
+        _collect((syntax or parse_syntax(source)).body, "", (), spans, counts)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise SyntaxError(str(error) or "it is nested too deeply") from error
     return Outline(tuple(spans), counts, source)
 
 
@@ -81,7 +89,7 @@ def find_new_duplicates(before: Outline | None, after: Outline) -> list[str]:
 def _unbound(source: bytes) -> set[str]:
     if _STAR.search(source):
         return set()
-    module = symtable.symtable(source.decode("utf-8", "replace"), "<patched>", "exec")
+    module = symtable.symtable(decode_source(source), "<patched>", "exec")
     bound = set(_PROVIDED)
     used: set[str] = set()
     tables = [module]

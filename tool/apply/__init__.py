@@ -23,11 +23,12 @@ from tool.apply.compose import (
     select_patches,
 )
 from tool.apply.engine import EMPTY_MERGE, Applied, apply_patch, apply_series, merge_diff
-from tool.apply.kernels import DESTINATION, RELEASE_TRAILER, TREE_TRAILER
+from tool.apply.kernels import DESTINATION, commit_kernels
 from tool.apply.lint_imports import lint_imports
 from tool.apply.lock import recompute_commits, update_lock
 from tool.apply.preimages import find_missing_preimages, find_orphans, list_known_preimages
 from tool.apply.worktree import apply_to_worktree
+from tool.series import RELEASE_TRAILER, TREE_TRAILER
 
 __all__ = [
     "Applied",
@@ -45,6 +46,7 @@ __all__ = [
     "check_applied",
     "check_patch_files",
     "check_releases",
+    "commit_kernels",
     "compose_release",
     "compose_series",
     "compute_intended",

@@ -13,12 +13,10 @@ from typing import Final
 
 from tool.errors import ConflictError
 from tool.git import COMMIT_ENV, Git, commit_tree, make_tempdir
-from tool.series import find_kernels
+from tool.series import RELEASE_TRAILER, TREE_TRAILER, find_kernels
 from tool.upstream import Base
 
 DESTINATION: Final = "python/sglang/srt/layers/attention/ada_dsa"
-TREE_TRAILER: Final = "Kernels-Tree"
-RELEASE_TRAILER: Final = "Sglang-Release"
 
 
 def commit_kernels(git: Git, base: Base, parent: str, folder: Path) -> str:

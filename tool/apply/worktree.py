@@ -9,7 +9,7 @@ from typing import Literal
 from tool.apply.checks import check_applied
 from tool.apply.compose import Composition, compose_series
 from tool.apply.kernels import commit_kernels
-from tool.project import Session, inspect_folder, publish
+from tool.project import Session, inspect_folder
 from tool.upstream import Request
 
 
@@ -38,13 +38,13 @@ def apply_to_worktree(
         composed = compose_series(session, request)
         head = commit_kernels(git, composed.base, composed.tip, session.series.kernel_dir)
         release = composed.base.release
-        folder = (into or Path.cwd() / f"sglang-v{release}").absolute()
+        folder = into or Path.cwd() / f"sglang-v{release}"
         found = inspect_folder(git, folder, branch, f"ada/v{release}")
         if found.head == head:
             checked = check_applied(git, composed.applied)
-            return ApplyResult(folder, found.branch, "unchanged", composed, head, checked)
-        with publish(git, session.workspace, found, head, composed.base.commit) as publication:
+            return ApplyResult(found.folder, found.branch, "unchanged", composed, head, checked)
+        with session.publish(found, head, composed.base.commit) as publication:
             checked = check_applied(git, composed.applied)
             publication.finish()
     state: Literal["updated", "created"] = "updated" if found.admin else "created"
-    return ApplyResult(folder, found.branch, state, composed, head, checked)
+    return ApplyResult(found.folder, found.branch, state, composed, head, checked)

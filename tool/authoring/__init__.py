@@ -11,10 +11,11 @@ from tool.authoring.edit import (
     new_patch,
     refresh_patch,
 )
-from tool.authoring.export import export_patches
+from tool.authoring.export import Exported, export_patches
 
 __all__ = [
     "Edited",
+    "Exported",
     "HeaderFields",
     "drop_patch",
     "export_patches",

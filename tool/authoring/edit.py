@@ -1,24 +1,24 @@
 """``tool new``, ``refresh``, ``import`` and ``drop``: edit the series as its author thinks of it.
 
-Each ends with a series that is proven: on every release an edit reaches, the series is applied, the
-proofs are run, and series.lock is written in the same transaction as the patches and series.txt. A
+Each ends with a series that is checked: on every release an edit reaches, the series is applied, the
+checks are run, and series.lock is written in the same transaction as the patches and series.txt. A
 patch after the edited one whose lines are the same but whose pre-image is not is written anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from packaging.version import Version
 
 from tool.apply import (
-    DESTINATION,
     Applied,
     apply_patch,
     apply_series,
     check_applied,
+    commit_kernels,
     find_orphans,
     list_known_preimages,
     lock_patches,
@@ -27,9 +27,15 @@ from tool.apply import (
     recompute_commits,
 )
 from tool.authoring.mail import apply_mail, read_mail, read_reason
-from tool.errors import ConflictError, UsageError
-from tool.git import Git, canonical_diff, private_index, read_head, write_worktree
-from tool.project import Session, base_ref, tip_ref
+from tool.authoring.worktree import (
+    EditedWorktree,
+    describe_change,
+    read_worktree,
+    refuse_leftovers,
+)
+from tool.errors import ConflictError, ToolError, UsageError
+from tool.git import Git, canonical_diff, changed_files, private_index
+from tool.project import Session
 from tool.series import (
     LOCK_FILE,
     PATCH_DIR,
@@ -40,6 +46,7 @@ from tool.series import (
     Patch,
     Series,
     SeriesText,
+    is_patch_name,
     lockfile,
     make_specifier,
     name_next_file,
@@ -51,12 +58,19 @@ from tool.upstream import Base, Request
 
 @dataclass(frozen=True)
 class Edited:
-    """``written`` and ``removed`` are patch files; ``releases`` were proven anew."""
+    """What an edit did.
+
+    ``written`` and ``removed`` are patch files, ``files`` what went into the patch (path: added, changed
+    or removed), and ``releases`` those that were checked anew. ``worktree_moved``: the worktree holds
+    the series as it now is; None where the command has no worktree.
+    """
 
     patch: str
     written: tuple[str, ...]
     removed: tuple[str, ...]
     releases: tuple[Version, ...]
+    files: Mapping[str, str] = field(default_factory=dict)
+    worktree_moved: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -69,10 +83,12 @@ class HeaderFields:
     why: str
     drop_when: str
     origin: str = "vendor"
+    author: str = ""
 
     def header(self, releases: str) -> Header:
         fields = (
             ("Origin", self.origin),
+            *((("Author", self.author),) if self.author else ()),
             ("Forwarded", "no"),
             ("Releases", releases),
             ("Drop-When", self.drop_when),
@@ -89,6 +105,8 @@ class Author:
         self.series = session.series
         self.lock = session.lock
         self.text = SeriesText((self.series.root / SERIES_FILE).read_text(encoding="utf-8"))
+        self.tips: dict[Version, tuple[Base, str]] = {}
+        """Base and last commit of each release that ``write`` has applied the series to."""
 
     def base(self, release: Version) -> Base:
         """The base of a carried release, with every pre-image its patches need."""
@@ -106,7 +124,7 @@ class Author:
         releases: Sequence[Version],
         headers: Mapping[str, bytes] | None = None,
     ) -> Edited:
-        """Prove the edited series on ``releases`` and write everything.
+        """Check the edited series on ``releases`` and write everything.
 
         ``headers`` are patch files of which nothing but the header is new.
 
@@ -114,12 +132,14 @@ class Author:
             ConflictError, UpstreamedError: it does not hold on one of them; nothing was changed.
         """
         given = {name: data for name, data in contents.items() if data is not None}
+        touched = self._list_paths(contents)
         text = str(self.text)
         series = parse_series(self.series.root, text)
         bases = {release: self.base(release) for release in releases}
         lock = recompute_commits(self.lock, self.series, headers or {})
         for release, base in bases.items():
-            applied, renewed = self._prove(series, release, base, given, lock, set(bases))
+            applied, renewed = self._check(series, release, base, given, lock, set(bases), touched)
+            self.tips[release] = (base, applied[-1].commit if applied else base.commit)
             given |= renewed
             old = lock.get(release)
             lock = lock.with_release(
@@ -127,7 +147,7 @@ class Author:
                     release, old.wheels, old.base_commit, old.base_tree, lock_patches(applied)
                 )
             )
-        edited = tuple(replace(p, given=given.get(p.name)) for p in series.patches)
+        edited = tuple(replace(p, content_override=given.get(p.name)) for p in series.patches)
         for orphan, oid in find_orphans(edited, list_known_preimages(lock)):
             raise ConflictError(
                 f"{orphan.name} was written on {oid[:12]}, which no release would give any more",
@@ -135,7 +155,7 @@ class Author:
                 next_step=f"write it anew first: tool refresh {orphan.name} --split, in a worktree of a "
                 "later release it stands for",
             )
-        # A patch renewed for one release must still be the proven one of the others.
+        # A patch renewed for one release must still be the checked one of the others.
         for entry in lock.releases.values():
             stale = [p.name for p in entry.patches if p.name in given]
             if stale and entry.version not in bases:
@@ -152,7 +172,14 @@ class Author:
         removed = tuple(name for name, data in contents.items() if data is None)
         return Edited(patch, tuple(given), removed, tuple(releases))
 
-    def _prove(
+    def _list_paths(self, contents: Mapping[str, bytes | None]) -> set[str]:
+        """The files that the edited patches change, before the edit or after it."""
+        old = [p for p in self.series.patches if p.name in contents]
+        parsed = [patchfile.parse(p.name, p.content) for p in old]
+        parsed += [refuse_leftovers(n, data) for n, data in contents.items() if data is not None]
+        return {file.path for patch in parsed for file in patch.files}
+
+    def _check(
         self,
         series: Series,
         release: Version,
@@ -160,30 +187,44 @@ class Author:
         given: Mapping[str, bytes],
         lock: Lock,
         reached: set[Version],
+        touched: set[str],
     ) -> tuple[tuple[Applied, ...], dict[str, bytes]]:
-        """Apply to ``release``, writing anew what no longer is exact and no other release needs as it is.
+        """Apply to ``release``, and write anew the patches whose pre-image the edit took away.
 
-        A patch that several releases share is written for the first of them, if the edit reaches all:
-        the blob it was written on may be one that nothing gives any more.
+        Those name a ``touched`` file, and no other release needs them as they are. A patch that several
+        releases share is written for the first of them, if the edit reaches all: the blob it was written
+        on may be one that nothing gives any more.
         """
         renewed: dict[str, bytes] = {}
         done: list[Applied] = []
         with private_index(self.git, base.tree) as index:
             commit, tree = base.commit, base.tree
             for listed in series.for_release(release):
-                patch = replace(listed, given=given.get(listed.name))
+                patch = replace(listed, content_override=given.get(listed.name))
                 applied = apply_patch(index, patch, commit, tree)
                 check_applied(self.git, [applied])
                 users = lock.checked_on(patch.name) | {release}
-                if not applied.exact and users <= reached and release == min(users):
+                concerned = any(file.path in touched for file in applied.patch.files)
+                if not applied.exact and concerned and users <= reached and release == min(users):
                     diff = canonical_diff(self.git, applied.parent_tree, applied.tree)
                     renewed[patch.name] = patchfile.render(applied.patch.header, diff)
                     index.run("read-tree", tree)
-                    patch = replace(patch, given=renewed[patch.name])
+                    patch = replace(patch, content_override=renewed[patch.name])
                     applied = apply_patch(index, patch, commit, tree)
                 commit, tree = applied.commit, applied.tree
                 done.append(applied)
         return tuple(done), renewed
+
+    def move_worktree(self, worktree: EditedWorktree) -> bool:
+        """Put the worktree on the series as it was written; False when that cannot be done."""
+        if worktree.release not in self.tips:
+            return False  # the edit did not reach the worktree's release
+        base, tip = self.tips[worktree.release]
+        try:
+            head = commit_kernels(self.git, base, tip, self.series.kernel_dir)
+            return worktree.move(self.git, head)
+        except ToolError:
+            return False  # the series is written; the worktree still has the change uncommitted
 
 
 def new_patch(session: Session, fields: HeaderFields, folder: Path) -> Edited:
@@ -195,11 +236,13 @@ def new_patch(session: Session, fields: HeaderFields, folder: Path) -> Edited:
     _check_name(session.series, fields)
     with session.exclusive():
         author = Author(session)
-        release, diff = _find_release(author, folder), _diff_worktree(author, folder)
-        _require_changes(diff, folder)
-        tip = author.applied(release)[1][-1]
-        tree = _on(author.git, tip.tree, diff, fields.name)
-        return _add(author, fields, release, tip.tree, tree)
+        worktree = read_worktree(session, folder)
+        worktree.require_changes()
+        base, applied = author.applied(worktree.release)
+        before = applied[-1].tree if applied else base.tree
+        tree = _merge(author.git, before, worktree.diff, fields.name)
+        done = _add(author, fields, worktree.release, before, tree)
+        return replace(done, worktree_moved=author.move_worktree(worktree))
 
 
 def refresh_patch(session: Session, name: str, folder: Path, *, split: bool = False) -> Edited:
@@ -210,20 +253,29 @@ def refresh_patch(session: Session, name: str, folder: Path, *, split: bool = Fa
     file says the same, written on what is there.
 
     Raises:
-        UsageError: the patch is not one of the worktree's release, or there is nothing to split.
+        UsageError: the patch is not one of the worktree's release, or there is nothing to write.
         ConflictError: the change does not fit there, or a later patch does not apply any more.
     """
     with session.exclusive():
         author = Author(session)
-        release = _find_release(author, folder)
+        worktree = read_worktree(session, folder)
+        release, diff = worktree.release, worktree.diff
         patch = author.series.find_patch(name, release)
-        diff = _diff_worktree(author, folder)
-        if not split:
-            _require_changes(diff, folder)
         applied = next((a for a in author.applied(release)[1] if a.name == patch.name), None)
         if applied is None:
             raise UsageError(f"{patch.name} does not apply to v{release}", where=str(folder))
-        tree = _on(author.git, applied.tree, diff, patch.name) if diff else applied.tree
+        if diff and patch.name not in worktree.branch.list_patches(
+            author.git, worktree.branch.head
+        ):
+            raise UsageError(
+                f"does not contain {patch.name} yet: the series got it after this worktree was made",
+                where=str(folder),
+                next_step=f"git stash -u there, tool apply --sglang-ref v{release} --into {folder}, "
+                "then git stash pop",
+            )
+        if not split and applied.exact:
+            worktree.require_changes()
+        tree = _merge(author.git, applied.tree, diff, patch.name) if diff else applied.tree
         if tree == applied.parent_tree:
             raise UsageError(
                 f"nothing of {patch.name} would be left",
@@ -233,14 +285,16 @@ def refresh_patch(session: Session, name: str, folder: Path, *, split: bool = Fa
             applied.patch.header, canonical_diff(author.git, applied.parent_tree, tree)
         )
         if split:
-            return _split(author, patch, release, content)
-        return author.write(patch.name, {patch.name: content}, _proven(author, patch))
+            done = _split(author, patch, release, content)
+        else:
+            done = author.write(patch.name, {patch.name: content}, _list_checked(author, patch))
+        return replace(done, files=worktree.files, worktree_moved=author.move_worktree(worktree))
 
 
 def _split(author: Author, patch: Patch, release: Version, content: bytes) -> Edited:
-    proven = _proven(author, patch)
-    before = [v for v in proven if v < release]
-    after = [v for v in proven if v >= release]
+    checked = _list_checked(author, patch)
+    before = [v for v in checked if v < release]
+    after = [v for v in checked if v >= release]
     if not before:
         raise UsageError(
             f"{patch.name} stands for no release before v{release}",
@@ -277,13 +331,18 @@ def import_patch(
         author = Author(session)
         base, applied = author.applied(release)
         before = applied[-1].tree if applied else base.tree
-        mail = read_mail(fields.name, content)
-        told = replace(fields, subject=fields.subject or mail.subject, why=fields.why or mail.body)
+        mail = read_mail(author.git, fields.name, content)
+        told = replace(
+            fields,
+            subject=fields.subject or mail.subject,
+            why=fields.why or mail.body,
+            author=mail.author,
+        )
         if not told.subject or not told.why:
             raise UsageError(
-                "the mail says not what it does and why",
+                "the mail does not say what it does and why",
                 where=fields.name,
-                next_step="say it: --subject TEXT --reason TEXT",
+                next_step="add: --subject TEXT --reason TEXT",
             )
         tree = apply_mail(author.git, before, mail, fields.name)
         return _add(author, told, release, before, tree)
@@ -301,71 +360,31 @@ def drop_patch(session: Session, name: str, why: str) -> Edited:
     with session.exclusive():
         author = Author(session)
         patch = author.series.find_patch(name)
-        releases = _proven(author, patch)
-        author.text.replace_by_comment(
-            patch.name, f"{patch.name} {patch.releases} was dropped: {reason}"
-        )
+        releases = _list_checked(author, patch)
+        author.text.drop(patch.name, f"{patch.name} {patch.releases} was dropped: {reason}")
         return author.write(patch.name, {patch.name: None}, releases)
 
 
 def _add(author: Author, fields: HeaderFields, release: Version, before: str, after: str) -> Edited:
     if before == after:
         raise UsageError(f"{fields.name} would change nothing", next_step="see: tool status")
+    change = next((c for c in author.series.changes if c.name == fields.change), None)
+    if change is not None and not change.needed.contains(release, prereleases=True):
+        raise UsageError(
+            f"the change {change.name} is over: it is needed on {change.needed}, not on v{release}",
+            where=f"{SERIES_FILE}:{change.line}",
+            next_step="name another change with --change, or widen that line",
+        )
     spec = make_specifier([release])
     content = patchfile.render(fields.header(spec), canonical_diff(author.git, before, after))
-    patchfile.parse(fields.name, content)
-    author.text.append(fields.change, fields.name, spec)
-    return author.write(fields.name, {fields.name: content}, [release])
+    # A new change is needed on later releases too, until a person or upstream ends it.
+    author.text.append(fields.change, fields.name, spec, needed=f">={release}")
+    done = author.write(fields.name, {fields.name: content}, [release])
+    changes = changed_files(author.git, before, after)
+    return replace(done, files={change.path: describe_change(change) for change in changes})
 
 
-def _find_release(author: Author, folder: Path) -> Version:
-    """The release of a worktree that ``tool apply`` made, without commits of a person's."""
-    _, head, branch = read_head(author.git, folder)
-    tip = author.git.resolve(tip_ref(branch)) if branch else None
-    base = author.git.resolve(base_ref(branch)) if branch else None
-    if tip is None or base is None:
-        raise UsageError(
-            "is not on a branch that tool apply made",
-            where=str(folder),
-            next_step="make a worktree with tool apply and edit there",
-        )
-    if head != tip:
-        raise UsageError(
-            "has commits of your own",
-            where=str(folder),
-            next_step="tool export writes commits back; for this command leave the change uncommitted",
-        )
-    for version, entry in author.lock.releases.items():
-        if entry.base_commit == base:
-            return version
-    raise UsageError(
-        "is not of a release in series.lock",
-        where=str(folder),
-        next_step="make a worktree of a supported release: tool apply --sglang-ref v0.5.23",
-    )
-
-
-def _diff_worktree(author: Author, folder: Path) -> bytes:
-    """The uncommitted changes of a worktree as a diff; empty when there are none."""
-    admin, head, _ = read_head(author.git, folder)
-    diff = canonical_diff(author.git, author.git.tree_of(head), write_worktree(admin, folder))
-    if DESTINATION.encode() + b"/" in diff:
-        raise UsageError(
-            "changes the bundled kernels",
-            where=str(folder),
-            next_step="make that change in ada_dsa/ and apply again",
-        )
-    return diff
-
-
-def _require_changes(diff: bytes, folder: Path) -> None:
-    if not diff:
-        raise UsageError(
-            "has no uncommitted changes", where=str(folder), next_step="edit there first"
-        )
-
-
-def _on(git: Git, tree: str, diff: bytes, name: str) -> str:
+def _merge(git: Git, tree: str, diff: bytes, name: str) -> str:
     """``tree`` with ``diff`` merged into it from the blobs it was made on."""
     patchfile.parse(name, b"Description: an edit\n---\n" + diff)
     with private_index(git, tree) as index:
@@ -379,18 +398,23 @@ def _on(git: Git, tree: str, diff: bytes, name: str) -> str:
         return index.out("write-tree")
 
 
-def _proven(author: Author, patch: Patch) -> list[Version]:
+def _list_checked(author: Author, patch: Patch) -> list[Version]:
     found = author.lock.checked_on(patch.name)
     if not found:
         raise UsageError(
-            f"{patch.name} was proven on no release",
+            f"{patch.name} is on no release of series.lock",
             where=LOCK_FILE,
-            next_step="prove it first: tool lock --sglang-ref RELEASE",
+            next_step="check and record it first: tool lock --sglang-ref RELEASE",
         )
     return sorted(found)
 
 
 def _check_name(series: Series, fields: HeaderFields) -> None:
+    if not is_patch_name(fields.name):
+        raise UsageError(
+            f"{fields.name!r:.120} is not a patch file name",
+            next_step="write NAME and --change with lower case, digits and dashes",
+        )
     if (
         any(p.name == fields.name for p in series.patches)
         or (series.root / PATCH_DIR / fields.name).exists()

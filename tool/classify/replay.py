@@ -93,7 +93,7 @@ def _apply_decision(
     """What a person decided, on ``index``, which holds ``tree``."""
     applied = None
     if decision.content is not None:
-        patch = replace(patch, given=decision.content)
+        patch = replace(patch, content_override=decision.content)
         applied = apply_patch(index, patch, commit, tree)
         check_applied(index, [applied])
     outcome = Outcome(patch.name, decision.kind, decision.reasons, applied)

@@ -6,36 +6,50 @@ command does is said here in a line.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
-from typing import Final
+from typing import Any, Final
 
 import click
 
+from tool.cli.output import drop_output, prepare_streams, print_warnings
+from tool.errors import EnvironmentFault
+
 SUMMARIES: Final = {
-    "apply": "Apply the series to a release: a git worktree, one commit per patch.",
-    "build": "Build the fork wheel: the released wheel with series and kernels inside.",
+    "apply": "Apply the series to a release: a worktree of commits.",
+    "build": "Build the fork wheel: the released wheel, patched.",
     "check": "Check the series on every supported release.",
-    "diff": "Show how the series differs between two releases (git range-diff).",
-    "doctor": "Examine an environment: GPU, driver, versions, kernels, a self-test.",
-    "drift": "Show what carrying the series to another release would meet.",
+    "diff": "Show how the series differs between two releases.",
+    "doctor": "Examine an environment: GPU, versions, kernels, self-test.",
+    "drift": "Show what carrying the series to a release would meet.",
     "drop": "Take a patch out of the series.",
     "explain": "Say what a patch is for and what depends on it.",
     "export": "Write a worktree's commits back as patch files.",
     "history": "Print what every rebase met, as Markdown.",
     "import": "Make a patch of a diff or a mail.",
-    "lint": "Check headers, order file, canonical form and the security rules.",
-    "lock": "Apply and check the series, then record the results in series.lock.",
+    "lint": "Check headers, order file, form and security rules.",
+    "lock": "Apply and check the series; record it in series.lock.",
     "new": "Make a patch of what is uncommitted in a worktree.",
     "rebase": "Carry the series to another release.",
     "refresh": "Fold what is uncommitted in a worktree into a patch.",
-    "status": "Show the pin, what is cached, and what each patch does on a release.",
+    "repair": "Finish or undo what an interrupted command left.",
+    "status": "Show the pin, the cache, and each patch on a release.",
     "verify": "Verify a fork wheel, a worktree or an installed fork.",
-    "watch": "Look for a newer release and show what carrying the series would meet.",
+    "watch": "Look for a newer release and preview the rebase.",
 }
 """Every command and what it does. ``import`` lives in ``import_.py``, because the name is a keyword."""
 
 
 class _Commands(click.Group):
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        prepare_streams()
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:  # help that standard output does not take
+            drop_output()
+            print_warnings([f"the output could not be written: {error.strerror}"])
+            sys.exit(EnvironmentFault.exit_code)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(SUMMARIES)
 
@@ -71,5 +85,5 @@ def main() -> None:
     \b
     Exit codes: 0 ok · 1 findings · 2 usage or configuration · 3 a patch conflicts ·
     4 upstream has a patch or a part of it · 5 integrity (lock, hash, tree) ·
-    6 environment (git too old, network, space) · 70 internal error
+    6 environment (git too old, network, space) · 70 internal error · 130 interrupted (Ctrl-C)
     """

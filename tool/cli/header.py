@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import click
 
@@ -39,11 +39,24 @@ def make_header(
 
 def report_edit(done: Edited) -> Report:
     lines = [f"wrote patches/{name}" for name in done.written]
+    lines += format_files(done.files)
     lines += [f"removed patches/{name}" for name in done.removed]
-    checked = ", ".join(f"v{v}" for v in done.releases)
-    lines.append(f"checked on {checked}; series.lock is up to date")
-    lines.append(
-        "next: tool lint; a worktree that still has the change uncommitted can go: git stash -u there, "
-        "then tool apply"
-    )
+    if done.releases:
+        lines.append(
+            f"checked on {', '.join(f'v{v}' for v in done.releases)}; series.lock is up to date"
+        )
+    match done.worktree_moved:
+        case True:
+            lines.append("the worktree holds the series as it now is")
+        case False:
+            lines.append(
+                "the worktree still has the change uncommitted; next: git stash -u there, then tool apply"
+            )
+        case None:
+            lines.append("next: tool apply brings a worktree up to date")
     return Report(dataclasses.asdict(done), lines)
+
+
+def format_files(files: Mapping[str, str]) -> list[str]:
+    """A line for each file that goes into a patch: what is not meant to be there shows."""
+    return [f"  {what} {path}" for path, what in files.items()]

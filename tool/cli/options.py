@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from tool.cli.output import Report, print_error, print_report
+from tool.cli import interrupt
+from tool.cli.output import Report, print_error, print_report, print_warnings
 from tool.cli.progress import Terminal
-from tool.errors import EnvironmentFault, ToolError
-from tool.project import Session, locate_workspace
+from tool.errors import EnvironmentFault, Interrupted, ToolError
+from tool.project import REPAIR, Session, locate_workspace
 from tool.series import find_root, parse_release
 from tool.upstream import Request
 
@@ -23,11 +26,12 @@ _Function = Callable[..., Report]
 
 
 def command(
-    *, name: str | None = None, session: str = "", settle: bool = True
+    *, name: str | None = None, session: str = "", settle: bool = True, reads: bool = False
 ) -> Callable[[_Function], click.Command]:
     """Make a click command of a function that takes a session and returns a report.
 
     ``session`` names the options of the session besides ``--series``: ``offline``, ``quiet``, or both.
+    ``reads``: it changes nothing and waits for nobody; an interrupted change is only mentioned.
     ``settle`` False leaves an interrupted write of the project to the function. The command prints the
     report, or its one error, and leaves with the documented exit code.
     """
@@ -37,10 +41,15 @@ def command(
 
         @functools.wraps(function)
         def run(*, as_json: bool, **values: Any) -> None:
-            sys.exit(_run(title, functools.partial(_call, function, settle, values), as_json))
+            sys.exit(
+                _run(
+                    title, functools.partial(_call, function, settle and not reads, values), as_json
+                )
+            )
 
         wrapped = run
-        for option in ("series", *reversed(session.split())):
+        shared = session.split() if reads else [*session.split(), "wait"]
+        for option in ("series", *reversed(shared)):
             wrapped = _SESSION_OPTIONS[option](wrapped)
         json_option = click.option(
             "--json", "as_json", is_flag=True, help="Print one JSON envelope."
@@ -111,6 +120,9 @@ _SESSION_OPTIONS = {
         help="Folder of series.txt. Default: the nearest one at or above the current folder.",
     ),
     "offline": click.option("--offline", is_flag=True, help="Use nothing but the cache."),
+    "wait": click.option(
+        "--no-wait", is_flag=True, help="Fail at once when another tool command is at work."
+    ),
     "quiet": click.option("--quiet", "-q", is_flag=True, help="No progress."),
 }
 
@@ -121,30 +133,50 @@ def _call(function: _Function, settle: bool, values: dict[str, Any]) -> Report:
         series_dir.absolute() if series_dir else find_root(Path.cwd()),
         locate_workspace(),
         offline=values.pop("offline", False),
+        wait=not values.pop("no_wait", False),
         progress=Terminal(quiet=values.pop("quiet", False)),
     )
-    if settle and session.is_interrupted:
-        with session.exclusive():
-            pass
-    return function(session, **values)
+    try:
+        if settle and session.is_interrupted:
+            with session.exclusive():
+                pass
+        report = function(session, **values)
+    except BaseException:
+        print_warnings([*session.warnings, *_mention_interrupted(session)])
+        raise
+    return replace(report, warnings=(*session.warnings, *_mention_interrupted(session)))
+
+
+def _mention_interrupted(session: Session) -> list[str]:
+    """A warning for each change that a stopped command left unfinished, now or earlier."""
+    if session.warnings:
+        return []  # it was tried to recover it: that warning says more
+    with contextlib.suppress(ToolError, OSError):
+        return [f"{found.what} is unfinished; {REPAIR}" for found in session.list_interrupted()]
+    return []
 
 
 def _run(title: str, work: Callable[[], Report], as_json: bool) -> int:
     """Print what ``work`` reports or raises; returns the exit code."""
     try:
+        interrupt.raise_error()
         report = work()
-    except ToolError as error:
-        return _fail(title, error, as_json)
-    except OSError as error:
-        return _fail(title, _from_os(error), as_json)
-    except Exception as error:
-        traceback.print_exc()
-        return _fail(title, ToolError(f"internal error: {error!r}"), as_json)
-    print_report(title, report, as_json=as_json)
-    return report.exit_code
-
-
-def _fail(title: str, error: ToolError, as_json: bool) -> int:
+        print_report(title, report, as_json=as_json)
+        return report.exit_code
+    except KeyboardInterrupt:
+        error: ToolError = Interrupted(
+            "interrupted",
+            why="what the command was writing is as it was before, or complete",
+            next_step="see what stands: tool status",
+        )
+    except ToolError as known:
+        error = known
+    except OSError as known:
+        error = _from_os(known)
+    except Exception as unknown:
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+        error = ToolError(f"internal error: {unknown!r}")
     print_error(title, error, as_json=as_json)
     return error.exit_code
 

@@ -3,7 +3,7 @@
 It may import ``tool.errors`` and nothing else of the tool.
 """
 
-from tool.git.diff import canonical_diff, changed_files, changed_runs
+from tool.git.diff import TreeChange, canonical_diff, changed_files, changed_runs
 from tool.git.history import Commit, list_commits
 from tool.git.index import COMMIT_ENV, DATE, IDENTITY, commit_tree, find_blobs, private_index
 from tool.git.isolation import ATTRIBUTES
@@ -56,6 +56,7 @@ __all__ = [
     "TIMEOUT",
     "Worktree",
     "add_worktree",
+    "TreeChange",
     "blob_header",
     "blob_id",
     "canonical_diff",

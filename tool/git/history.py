@@ -1,10 +1,16 @@
-"""Commits as objects: parents and message, read without any setting of a log."""
+"""Commits as objects: parents and message, read without starting git.
+
+GitPython's pure Python object database reads them, so no setting of a log takes part.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tool.git.repository import Git
+import git as gitpython
+from gitdb.exc import BadName, BadObject
+
+from tool.git.repository import Git, missing_object
 
 
 @dataclass(frozen=True)
@@ -21,17 +27,21 @@ class Commit:
 
 
 def list_commits(git: Git, base: str, head: str) -> tuple[Commit, ...]:
-    """The commits of ``head`` that are not in ``base``, oldest first."""
+    """The commits of ``head`` that are not in ``base``, oldest first.
+
+    Raises:
+        EnvironmentFault: a commit is missing.
+    """
     oids = git.out("rev-list", "--reverse", "--topo-order", f"{base}..{head}").split()
-    return tuple(_parse(oid, content) for oid, content in git.read_objects(oids).items())
+    with gitpython.Repo(git.git_dir, odbt=gitpython.GitDB) as repository:
+        return tuple(_read(repository, oid, str(git.git_dir)) for oid in oids)
 
 
-def _parse(oid: str, content: bytes) -> Commit:
-    head, _, message = content.partition(b"\n\n")
-    lines = [line.partition(b" ") for line in head.split(b"\n")]
-    parents = tuple(value.decode() for key, _, value in lines if key == b"parent")
-    encodings = [value.decode("ascii", "replace") for key, _, value in lines if key == b"encoding"]
+def _read(repository: gitpython.Repo, oid: str, where: str) -> Commit:
     try:
-        return Commit(oid, parents, message.decode(encodings[0] if encodings else "utf-8"))
-    except (LookupError, UnicodeDecodeError):
-        return Commit(oid, parents, message.decode("utf-8", "replace"))
+        commit = repository.commit(oid)
+        parents, message = commit.parents, commit.message
+    except (BadName, BadObject, ValueError) as error:
+        raise missing_object(oid, where) from error
+    text = message if isinstance(message, str) else message.decode("utf-8", "replace")
+    return Commit(oid, tuple(parent.hexsha for parent in parents), text)

@@ -38,22 +38,30 @@ def tree_id(files: Mapping[str, tuple[str, str]]) -> str:
 
     No path may be a folder of another one.
     """
-    entries: dict[str, tuple[str, str]] = {}
-    folders: dict[str, dict[str, tuple[str, str]]] = {}
-    for path, entry in files.items():
-        head, slash, rest = path.partition("/")
-        if slash:
-            folders.setdefault(head, {})[rest] = entry
-        else:
-            entries[head] = entry
-    for name, below in folders.items():
-        entries[name] = (_TREE, tree_id(below))
-    # Git sorts a folder as if its name ended in a slash.
-    order = sorted(entries, key=lambda n: (n + "/" if entries[n][0] == _TREE else n).encode())
-    body = b"".join(
-        f"{entries[name][0]} {name}\0".encode() + bytes.fromhex(entries[name][1]) for name in order
-    )
-    return object_id("tree", body)
+    # Paths in byte order are in git's order for each folder: there, a folder's name ends in a slash.
+    open_folders: list[tuple[bytes, bytearray]] = [(b"", bytearray())]
+
+    def close() -> str:
+        name, body = open_folders.pop()
+        oid = object_id("tree", bytes(body))
+        if open_folders:
+            open_folders[-1][1].extend(b"%b %b\0" % (_TREE.encode(), name) + bytes.fromhex(oid))
+        return oid
+
+    for path, (mode, blob) in sorted((p.encode(), entry) for p, entry in files.items()):
+        *folders, name = path.split(b"/")
+        same = 0
+        while same < min(len(folders), len(open_folders) - 1) and (
+            folders[same] == open_folders[same + 1][0]
+        ):
+            same += 1
+        while len(open_folders) > same + 1:
+            close()
+        open_folders += [(folder, bytearray()) for folder in folders[same:]]
+        open_folders[-1][1].extend(b"%b %b\0" % (mode.encode(), name) + bytes.fromhex(blob))
+    while len(open_folders) > 1:
+        close()
+    return close()
 
 
 def commit_id(tree: str, parent: str, identity: str, date: str, message: str) -> str:

@@ -23,6 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from tool import atomic
 from tool.errors import EnvironmentFault, IntegrityError, ToolError, UsageError
 from tool.git.isolation import isolated_folder
 from tool.git.objects import object_id
@@ -60,11 +61,13 @@ _DISK_FULL: Final = (
 )
 _REF: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]*")
 _OID: Final = re.compile(r"[0-9a-f]{40}")
+_ANSWER: Final = re.compile(r"([0-9a-f]{40}) ([a-z]+) ([0-9]+)\n")
 
 
 class GitFailed(ToolError):
-    """git exited non-zero where it should not have."""
+    """git exited non-zero where it should not have: most often a repository is damaged."""
 
+    exit_code = EnvironmentFault.exit_code
     kind = "git"
 
 
@@ -108,6 +111,7 @@ class Git:
                 cwd=self.cwd,
                 env=self.environment(),
                 timeout=timeout,
+                pass_fds=atomic.held_locks(),
             )
         except FileNotFoundError as err:
             raise EnvironmentFault("git is not installed", next_step="install git ≥ 2.32") from err
@@ -123,8 +127,13 @@ class Git:
         """The command's stdout, stripped of the final newline."""
         return self.run(*args, stdin=stdin).stdout.decode("utf-8", "surrogateescape").rstrip("\n")
 
-    def start(self, *args: str, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
-        """Start a command with piped stdin and stderr; the caller waits for it."""
+    def start(
+        self, *args: str, stdout: int = subprocess.DEVNULL, reads: bool = False
+    ) -> subprocess.Popen[bytes]:
+        """Start a command with piped stdin and stderr; the caller waits for it.
+
+        One that only ``reads`` may outlive the command's lock, so it does not hold it.
+        """
         return subprocess.Popen(
             self.command(*args),
             stdin=subprocess.PIPE,
@@ -132,6 +141,7 @@ class Git:
             stderr=subprocess.PIPE,
             cwd=self.cwd,
             env=self.environment(),
+            pass_fds=() if reads else atomic.held_locks(),
         )
 
     def command(self, *args: str) -> list[str]:
@@ -220,24 +230,27 @@ class _Reader:
     """A ``git cat-file --batch`` or ``--batch-check`` that answers until nobody can ask any more."""
 
     def __init__(self, git: Git, mode: str) -> None:
-        self._process = git.start("cat-file", mode, stdout=subprocess.PIPE)
+        self._process = git.start("cat-file", mode, stdout=subprocess.PIPE, reads=True)
         weakref.finalize(self, _end, self._process)
 
     def find(self, name: str) -> str | None:
         """The object id that ``name`` stands for (``--batch-check``)."""
-        head = self._ask(name)
-        return head[0] if len(head) == 3 else None
+        found = self._ask(name)
+        return found[1] if found else None
 
     def read(self, oid: str) -> tuple[str, bytes] | None:
         """The type and the content of an object (``--batch``)."""
-        head = self._ask(oid)
-        if len(head) != 3:
+        found = self._ask(oid)
+        if found is None:
             return None
         assert self._process.stdout is not None
-        return head[1], self._process.stdout.read(int(head[2]) + 1)[:-1]
+        return found[2], self._process.stdout.read(int(found[3]) + 1)[:-1]
 
-    def _ask(self, name: str) -> list[str]:
-        """The answer's first line: id, type and size; other words when there is no such object."""
+    def _ask(self, name: str) -> re.Match[str] | None:
+        """The answer's first line: id, type and size; None when there is no such object.
+
+        git then repeats the name, which may hold spaces.
+        """
         assert "\n" not in name
         process = self._process
         assert process.stdin is not None and process.stdout is not None
@@ -262,7 +275,7 @@ class _Reader:
                     "the released wheel: --source pypi",
                 )
             raise failure(("cat-file",), process.wait(), words)
-        return line.decode("utf-8", "surrogateescape").split()
+        return _ANSWER.fullmatch(line.decode("utf-8", "surrogateescape"))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

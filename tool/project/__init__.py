@@ -3,21 +3,38 @@
 It may import ``tool.series``, ``tool.git`` and the leaves.
 """
 
-from tool.project import transaction
-from tool.project.checkout import base_ref, inspect_folder, publish, tip_ref
+from tool.project.checkout import base_ref, inspect_folder, tip_ref
+from tool.project.journal import REPAIR, Recovery, set_aside
+from tool.project.repair import repair_project
 from tool.project.session import SILENT, Progress, Session, Step
+from tool.project.staging import (
+    carries_token,
+    discard_worktree,
+    new_token,
+    point_admin,
+    stage_worktree,
+    staged_path,
+)
 from tool.project.workspace import Workspace, locate_workspace
 
 __all__ = [
     "Progress",
+    "REPAIR",
+    "Recovery",
     "SILENT",
     "Session",
     "Step",
     "Workspace",
+    "stage_worktree",
     "base_ref",
+    "carries_token",
+    "discard_worktree",
     "inspect_folder",
     "locate_workspace",
-    "publish",
+    "new_token",
+    "point_admin",
+    "repair_project",
+    "set_aside",
+    "staged_path",
     "tip_ref",
-    "transaction",
 ]

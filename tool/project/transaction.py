@@ -1,100 +1,192 @@
 """Several files of the project and of the data folder, changed together or not at all.
 
-A journal in the data folder holds the old and the new content of each file. It is written first and
-removed last, so whoever runs next finds either no journal, and files that were not touched, or a
-journal, and completes it. Until then it can also be taken back.
+A journal holds the old and the new content of each file. It is written first and removed last, so the
+next command finds either no journal, and files that were not touched, or a journal, and completes the
+change. A change that fails is undone at once.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
-import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from tool import atomic
-from tool.errors import IntegrityError
-from tool.project.workspace import Workspace
+from tool.errors import IntegrityError, ToolError
+from tool.project.journal import REPAIR, Journal, Recovery
 
-_NAME: Final = "project.json"
+KIND: Final = "project"
+_Versions = tuple[bytes | None, bytes | None]
+
+
+@dataclass(frozen=True)
+class _Change:
+    """Old and new content by path; ``files`` lie below ``root``, ``data`` below the data folder."""
+
+    root: Path
+    data_root: Path
+    files: dict[str, _Versions]
+    data: dict[str, _Versions]
 
 
 def commit(
-    home: Workspace,
+    journal: Journal,
     root: Path,
     files: Mapping[str, bytes | None],
     *,
+    data_root: Path,
     data: Mapping[str, bytes | None] | None = None,
 ) -> None:
-    """Give ``files`` (paths below ``root``) and then ``data`` (paths in the data folder) their content;
-    None removes one."""
-    body = {
-        "root": str(root),
-        "files": {name: _versions(root / name, new) for name, new in files.items()},
-        "data": {name: _versions(home.data / name, new) for name, new in (data or {}).items()},
-    }
-    atomic.write(_path(home), json.dumps(body).encode())
-    complete(home)
+    """Give ``files`` (paths below ``root``) and then ``data`` (paths below ``data_root``) their content;
+    None removes one.
+
+    Raises:
+        IntegrityError: an earlier change is unfinished.
+        OSError: a file cannot be written; everything is as it was.
+    """
+    journal.write(
+        {
+            "project": str(root),
+            "data_root": str(data_root),
+            "files": {name: _versions(root / name, new) for name, new in files.items()},
+            "data": {name: _versions(data_root / name, new) for name, new in (data or {}).items()},
+        }
+    )
+    try:
+        complete(journal)
+    except BaseException:
+        with contextlib.suppress(ToolError, OSError):
+            roll_back(journal)
+        raise
 
 
-def pending(home: Workspace) -> bool:
-    return _path(home).is_file()
+def writes(journal: Journal, name: str) -> bool:
+    """Does an unfinished change write or remove ``name`` in the data folder?"""
+    change = _read(journal)
+    return change is not None and name in change.data
 
 
-def holds(home: Workspace, name: str) -> bool:
-    """Does a transaction that was begun write or remove ``name`` in the data folder?"""
-    body = _begun(home)
-    return body is not None and name in body["data"]
-
-
-def complete(home: Workspace) -> str | None:
-    """Finish a transaction that was begun; a sentence about it, or None when there is none.
+def complete(journal: Journal) -> str | None:
+    """Finish an interrupted change; a sentence about it, or None when there is none.
 
     Raises:
         IntegrityError: a file was edited since; it then keeps what it holds.
     """
-    return _settle(home, back=False)
+    return _settle(journal, back=False)
 
 
-def roll_back(home: Workspace) -> str | None:
-    """Undo a transaction that was begun; as ``complete``."""
-    return _settle(home, back=True)
+def roll_back(journal: Journal) -> str | None:
+    """Undo an interrupted change; as ``complete``."""
+    return _settle(journal, back=True)
 
 
-def _settle(home: Workspace, *, back: bool) -> str | None:
-    body = _begun(home)
+def recover_files(journal: Journal) -> Recovery | None:
+    """``complete``, with the reason instead of an error when it is not possible."""
+    found = describe_files(journal)
+    if found is None or found.problem:
+        return found
+    try:
+        complete(journal)
+    except (ToolError, OSError) as error:
+        return Recovery(found.project, found.what, found.action, str(error))
+    return found
+
+
+def describe_files(journal: Journal) -> Recovery | None:
+    """What ``recover_files`` would do."""
+    try:
+        change = _read(journal)
+    except (ToolError, OSError) as error:
+        return Recovery(
+            "", f"a change of the project noted in {journal.path}", "set aside", str(error)
+        )
+    if change is None:
+        return None
+    what = f"an interrupted change of {change.root}"
+    edited = _list_edited(change)
+    problem = f"{edited[0]} was edited since" if edited else None
+    return Recovery(str(change.root), what, "finished", problem)
+
+
+def undo_unedited(journal: Journal) -> Recovery | None:
+    """Undo an interrupted change, except in files that were edited since; these stay as they are."""
+    change = _read(journal)
+    if change is None:
+        return None
+    edited = _list_edited(change)
+    for name, (old, _) in change.files.items():
+        if str(change.root / name) not in edited:
+            _write(change.root / name, old)
+    for name, (old, _) in change.data.items():
+        _write(change.data_root / name, old)
+    journal.remove()
+    kept = f"; edited since and left as they are: {', '.join(edited)}" if edited else ""
+    return Recovery(str(change.root), f"an interrupted change of {change.root}{kept}", "undone")
+
+
+def _settle(journal: Journal, *, back: bool) -> str | None:
+    change = _read(journal)
+    if change is None:
+        return None
+    if edited := _list_edited(change):
+        raise IntegrityError(
+            "was edited after a command that was writing it had stopped",
+            where=edited[0],
+            why="the project is between two states",
+            next_step=REPAIR,
+        )
+    for name, (old, new) in change.files.items():
+        _write(change.root / name, old if back else new)
+    for name, (old, new) in change.data.items():
+        _write(change.data_root / name, old if back else new)
+    journal.remove()
+    return f"{'undid' if back else 'finished'} an interrupted change of {change.root}"
+
+
+def _list_edited(change: _Change) -> list[str]:
+    paths = ((change.root / name, versions) for name, versions in change.files.items())
+    return [str(path) for path, versions in paths if _content(path) not in versions]
+
+
+def _read(journal: Journal) -> _Change | None:
+    """Raises IntegrityError when the journal is not one that this tool wrote."""
+    body = journal.read()
     if body is None:
         return None
-    root = Path(body["root"])
-    files = {name: (_unpack(old), _unpack(new)) for name, (old, new) in body["files"].items()}
-    for name, versions in files.items():
-        if _read(root / name) not in versions:
-            raise IntegrityError(
-                "was edited while a rebase was being written",
-                where=str(root / name),
-                why="an interrupted command left the project between two states",
-                next_step="restore the file from version control, then run the same command again",
-            )
-    for name, (old, new) in files.items():
-        _write(root / name, old if back else new)
-    for name, versions in body["data"].items():
-        _write(home.data / name, _unpack(versions[0 if back else 1]))
-    _path(home).unlink()
-    return f"{'took back' if back else 'finished'} an interrupted change of {root}"
-
-
-def _begun(home: Workspace) -> dict[str, Any] | None:
     try:
-        body: dict[str, Any] = json.loads(_path(home).read_bytes())
-    except FileNotFoundError:
-        return None
-    return body
+        change = _Change(
+            Path(body["project"]),
+            Path(body["data_root"]),
+            {name: _unpack(*pair) for name, pair in body["files"].items()},
+            {name: _unpack(*pair) for name, pair in body["data"].items()},
+        )
+        for name in (*change.files, *change.data):
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ValueError(f"{name!r} leads out of the project")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise journal.damaged(error) from error
+    return change
 
 
 def _versions(path: Path, new: bytes | None) -> list[str | None]:
     """What ``path`` holds and will hold, as the journal keeps it."""
-    return [_pack(_read(path)), _pack(new)]
+    return [
+        None if data is None else base64.b64encode(data).decode() for data in (_content(path), new)
+    ]
+
+
+def _unpack(old: str | None, new: str | None) -> _Versions:
+    first, second = (None if text is None else base64.b64decode(text) for text in (old, new))
+    return first, second
+
+
+def _content(path: Path) -> bytes | None:
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_bytes()
+    return None
 
 
 def _write(path: Path, data: bytes | None) -> None:
@@ -102,25 +194,3 @@ def _write(path: Path, data: bytes | None) -> None:
         atomic.remove(path)
     else:
         atomic.write(path, data)
-
-
-def _read(path: Path) -> bytes | None:
-    with contextlib.suppress(FileNotFoundError):
-        return path.read_bytes()
-    return None
-
-
-def _pack(data: bytes | None) -> str | None:
-    import base64  # every command looks for a journal, few write or read one
-
-    return None if data is None else base64.b64encode(data).decode()
-
-
-def _unpack(text: str | None) -> bytes | None:
-    import base64
-
-    return None if text is None else base64.b64decode(text)
-
-
-def _path(home: Workspace) -> Path:
-    return home.data / _NAME

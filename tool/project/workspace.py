@@ -9,19 +9,18 @@ worktrees live there.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import hashlib
 import os
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tool import atomic
 from tool.errors import EnvironmentFault
 from tool.git import ATTRIBUTES, Git, require_version, sweep_tempdirs
 
 APP: Final = "ada-dsa"
-PATIENCE: Final = 2.0
 _EXCLUDE = "# written by `tool`: running the tests must not make a worktree dirty\n__pycache__/\n"
 
 
@@ -38,22 +37,47 @@ class Workspace:
     def repository(self) -> Path:
         return self.data / "sglang.git"
 
+    def project_name(self, root: Path) -> str:
+        """The folder, below ``data``, of what belongs to the project in ``root`` alone."""
+        return f"projects/{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}"
+
+    def project_data(self, root: Path) -> Path:
+        return self.data / self.project_name(root)
+
     @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Hold the data folder for one mutating command; the kernel drops the lock if we die.
+    def exclusive(
+        self,
+        root: Path | None = None,
+        *,
+        wait: bool = True,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> Iterator[None]:
+        """Hold the data folder, and the project in ``root``, for one command that writes.
+
+        The project is held too because another user, or another data folder, may be at work on it.
+        ``note`` is told when the command has to wait.
 
         Raises:
-            EnvironmentFault: another command holds it.
+            EnvironmentFault: another command holds one of them, and ``wait`` is False.
         """
         self.data.mkdir(parents=True, exist_ok=True)
         path = self.data / "lock"
-        with path.open("ab") as handle:
-            if not _acquired(handle.fileno()):
+
+        def on_busy(holder: str) -> None:
+            if not wait:
                 raise EnvironmentFault(
                     "another tool command is at work",
                     where=str(path),
-                    next_step="wait for it to end, then run the same command again",
+                    why=holder or None,
+                    next_step="run the same command again without --no-wait: it then waits",
                 )
+            note(f"waiting for another tool command to end{holder and f' ({holder})'}")
+
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(atomic.locked(path, on_busy=on_busy))
+            if root is not None:
+                with contextlib.suppress(OSError):  # some network file systems lock no folders
+                    stack.enter_context(atomic.locked(root, on_busy=on_busy))
             sweep_tempdirs(self.repository)
             yield
 
@@ -91,22 +115,17 @@ def locate_workspace() -> Workspace:
     )
 
 
-def _acquired(descriptor: int) -> bool:
-    """Try for PATIENCE seconds: a killed command's last child may take a moment to be gone."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
-
-
 def _folder(own: str, xdg: str, fallback: str) -> Path:
     if value := os.environ.get(own):
         return Path(value).absolute()
     base = os.environ.get(xdg, "")
-    root = Path(base) if base.startswith("/") else Path.home() / fallback
-    return root / APP
+    if base.startswith("/"):
+        return Path(base) / APP
+    try:
+        return Path.home() / fallback / APP
+    except RuntimeError as error:  # neither HOME nor an entry in the password database
+        raise EnvironmentFault(
+            "there is no home folder for this user",
+            why=str(error),
+            next_step="set TOOL_DATA_DIR and TOOL_CACHE_DIR to two folders of your own",
+        ) from error

@@ -16,6 +16,7 @@ from tool.rebase.run import (
     skip_patch,
     start_rebase,
 )
+from tool.rebase.state import repair_state
 from tool.rebase.status import RebaseStatus, read_status
 from tool.rebase.write import SeriesUpdate
 
@@ -35,6 +36,7 @@ __all__ = [
     "preview_rebase",
     "read_status",
     "render_markdown",
+    "repair_state",
     "restart_rebase",
     "show_rebase",
     "skip_patch",

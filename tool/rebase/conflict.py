@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from tool import atomic
 from tool.analysis import Outline, find_new_duplicates, parse_outline
 from tool.apply import compute_intended
 from tool.classify import ConflictHunk, ReplayStep
@@ -25,20 +23,18 @@ from tool.git import (
     NULL_OID,
     Git,
     GitFailed,
-    add_worktree,
     blob_id,
+    canonical_diff,
     changed_files,
-    find_admin,
     find_blobs,
     make_tempdir,
     read_head,
-    read_text,
     require_version,
     write_worktree,
 )
-from tool.series import ROOT, patchfile
+from tool.project import discard_worktree, point_admin, stage_worktree, staged_path
+from tool.series import ROOT, find_content_faults, patchfile
 
-TOKEN: Final = "ada-rebase"
 _ZDIFF3: Final = (2, 35)
 _BEGIN: Final = re.compile(rb"^<{7} ", re.MULTILINE)
 _MARKER: Final = re.compile(rb"^(<{7}|\|{7}|>{7})( |$)", re.MULTILINE)
@@ -81,22 +77,22 @@ class MergedFile:
 def open_worktree(
     git: Git, folder: Path, step: ReplayStep, *, token: str, label: str
 ) -> list[MergedFile]:
-    """Make ``folder``, which must not exist; the token, written last, says it is whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = add_worktree(git, folder, step.parent)
-    tree = made.open()
+    """Make the worktree ``folder``, known by ``token``; it is moved there when it is whole.
+
+    Raises:
+        UsageError: something else is there.
+    """
+    staged = staged_path(folder, token)
+    admin = stage_worktree(git, folder, token, step.parent)
+    tree = Git(admin, work_tree=staged)
     tree.run("-c", "checkout.workers=0", "reset", "--hard", "--quiet")
     merged = merge_files(git, step, label)
     for file in merged:
-        _write(tree, folder, file)
-    atomic.write(made.admin / TOKEN, token.encode())
+        _write(tree, staged, file)
+    _refuse_foreign(folder)
+    point_admin(admin, folder)
+    staged.rename(folder)
     return merged
-
-
-def is_whole(folder: Path, token: str) -> bool:
-    """Is ``folder`` the worktree that ``open_worktree`` finished with this token?"""
-    admin = find_admin(folder)
-    return admin is not None and read_text(admin / TOKEN) == token
 
 
 def read_from_disk(folder: Path, file: MergedFile) -> MergedFile:
@@ -119,20 +115,23 @@ def is_as_merged(git: Git, step: ReplayStep, tree: str, label: str) -> bool:
     }
 
 
-def close_worktree(git: Git, folder: Path) -> None:
-    """Remove the worktree and git's entry for it, whatever state a kill left them in."""
-    if Path.cwd().is_relative_to(folder):
-        os.chdir(folder.parent)  # nothing can be run from a folder that is gone
-    if folder.exists():
-        shutil.rmtree(folder)
-    for entry in (git.git_dir / "worktrees").glob("*"):
-        pointer = entry / "gitdir"
-        named = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
-        # Without a pointer git was killed before it had written one; the entry has the folder's name.
-        if (named and Path(named).parent == folder) or (
-            not named and entry.name.startswith(folder.name)
-        ):
-            shutil.rmtree(entry)
+def close_worktree(git: Git, folder: Path, token: str) -> None:
+    """Remove the worktree that was made under ``token``, whatever state a kill left it in.
+
+    Raises:
+        UsageError: something else is in ``folder``; it stays.
+    """
+    discard_worktree(git, folder, token)
+    _refuse_foreign(folder)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if os.path.lexists(folder):
+        raise UsageError(
+            "is not the worktree that this rebase made, so it was left alone",
+            where=str(folder),
+            next_step="move it away, then run the same command again",
+        )
 
 
 def merge_files(git: Git, step: ReplayStep, label: str) -> list[MergedFile]:
@@ -214,7 +213,21 @@ def read_resolution(git: Git, folder: Path, step: ReplayStep) -> str:
         )
     for change in changed:
         _inspect(git, folder, change.path, change.before, change.after)
+    _refuse_leftovers(git, folder, step, tree)
     return tree
+
+
+def _refuse_leftovers(git: Git, folder: Path, step: ReplayStep, tree: str) -> None:
+    """Raises ConflictError at what an editor or a merge left beside a resolved file, or in it."""
+    header = patchfile.parse(step.patch.name, step.patch.content).header
+    content = patchfile.render(header, canonical_diff(git, step.parent_tree, tree))
+    for fault in find_content_faults(patchfile.parse(step.patch.name, content)):
+        line = f":{fault.line}" if fault.line else ""
+        raise ConflictError(
+            f"{fault.message}, and would go into {step.patch.name}",
+            where=f"{folder / fault.path}{line}",
+            next_step="take it out, then: tool rebase --continue",
+        )
 
 
 def _inspect(git: Git, folder: Path, path: str, before: str, blob: str) -> None:

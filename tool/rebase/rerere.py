@@ -72,7 +72,7 @@ def recall_resolution(
     for found in sorted(known, key=lambda r: _distance(git, step, r)):
         diff = base64.b64decode(found.diff)
         content = patchfile.render(parsed.header, diff)
-        candidate = replace(step.patch, given=content)
+        candidate = replace(step.patch, content_override=content)
         try:
             (tried,) = replay_series(git, series, here, [candidate], old_tree=None)
         except ToolError:

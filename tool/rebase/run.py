@@ -7,7 +7,6 @@ at exactly that patch.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,12 +18,11 @@ from tool.apply import check_patch_files, select_patches
 from tool.classify import CARRIES, Decision, OutcomeKind, ReplayStep, replay_series
 from tool.errors import UsageError
 from tool.git import canonical_diff
-from tool.project import Session, transaction
+from tool.project import Session, carries_token, new_token
 from tool.rebase.conflict import (
     MergedFile,
     close_worktree,
     is_as_merged,
-    is_whole,
     merge_files,
     open_worktree,
     read_from_disk,
@@ -105,7 +103,7 @@ def start_rebase(
         ToolError: a base cannot be had, or the series is not the locked one.
     """
     with session.exclusive():
-        if running := load_state(session.workspace):
+        if running := load_state(session.folder):
             raise UsageError(
                 f"a rebase onto v{running.onto} is under way",
                 where=running.root,
@@ -139,7 +137,7 @@ def _begin(
     patches = select_patches(series, begin)
     check_patch_files(patches, lock.get(begin))
     wanted = _edits(series, patches, begin, onto, edits)
-    folder = (into or Path.cwd() / f"sglang-v{onto}-rebase").absolute()
+    folder = (into or Path.cwd() / f"sglang-v{onto}-rebase").resolve()
     if folder.exists():
         raise UsageError(
             "exists already, and a stopped rebase would need that place",
@@ -189,8 +187,8 @@ def show_rebase(session: Session) -> RebaseResult | None:
     """
     with session.exclusive(settle=False):
         state = _require_state(session)
-        folder, stop = Path(state.folder), state.stop
-        if stop is None or not is_whole(folder, stop.token):
+        folder = Path(state.folder)
+        if not _has_stopped(session, state):
             return None
         steps = _replay(session, state)
         merged = merge_files(session.git, steps[-1], _label(state))
@@ -208,16 +206,16 @@ def continue_rebase(session: Session) -> RebaseResult:
         IntegrityError: the project was edited since the rebase began.
     """
     with session.exclusive(settle=False):
-        git, workspace = session.git, session.workspace
-        running = load_state(workspace)
-        if session.settle() and running is not None and load_state(workspace) is None:
+        git = session.git
+        running = load_state(session.folder)
+        if session.settle() and running is not None and load_state(session.folder) is None:
             # The kill came after the last decision: the files were all that was left to write.
             return RebaseResult(running.source, running.onto, (), None, None, ())
         state = _require_state(session)
         stop = state.stop
-        if stop is None or not is_whole(Path(state.folder), stop.token):
+        if stop is None or not _has_stopped(session, state):
             # Killed before the worktree was whole: nobody has worked in it yet.
-            return _run(session, replace(state, stop=None))
+            return _run(session, state)
         step = _replay(session, state)[-1]
         tree = read_resolution(git, Path(state.folder), step)
         content = patchfile.render(
@@ -229,7 +227,7 @@ def continue_rebase(session: Session) -> RebaseResult:
         decided = replace(state, decisions={**state.decisions, stop.patch: decision})
         _replay(session, decided, until=stop.patch)  # checks it before it is written down
         state = replace(decided, stop=None)
-        save_state(workspace, state)
+        save_state(session.folder, state)
         return _run(session, state)
 
 
@@ -251,7 +249,7 @@ def skip_patch(session: Session, why: str) -> RebaseResult:
             )
         decision = Decision(stop.kind, stop.reasons, skipped=reason)
         state = replace(state, decisions={**state.decisions, stop.patch: decision}, stop=None)
-        save_state(session.workspace, state)
+        save_state(session.folder, state)
         return _run(session, state)
 
 
@@ -262,23 +260,22 @@ def abort_rebase(session: Session) -> Version:
         UsageError: none is under way.
     """
     with session.exclusive(settle=False):
-        workspace = session.workspace
-        if load_state(workspace) is None and transaction.holds(workspace, STATE_FILE):
-            transaction.roll_back(
-                workspace
-            )  # killed while it was written, its state removed already
-        state = require_state(workspace, session.root)
-        transaction.roll_back(workspace)
-        if state.opened:
-            close_worktree(session.git, Path(state.folder))
-        remove_state(workspace)
+        if load_state(session.folder) is None and session.is_writing(STATE_FILE):
+            session.roll_back()  # killed while it was written, its state removed already
+        state = require_state(session.folder)
+        session.roll_back()
+        try:
+            _close(session, state)
+        except UsageError as foreign:
+            session.warn(f"{foreign.where}: {foreign.message}")
+        remove_state(session.folder)
     return state.onto
 
 
 def restart_rebase(session: Session) -> RebaseResult:
     """The same rebase from its beginning, with the same stops, without the decisions made so far."""
     with session.exclusive(settle=False):
-        state = require_state(session.workspace, session.root)
+        state = require_state(session.folder)
     abort_rebase(session)
     return start_rebase(
         session,
@@ -291,19 +288,30 @@ def restart_rebase(session: Session) -> RebaseResult:
 
 def _require_state(session: Session) -> State:
     """The rebase under way, of a project that is as it was when the rebase began."""
-    state = require_state(session.workspace, session.root)
+    state = require_state(session.folder)
     check_snapshot(state, session.series)
     return state
 
 
+def _has_stopped(session: Session, state: State) -> bool:
+    """Has it stopped at a patch, with its worktree in place?"""
+    token = state.token
+    return bool(state.stop and token) and carries_token(
+        session.git, Path(state.folder), token or ""
+    )
+
+
+def _close(session: Session, state: State) -> None:
+    if state.token is not None:
+        close_worktree(session.git, Path(state.folder), state.token)
+
+
 def _run(session: Session, state: State) -> RebaseResult:
     """Replay with what is decided; stop at the first open question, or write the project."""
-    git, workspace = session.git, session.workspace
-    folder = Path(state.folder)
-    if state.opened:
-        close_worktree(git, folder)
-    state = replace(state, opened=False)
-    save_state(workspace, state)
+    git, folder = session.git, Path(state.folder)
+    _close(session, state)
+    state = replace(state, stop=None, token=None)
+    save_state(session.folder, state)
     used: list[str] = []
     while True:
         steps = _replay(session, state)
@@ -319,10 +327,10 @@ def _run(session: Session, state: State) -> RebaseResult:
         used.append(str(found))
         decision = Decision(step.outcome.kind, step.outcome.reasons, content, how=f"by a {found}")
         state = replace(state, decisions={**state.decisions, step.patch.name: decision})
-    token = os.urandom(16).hex()
-    stop = Stop(step.patch.name, step.outcome.kind, step.outcome.reasons, token)
+    stop = Stop(step.patch.name, step.outcome.kind, step.outcome.reasons)
+    token = new_token()
     # First the word that a worktree may be there, then the worktree.
-    save_state(workspace, replace(state, stop=stop, opened=True))
+    save_state(session.folder, replace(state, stop=stop, token=token))
     merged = open_worktree(git, folder, step, token=token, label=_label(state))
     stopped = Stopped(step, folder, tuple(merged))
     return RebaseResult(state.source, state.onto, steps, None, stopped, tuple(used))
@@ -357,9 +365,7 @@ def _write(
     series = session.series
     writer = SeriesWriter(session.git, series, session.lock, state.onto)
     update = writer.write(state.source, _base(state), state.wheels, steps)
-    data: dict[str, bytes | None] = dict(_resolved(series, state))
-    data[STATE_FILE] = None
-    session.write(update.files, data=data)
+    session.write(update.files, data=dict(_resolved(series, state)), own={STATE_FILE: None})
     return RebaseResult(state.source, state.onto, steps, update, None, tuple(used))
 
 

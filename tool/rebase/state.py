@@ -1,4 +1,4 @@
-"""What a stopped rebase is: one JSON file in the data folder, replaced whole.
+"""What a stopped rebase is: one JSON file in the project's part of the data folder, replaced whole.
 
 It holds decisions, not results. Going on means replaying the series with them, so a kill at any
 moment costs at most the work of one command.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,28 +20,27 @@ from packaging.version import Version
 from tool import atomic
 from tool.classify import Decision, OutcomeKind
 from tool.errors import IntegrityError, UsageError
-from tool.project import Workspace
+from tool.project import REPAIR, Recovery, set_aside
 from tool.series import LOCK_FILE, PATCH_DIR, SERIES_FILE, LockedWheel, Series
 
 STATE_FILE: Final = "rebase.json"
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 
 
 @dataclass(frozen=True)
 class Stop:
-    """The patch a person has to decide on, and the worktree made for it under ``token``."""
+    """The patch a person has to decide on."""
 
     patch: str
     kind: OutcomeKind
     reasons: tuple[str, ...]
-    token: str
 
 
 @dataclass(frozen=True)
 class State:
     """``snapshot`` is the sha256 of each project file the rebase reads: they may not change meanwhile.
-    ``folder`` is where worktrees are made; ``opened`` says that one may be there. ``edits`` are patches
-    to stop at though they carry over."""
+    ``folder`` is where worktrees are made; ``token`` is that of the one that may be there. ``edits`` are
+    patches to stop at though they carry over."""
 
     root: str
     onto: Version
@@ -52,17 +52,17 @@ class State:
     snapshot: Mapping[str, str]
     decisions: Mapping[str, Decision] = field(default_factory=dict)
     stop: Stop | None = None
-    opened: bool = False
+    token: str | None = None
     edits: tuple[str, ...] = ()
 
 
-def load_state(home: Workspace) -> State | None:
-    """The rebase under way, or None.
+def load_state(folder: Path) -> State | None:
+    """The rebase under way of the project whose data is in ``folder``, or None.
 
     Raises:
         IntegrityError: the file cannot be read.
     """
-    path = home.data / STATE_FILE
+    path = folder / STATE_FILE
     try:
         raw = json.loads(path.read_bytes())
         if raw["format"] != _FORMAT:
@@ -70,16 +70,16 @@ def load_state(home: Workspace) -> State | None:
         return _state(raw)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise IntegrityError(
             "the state of the rebase cannot be read",
             where=str(path),
             why=f"{type(error).__name__}: {error}",
-            next_step="delete it and start again; the project itself was not changed",
+            next_step=REPAIR,
         ) from error
 
 
-def save_state(home: Workspace, state: State) -> None:
+def save_state(folder: Path, state: State) -> None:
     body: dict[str, Any] = {
         "format": _FORMAT,
         "root": state.root,
@@ -91,32 +91,45 @@ def save_state(home: Workspace, state: State) -> None:
         "snapshot": dict(state.snapshot),
         "decisions": {name: _pack(d) for name, d in state.decisions.items()},
         "stop": asdict(state.stop) if state.stop else None,
-        "opened": state.opened,
+        "token": state.token,
         "edits": list(state.edits),
     }
-    atomic.write(home.data / STATE_FILE, json.dumps(body, indent=1).encode())
+    atomic.write(folder / STATE_FILE, json.dumps(body, indent=1).encode())
 
 
-def remove_state(home: Workspace) -> None:
-    (home.data / STATE_FILE).unlink(missing_ok=True)
+def remove_state(folder: Path) -> None:
+    (folder / STATE_FILE).unlink(missing_ok=True)
 
 
-def require_state(home: Workspace, root: Path) -> State:
-    """The rebase under way of the project in ``root``.
+def require_state(folder: Path) -> State:
+    """The rebase under way of the project whose data is in ``folder``.
 
     Raises:
-        UsageError: there is none, or it is another project's.
+        UsageError: there is none.
     """
-    state = load_state(home)
+    state = load_state(folder)
     if state is None:
         raise UsageError(
             "no rebase is under way", next_step="begin one: tool rebase --onto v0.5.24"
         )
-    if Path(state.root) != root:
-        raise UsageError(
-            f"the rebase under way is that of {state.root}", next_step=f"cd {state.root}"
-        )
     return state
+
+
+def repair_state(folder: Path, *, dry_run: bool) -> Recovery | None:
+    """Set aside a state that cannot be read; None when there is none or it can be read.
+
+    The project was not changed by that rebase; its worktree, if there is one, stays.
+    """
+    path = folder / STATE_FILE
+    try:
+        load_state(folder)
+        return None
+    except IntegrityError as error:
+        where = "" if dry_run else f", as {set_aside(path)}"
+        what = (
+            f"the state of a rebase, which cannot be read ({error.why}){where}; its worktree stays"
+        )
+        return Recovery("", what, "set aside")
 
 
 def snapshot_project(series: Series) -> dict[str, str]:
@@ -143,6 +156,10 @@ def check_snapshot(state: State, series: Series) -> None:
 
 def _state(raw: dict[str, Any]) -> State:
     stop = raw["stop"]
+    if not Path(raw["folder"]).is_absolute():
+        raise ValueError(f"folder {raw['folder']!r}")
+    if raw["token"] is not None and not re.fullmatch(r"[0-9a-f]{32}", raw["token"]):
+        raise ValueError(f"token {raw['token']!r}")  # folders are found and deleted by it
     return State(
         root=raw["root"],
         onto=Version(raw["onto"]),
@@ -153,10 +170,10 @@ def _state(raw: dict[str, Any]) -> State:
         folder=raw["folder"],
         snapshot=raw["snapshot"],
         decisions={name: _unpack(d) for name, d in raw["decisions"].items()},
-        stop=Stop(stop["patch"], OutcomeKind(stop["kind"]), tuple(stop["reasons"]), stop["token"])
+        stop=Stop(stop["patch"], OutcomeKind(stop["kind"]), tuple(stop["reasons"]))
         if stop
         else None,
-        opened=raw["opened"],
+        token=raw["token"],
         edits=tuple(raw.get("edits", ())),
     )
 

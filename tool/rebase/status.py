@@ -8,9 +8,9 @@ from pathlib import Path
 
 from packaging.version import Version
 
+from tool.errors import IntegrityError
 from tool.git import Git, list_worktrees
-from tool.project import Session, Workspace
-from tool.rebase.conflict import is_whole
+from tool.project import Session, carries_token
 from tool.rebase.state import load_state
 from tool.series import Patch, Series
 from tool.upstream import release_ref
@@ -74,16 +74,20 @@ def read_status(session: Session, release: Version) -> Status:
         ),
         worktrees={b: str(p) for b, p in list_worktrees(git).items()} if git else {},
         patches=tuple(_patches(series, release)),
-        rebase=_rebase(workspace),
+        rebase=_rebase(session, git),
     )
 
 
-def _rebase(workspace: Workspace) -> RebaseStatus | None:
-    state = load_state(workspace)
+def _rebase(session: Session, git: Git | None) -> RebaseStatus | None:
+    try:
+        state = load_state(session.folder)
+    except IntegrityError as error:
+        session.warn(f"{error.where}: {error.message}; {error.next_step}")
+        return None
     if state is None:
         return None
-    stop = state.stop
-    if stop is None or not is_whole(Path(state.folder), stop.token):
+    stop, token = state.stop, state.token
+    if not (stop and git and token and carries_token(git, Path(state.folder), token)):
         resume = "tool rebase --continue"
         return RebaseStatus(state.root, state.source, state.onto, None, None, None, resume)
     return RebaseStatus(

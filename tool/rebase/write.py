@@ -184,7 +184,7 @@ class SeriesWriter:
         """The edited series means what was replayed, and for every other release what it meant."""
         series = parse_series(self._series.root, text)
         contents = self._headers | self._new
-        given = tuple(replace(p, given=contents.get(p.name)) for p in series.patches)
+        given = tuple(replace(p, content_override=contents.get(p.name)) for p in series.patches)
         series = replace(series, patches=given)
         names = [p.name for p in series.for_release(self._target)]
         if names != expected:

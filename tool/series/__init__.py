@@ -4,17 +4,35 @@ It may import ``tool.git`` and the leaves.
 """
 
 from tool.series import lockfile, patchfile
+from tool.series.content import ContentFault, find_content_faults
 from tool.series.edit import SeriesText, make_specifier, name_next_file, widen_specifier
-from tool.series.kernels import find_kernels, read_kernels, read_requirements
+from tool.series.foreign_diff import ForeignFile, read_foreign_diff, render_foreign_diff
+from tool.series.kernels import (
+    REQUIREMENTS,
+    find_kernels,
+    parse_requirements,
+    read_kernels,
+    read_requirements,
+)
 from tool.series.layout import LOCK_FILE, PATCH_DIR, SERIES_FILE, find_root
 from tool.series.lint import Finding, lint_series
 from tool.series.lockfile import FileChange, Lock, LockedPatch, LockedRelease, LockedWheel
-from tool.series.model import Patch, Series, load_series, parse_release, parse_series
-from tool.series.patchfile import ROOT, Header, PatchFile
+from tool.series.model import (
+    Patch,
+    Series,
+    is_patch_name,
+    load_series,
+    parse_release,
+    parse_series,
+)
+from tool.series.patchfile import RELEASE_TRAILER, ROOT, TREE_TRAILER, Header, PatchFile
+from tool.series.regular_file import read_regular_file
 
 __all__ = [
+    "ContentFault",
     "FileChange",
     "Finding",
+    "ForeignFile",
     "Header",
     "LOCK_FILE",
     "Lock",
@@ -24,21 +42,30 @@ __all__ = [
     "PATCH_DIR",
     "Patch",
     "PatchFile",
+    "RELEASE_TRAILER",
+    "REQUIREMENTS",
     "ROOT",
     "SERIES_FILE",
     "Series",
     "SeriesText",
+    "TREE_TRAILER",
+    "find_content_faults",
     "find_kernels",
     "find_root",
+    "is_patch_name",
     "lint_series",
     "load_series",
     "lockfile",
     "make_specifier",
     "name_next_file",
     "parse_release",
+    "parse_requirements",
     "parse_series",
     "patchfile",
+    "read_foreign_diff",
     "read_kernels",
+    "read_regular_file",
     "read_requirements",
+    "render_foreign_diff",
     "widen_specifier",
 ]

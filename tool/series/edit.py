@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
@@ -33,13 +33,16 @@ class SeriesText:
         column = len(match[1] + match[2] + match[3])
         self._lines.insert(at + 1, f"{match[1]}{new}".ljust(column - 1) + f" {releases}")
 
-    def append(self, change: str, new: str, releases: str) -> None:
-        """A line for the patch ``new`` at the end of ``change``; a new change goes to the end."""
+    def append(self, change: str, new: str, releases: str, *, needed: str) -> None:
+        """A line for the patch ``new`` at the end of ``change``.
+
+        A change that is not there goes to the end of the file, ``needed`` on these releases.
+        """
         at = self._change(change)
         if at is None:
             while self._lines and not self._lines[-1].strip():
                 self._lines.pop()
-            self._lines += ["", f"change {change} {releases}", f"    {new} {releases}", ""]
+            self._lines += ["", f"change {change} {needed}", f"    {new} {releases}", ""]
             return
         last = at
         for number in range(at + 1, len(self._lines)):
@@ -54,10 +57,59 @@ class SeriesText:
         else:
             self._lines.insert(last + 1, f"    {new} {releases}")
 
-    def replace_by_comment(self, name: str, comment: str) -> None:
-        """Take a patch's line out and leave a word about it in its place."""
+    def drop(self, name: str, comment: str) -> None:
+        """Replace a patch's line by a comment; that of its change too, when it has no other patch."""
         at, match = self._find(name)
         self._lines[at] = f"{match[1]}# {comment}"
+        change = name.partition("/")[0]
+        head = self._change(change)
+        if head is not None and not any(
+            (other := _PATCH.match(line)) and other[2].startswith(f"{change}/")
+            for line in self._lines
+        ):
+            self._lines[head] = f"# {self._lines[head].strip()}"
+
+    def reorder(self, names: Sequence[str]) -> None:
+        """Let the patches ``names`` stand in this order, and their changes in that of their patches.
+
+        Raises:
+            UsageError: the patches of a change would not stand together.
+        """
+        changes = list(dict.fromkeys(name.partition("/")[0] for name in names))
+        if [name.partition("/")[0] for name in names] != [
+            name.partition("/")[0]
+            for change in changes
+            for name in names
+            if name.startswith(f"{change}/")
+        ]:
+            raise UsageError(
+                "in this order the patches of a change do not stand together",
+                where=", ".join(names),
+                next_step="series.txt lists change by change: order the commits so, or squash them",
+            )
+        for change in changes:
+            own = [name for name in names if name.startswith(f"{change}/")]
+            places = sorted(self._find(name)[0] for name in own)
+            lines = [self._lines[self._find(name)[0]] for name in own]
+            for place, line in zip(places, lines, strict=True):
+                self._lines[place] = line
+        blocks = {change: self._block(change) for change in changes}
+        texts = {change: self._lines[slice(*block)] for change, block in blocks.items()}
+        # From the last place to the first: a block of another length moves only what comes after it.
+        places_of_blocks = sorted(blocks.values())
+        for (start, end), change in reversed(list(zip(places_of_blocks, changes, strict=True))):
+            self._lines[start:end] = texts[change]
+
+    def _block(self, change: str) -> tuple[int, int]:
+        """The lines of a change, from its own to its last patch."""
+        start = self._change(change)
+        assert start is not None
+        own = [
+            at
+            for at, line in enumerate(self._lines)
+            if (match := _PATCH.match(line)) and match[2].startswith(f"{change}/")
+        ]
+        return start, max(own) + 1
 
     def retire(self, change: str, needed: SpecifierSet, bound: Version, reference: str) -> None:
         """Note that upstream has ``change`` since ``bound``; a reference that is there stays."""
@@ -89,21 +141,21 @@ class SeriesText:
 _PATCH = re.compile(r"(\s*)([^\s#]+\.patch)(\s+)([^\s#]+)(.*)$")
 
 
-def make_specifier(proven: Collection[Version]) -> str:
-    """The specifier from the first to the last of ``proven``."""
-    first, last = min(proven), max(proven)
+def make_specifier(checked: Collection[Version]) -> str:
+    """The specifier from the first to the last of ``checked``."""
+    first, last = min(checked), max(checked)
     return f"=={first}" if first == last else f">={first},<={last}"
 
 
 def widen_specifier(
-    patch: Patch, target: Version, proven: Collection[Version], carried: Collection[Version]
+    patch: Patch, target: Version, checked: Collection[Version], carried: Collection[Version]
 ) -> str | None:
-    """``patch``'s range with ``target``; None when that would claim a release it was not proven on."""
+    """``patch``'s range with ``target``; None when that would claim a release it was not checked on."""
     if patch.applies_to(target):
         return str(patch.releases)
-    wanted = SpecifierSet(text := make_specifier({*proven, target}))
+    wanted = SpecifierSet(text := make_specifier({*checked, target}))
     claimed = {v for v in carried if wanted.contains(v, prereleases=True)}
-    return None if claimed - {*proven, target} else text
+    return None if claimed - {*checked, target} else text
 
 
 def name_next_file(name: str, release: Version, taken: Collection[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +18,7 @@ def find_kernels(folder: Path) -> dict[str, Path]:
 
     Raises:
         UsageError: the folder has no kernels, or holds a link (a bundle must not reach outside
-        itself).
+        itself), a pipe or a device.
     """
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
@@ -28,6 +27,8 @@ def find_kernels(folder: Path) -> dict[str, Path]:
             continue
         if path.is_symlink():
             raise UsageError(f"{path} is a link", next_step="replace it by the file it points to")
+        if not path.is_file():
+            raise UsageError(f"{path} is not a regular file", next_step="remove it")
         if path.suffix in _SUFFIXES or str(relative) == REQUIREMENTS:
             files[relative.as_posix()] = path
     if "__init__.py" not in files:
@@ -44,11 +45,10 @@ def read_kernels(folder: Path) -> dict[str, bytes]:
 
 def read_requirements(folder: Path) -> list[str]:
     """What the kernels need at run time: the lines of ``ada_dsa/requirements.txt`` that are not comments."""
-    return list(_requirement_lines(folder / REQUIREMENTS))
+    return parse_requirements((folder / REQUIREMENTS).read_text(encoding="utf-8"))
 
 
-def _requirement_lines(path: Path) -> Iterator[str]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        text = line.split("#", 1)[0].strip()
-        if text:
-            yield text
+def parse_requirements(text: str) -> list[str]:
+    """The lines of a requirements file without comments."""
+    lines = (line.split("#", 1)[0].strip() for line in text.splitlines())
+    return [line for line in lines if line]

@@ -1,4 +1,4 @@
-"""``series.lock``: what applying the series gave when a person last proved it.
+"""``series.lock``: what applying the series gave when it was last locked.
 
 For every supported release: the released wheels (sha256, size), the base commit imported from
 them, and per patch its sha256, the resulting tree and commit, and per touched file the git blob
@@ -10,17 +10,23 @@ editing a kernel leaves the lock alone.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 from tool import atomic
 from tool.errors import IntegrityError, UsageError
+from tool.series.model import is_patch_name, parse_release
+from tool.series.patchfile import find_path_fault
+from tool.series.regular_file import read_regular_file
 
 FORMAT = 1
+_MAX_SIZE: Final = 64 << 20
+_WHEEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,199}\.whl")
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class Lock:
         return Lock({**self.releases, release.version: release})
 
     def checked_on(self, patch: str) -> set[Version]:
-        """The releases that the patch file named ``patch`` was proven on."""
+        """The releases that the patch file named ``patch`` was checked on."""
         return {v for v, e in self.releases.items() if any(p.name == patch for p in e.patches)}
 
     def get(self, version: Version) -> LockedRelease:
@@ -109,22 +115,23 @@ class Lock:
 def load(path: Path) -> Lock:
     """Read the lock; an absent file is an empty lock.
 
+    Every name, id and size is checked here, because later code opens files by these names.
+
     Raises:
-        IntegrityError: the file does not parse or has another format.
+        IntegrityError: the file does not parse, has another format, or holds a value of the wrong kind.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["format"] != FORMAT:
-            raise ValueError(f"format {raw['format']}, this tool reads {FORMAT}")
-        return Lock({r.version: r for r in (_release(k, v) for k, v in raw["releases"].items())})
+        raw = json.loads(read_regular_file(path, _MAX_SIZE), object_pairs_hook=_without_duplicates)
+        return _read_lock(raw)
     except FileNotFoundError:
         return Lock({})
-    except (ValueError, KeyError, TypeError, AttributeError, InvalidVersion) as err:
+    except (OSError, ValueError, RecursionError, UsageError) as err:
         raise IntegrityError(
             "the lock cannot be read",
             where=str(path),
-            why=f"{type(err).__name__}: {err}",
-            next_step="restore it from version control, or prove the series anew with: tool lock",
+            why=str(err),
+            next_step="restore it from version control, or record the series anew: remove it, then "
+            "tool lock",
         ) from err
 
 
@@ -142,25 +149,116 @@ def save(path: Path, lock: Lock) -> bool:
     return atomic.write(path, dump(lock))
 
 
-def _release(version: str, raw: dict[str, Any]) -> LockedRelease:
+def _read_lock(raw: object) -> Lock:
+    body = _Entry(raw, "the file")
+    found = body.integer("format")
+    if found != FORMAT:
+        raise ValueError(f"format {found}, this tool reads {FORMAT}")
+    releases = [_read_release(name, entry) for name, entry in body.entries("releases")]
+    by_version = {release.version: release for release in releases}
+    if len(by_version) != len(releases):
+        raise ValueError("a release is there twice")
+    return Lock(by_version)
+
+
+def _read_release(name: str, raw: _Entry) -> LockedRelease:
+    try:
+        version = parse_release(name)
+    except UsageError as err:
+        raise ValueError(err.message) from err
+    wheels = [
+        LockedWheel(_check_wheel(file, version), wheel.digest("sha256", 64), wheel.integer("size"))
+        for file, wheel in raw.entries("wheels")
+    ]
+    base = raw.entry("base")
     return LockedRelease(
-        version=Version(version),
-        wheels=tuple(
-            LockedWheel(name, w["sha256"], w["size"]) for name, w in raw["wheels"].items()
-        ),
-        base_commit=raw["base"]["commit"],
-        base_tree=raw["base"]["tree"],
-        patches=tuple(
-            LockedPatch(
-                name=p["name"],
-                sha256=p["sha256"],
-                tree=p["tree"],
-                commit=p["commit"],
-                files=tuple(FileChange(path, *blobs) for path, blobs in p["files"].items()),
-            )
-            for p in raw["patches"]
-        ),
+        version,
+        tuple(wheels),
+        base.digest("commit"),
+        base.digest("tree"),
+        tuple(_read_patch(entry) for entry in raw.objects("patches")),
     )
+
+
+def _read_patch(raw: _Entry) -> LockedPatch:
+    name = raw.get("name")
+    if not isinstance(name, str) or not is_patch_name(name):
+        raise ValueError(f"{raw.where}: {name!r:.80} is not a patch file name")
+    files = []
+    for path, blobs in raw.mapping("files").items():
+        if fault := find_path_fault(path):
+            raise ValueError(f"{raw.where}: {path!r:.80} {fault}")
+        if not isinstance(blobs, list) or len(blobs) != 2:
+            raise ValueError(f"{raw.where}: {path!r:.80} has no two blob ids")
+        files.append(FileChange(path, *(_check_digest(b, 40, raw.where) for b in blobs)))
+    return LockedPatch(
+        name, raw.digest("sha256", 64), raw.digest("tree"), raw.digest("commit"), tuple(files)
+    )
+
+
+def _check_wheel(name: str, version: Version) -> str:
+    """A wheel is stored and removed under this name, so it may not lead out of its folder."""
+    parts = name.split("-")
+    if (
+        not _WHEEL_NAME.fullmatch(name)
+        or len(parts) not in (5, 6)
+        or parts[0] != "sglang"
+        or parts[1] != str(version)
+    ):
+        raise ValueError(f"{name!r:.80} is not the file name of a wheel of sglang {version}")
+    return name
+
+
+class _Entry:
+    """A JSON object whose members are read with their type. Raises ValueError, naming the place."""
+
+    def __init__(self, raw: object, where: str) -> None:
+        if not isinstance(raw, dict):
+            raise ValueError(f"{where} is not a JSON object")
+        self._raw: dict[str, object] = raw
+        self.where = where
+
+    def get(self, key: str) -> object:
+        if key not in self._raw:
+            raise ValueError(f"{self.where} has no {key}")
+        return self._raw[key]
+
+    def entry(self, key: str) -> _Entry:
+        return _Entry(self.get(key), f"{key} of {self.where}")
+
+    def mapping(self, key: str) -> dict[str, object]:
+        return self.entry(key)._raw
+
+    def entries(self, key: str) -> list[tuple[str, _Entry]]:
+        return [(name, _Entry(raw, f"{name!r:.80}")) for name, raw in self.mapping(key).items()]
+
+    def objects(self, key: str) -> list[_Entry]:
+        raw = self.get(key)
+        if not isinstance(raw, list):
+            raise ValueError(f"{key} of {self.where} is not a list")
+        return [_Entry(item, f"{key}[{at}] of {self.where}") for at, item in enumerate(raw)]
+
+    def integer(self, key: str) -> int:
+        value = self.get(key)
+        if type(value) is not int or not 0 <= value < 1 << 48:
+            raise ValueError(f"{key} of {self.where} is not a whole number of ordinary size")
+        return value
+
+    def digest(self, key: str, digits: int = 40) -> str:
+        return _check_digest(self.get(key), digits, f"{key} of {self.where}")
+
+
+def _check_digest(value: object, digits: int, where: str) -> str:
+    if not isinstance(value, str) or not re.fullmatch(rf"[0-9a-f]{{{digits}}}", value):
+        raise ValueError(f"{where} is not {digits} hexadecimal digits")
+    return value
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a JSON object has a name twice")
+    return found
 
 
 def _release_json(release: LockedRelease) -> dict[str, Any]:

@@ -20,15 +20,21 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Final
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from tool.errors import UsageError
 from tool.series.layout import KERNEL_DIR, LOCK_FILE, PATCH_DIR, SERIES_FILE
+from tool.series.regular_file import read_regular_file
 
-_PATCH_NAME = re.compile(r"([a-z0-9][a-z0-9-]*)/[a-z0-9][a-z0-9._-]*\.patch")
-_CHANGE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+_PATCH_NAME = re.compile(r"([a-z0-9][a-z0-9-]{0,99})/[a-z0-9][a-z0-9._-]{0,99}\.patch")
+_CHANGE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")
+_MAX_SERIES: Final = 4 << 20
+_MAX_PATCH: Final = 32 << 20
+_MAX_WORD: Final = 200
+"""Characters of a release or a specifier. Python refuses to read a number of more than 4,300 digits."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Patch:
     change: str
     line: int
     path: Path
-    given: bytes | None = field(default=None, repr=False)
+    content_override: bytes | None = field(default=None, repr=False)
     """Stands for the file's content where a patch is tried that no file holds yet."""
 
     def applies_to(self, release: Version) -> bool:
@@ -58,10 +64,10 @@ class Patch:
 
     @cached_property
     def content(self) -> bytes:
-        if self.given is not None:
-            return self.given
+        if self.content_override is not None:
+            return self.content_override
         try:
-            return self.path.read_bytes()
+            return read_regular_file(self.path, _MAX_PATCH)
         except OSError as err:
             raise UsageError(
                 f"cannot read patch {self.name}: {err.strerror}",
@@ -129,12 +135,38 @@ class Series:
 
 def parse_release(text: str) -> Version:
     """``v0.5.23`` or ``0.5.23`` → Version. Raises UsageError on anything else."""
-    try:
-        return Version(text)
-    except InvalidVersion as err:
+    version = _read_version(text)
+    if version is None:
         raise UsageError(
-            f"{text!r} is not a release", next_step="write it as v0.5.23 or 0.5.23"
-        ) from err
+            f"{_shorten(text)!r} is not a release", next_step="write it as v0.5.23 or 0.5.23"
+        )
+    return version
+
+
+def is_patch_name(text: str) -> bool:
+    """Is ``text`` the name of a patch file, ``CHANGE/NAME.patch``, that stays below patches/?"""
+    return _PATCH_NAME.fullmatch(text) is not None and ".." not in text
+
+
+def read_specifier(text: str) -> SpecifierSet | None:
+    """The PEP 440 specifier ``text``; None when it is not one of ordinary length."""
+    try:
+        found = SpecifierSet(text) if len(text) <= _MAX_WORD else None
+    except InvalidSpecifier:
+        return None
+    return found or None
+
+
+def _read_version(text: str) -> Version | None:
+    """None when ``text`` is not a version of ordinary length."""
+    try:
+        return Version(text) if len(text) <= _MAX_WORD else None
+    except InvalidVersion:
+        return None
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _MAX_WORD else f"{text[:40]}…"
 
 
 def load_series(root: Path) -> Series:
@@ -145,9 +177,13 @@ def load_series(root: Path) -> Series:
     """
     path = root / SERIES_FILE
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular_file(path, _MAX_SERIES).decode()
     except (OSError, UnicodeDecodeError) as err:
-        raise UsageError(f"cannot read the series: {err}", where=str(path)) from err
+        raise UsageError(
+            f"cannot read the series: {err}",
+            where=str(path),
+            next_step="restore the file from version control",
+        ) from err
     return parse_series(root, text)
 
 
@@ -166,7 +202,8 @@ class _Parser:
         self._patches: list[Patch] = []
 
     def parse(self, text: str) -> Series:
-        for self._line, raw in enumerate(text.splitlines(), start=1):
+        # As an editor and SeriesText count: a form feed in a comment does not end the line.
+        for self._line, raw in enumerate(text.removesuffix("\n").split("\n"), start=1):
             words = raw.split("#", 1)[0].split()
             if words:
                 self._directive(words)
@@ -190,7 +227,7 @@ class _Parser:
             case ["pin", value]:
                 self._once("pin", self._pin)
                 self._pin = self._version(value)
-            case ["revision", value] if value.isdecimal():
+            case ["revision", value] if re.fullmatch(r"[0-9]{1,9}", value):
                 self._once("revision", self._revision)
                 self._revision = int(value)
             case ["change", name, spec, *rest]:
@@ -203,14 +240,16 @@ class _Parser:
                 )
             case _:
                 raise self._error(
-                    f"cannot read {' '.join(words)!r}",
+                    f"cannot read {_shorten(' '.join(words))!r}",
                     "a line is: pin RELEASE | revision N | change NAME SPECIFIER [upstream WHY] | "
                     "CHANGE/NAME.patch SPECIFIER (no spaces inside a specifier)",
                 )
 
     def _change(self, name: str, spec: str, rest: list[str]) -> None:
         if not _CHANGE_NAME.fullmatch(name):
-            raise self._error(f"{name!r} is not a change name", "use lower case, digits and dashes")
+            raise self._error(
+                f"{_shorten(name)!r} is not a change name", "use lower case, digits and dashes"
+            )
         if any(c.name == name for c in self._changes):
             raise self._error(f"change {name} appears twice", "keep one of the two lines")
         if rest and (rest[0] != "upstream" or len(rest) == 1):
@@ -222,17 +261,16 @@ class _Parser:
         self._changes.append(Change(name, self._specifier(spec), upstream, self._line))
 
     def _patch(self, name: str, spec: str) -> None:
-        match = _PATCH_NAME.fullmatch(name)
-        if match is None or ".." in name:
+        if not is_patch_name(name):
             raise self._error(
-                f"{name!r} is not a patch file name",
+                f"{_shorten(name)!r} is not a patch file name",
                 "write CHANGE/NAME.patch: lower case, digits, dot, dash and underscore",
             )
         if any(p.name == name for p in self._patches):
             raise self._error(f"{name} appears twice", "keep one of the two lines")
         if not self._changes:
             raise self._error(f"{name} stands before any change line", "add: change NAME SPECIFIER")
-        if match[1] != self._changes[-1].name:
+        if name.partition("/")[0] != self._changes[-1].name:
             raise self._error(
                 f"{name} is not in the folder of its change",
                 f"move the file to {PATCH_DIR}/{self._changes[-1].name}/, or the line to its change",
@@ -252,19 +290,19 @@ class _Parser:
             raise self._error(f"a second {what} line", "keep one")
 
     def _version(self, text: str) -> Version:
-        try:
-            return Version(text)
-        except InvalidVersion:
-            raise self._error(f"{text!r} is not a release", "write it as 0.5.23") from None
+        version = _read_version(text)
+        if version is None:
+            raise self._error(f"{_shorten(text)!r} is not a release", "write it as 0.5.23")
+        return version
 
     def _specifier(self, text: str) -> SpecifierSet:
-        try:
-            return SpecifierSet(text)
-        except InvalidSpecifier:
+        found = read_specifier(text)
+        if found is None:
             raise self._error(
-                f"{text!r} is not a PEP 440 specifier",
+                f"{_shorten(text)!r} is not a PEP 440 specifier",
                 "write for example ==0.5.23 or >=0.5.9,<0.5.13",
-            ) from None
+            )
+        return found
 
     def _error(self, message: str, next_step: str) -> UsageError:
         return UsageError(message, where=f"{SERIES_FILE}:{self._line}", next_step=next_step)

@@ -1,54 +1,91 @@
-"""Proof that a wheel, a worktree or an installed fork is what ``series.lock`` says.
+"""Verify that a wheel, a worktree or an installed fork is what ``series.lock`` says.
 
-The centre is one comparison. Git's tree id is computed from the content of every file under
-``sglang/`` and must be the lock's tree of the patched release: not one file more, less or
-different. Left out are what the base import leaves out (native modules) and what the fork adds (the
-kernels); the version stamp is taken back. RECORD holds the rest together: every file has its row,
-every row its file. The provenance document's claims about release, patches and tree must be the
-lock's, and its kernel digest that of the kernels present.
+The centre is one comparison. Git's tree id is computed from the content of every file under ``sglang/``
+and must be the lock's tree of the patched release: not one file more, less or different. Left out are
+what the base import leaves out (native modules) and what the fork adds (the kernels); the fork's version
+in ``_version.py`` is replaced by the release's. Every file has its row in RECORD and every row its file.
+The provenance document's claims about release, patches, tree and kernels must be true.
 
-Two things the lock cannot know stand on RECORD and provenance, which whoever changes a file could
-change too: native modules and the kernels. Given the released wheel, the first are proven as well,
-and given the kernels' source, the second. A report lists what was checked and what was not.
+The lock does not hold native modules, the distribution's metadata or the kernels. They are compared with
+the released wheel, whose hash the lock has, and with the kernels' source. Where one of these is not at
+hand, the files in question are *not proven*: RECORD alone proves nothing, since whoever changes a file can
+change it as well.
 
-Installed files are compared without their modes: an installer or a file system may drop them.
+Then comes what Python executes instead of, or before, these files: byte code, native modules of the same
+name, path files, modules beside the package, other distributions of it, scripts.
+
+So there are three outcomes: *proven*; *not proven*, with a list of what is not; *refuted*, with what
+differs. Installed files are compared without their modes: an installer or a file system may drop them.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
-from packaging.version import Version
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
 
 from tool.apply import RELEASE_TRAILER
-from tool.errors import IntegrityError, UsageError
-from tool.git import Git
-from tool.project import Session
-from tool.series import Lock, LockedRelease, read_kernels
-from tool.upstream import PREFIX
-from tool.verify.checks import PACKAGE, Verification, VerifyReport
+from tool.errors import EnvironmentFault, IntegrityError, ToolError, UsageError
+from tool.git import Git, check_ref, read_text
+from tool.project import SILENT, Progress, Session, tip_ref
+from tool.series import Lock, LockedRelease, LockedWheel, Series, read_kernels
+from tool.upstream import PREFIX, fetch_wheel
+from tool.verify.beside import PACKAGE, inspect_site, inspect_start_folder
+from tool.verify.checks import Fetch, Verification, VerifyReport
 from tool.verify.files import Difference, FolderFiles, WheelFiles
-from tool.wheel import VERSION_FILE, Wheel, WheelName, parse_record, read_version
+from tool.wheel import (
+    READ_LIMIT,
+    VERSION_FILE,
+    NotRegularError,
+    PatchProvenance,
+    Wheel,
+    WheelName,
+    describe_patches,
+    is_fork,
+    open_regular,
+    parse_record,
+    read_version,
+    unsafe_name,
+)
+
+_BRANCH: Final = "ref: refs/heads/"
+
+Patches = Callable[[Version], Sequence[PatchProvenance] | None]
 
 
 def verify_artifact(session: Session, artifact: Path) -> VerifyReport:
     """Verify whatever ``artifact`` is, with all there is to compare it with.
 
-    That is the lock, this checkout's kernels, released wheels in the cache, and for a worktree the
-    commits it stands on.
+    That is the lock, this checkout's kernels and patch files, the released wheel (downloaded when the
+    cache lacks it, unless the session is offline), and for a worktree the tool's own repository.
 
     Raises:
         UsageError: it is none of the three, or of a release the lock does not carry.
     """
-    lock, released = session.lock, session.workspace.wheels
+    lock = session.lock
     kernels = read_kernels(session.series.kernel_dir)
+    patches = functools.partial(_describe, session.series)
+    fetch = functools.partial(_fetch, session)
     if artifact.is_file():
-        return verify_wheel(artifact, lock=lock, kernels=kernels, released=released)
+        return verify_wheel(artifact, lock=lock, kernels=kernels, patches=patches, fetch=fetch)
+    if not artifact.is_dir():
+        raise UsageError("is neither a file nor a folder", where=str(artifact))
     if (artifact / PREFIX / PACKAGE).is_dir():
-        return _verify_worktree(artifact, lock, kernels)
-    return verify_installed(artifact, lock=lock, kernels=kernels, released=released)
+        return _verify_worktree(session, artifact, kernels)
+    return verify_installed(
+        artifact,
+        lock=lock,
+        kernels=kernels,
+        patches=patches,
+        fetch=fetch,
+        progress=session.progress,
+    )
 
 
 def verify_wheel(
@@ -56,14 +93,19 @@ def verify_wheel(
     *,
     lock: Lock,
     kernels: Mapping[str, bytes] | None = None,
+    patches: Patches | None = None,
     released: Path | None = None,
+    fetch: Fetch | None = None,
 ) -> VerifyReport:
     """Verify a fork wheel.
 
     Args:
         kernels: the kernel package's files by relative path, to be compared with the wheel's.
+        patches: gives what the patch files of a release say about themselves; None when they are not
+            those of the lock.
         released: the released wheel it was built from, or a folder that may hold it; proves the
-            native modules.
+            native modules and the metadata.
+        fetch: gets the released wheel when ``released`` does not give it.
 
     Raises:
         UsageError: no such file, not a wheel's name, or a release the lock does not carry.
@@ -76,8 +118,13 @@ def verify_wheel(
         difference = Difference(err.where or path.name, err.message, None, err.why)
         return VerifyReport("wheel", path, name.version, (), (), (difference,))
     with wheel:
-        proof = Verification("wheel", path, lock, WheelFiles(wheel))
-        return proof.distribution(name.version, name.dist_info, kernels, released, name.tags)
+        verification = Verification(
+            "wheel", path, lock, WheelFiles(wheel), kernels, patches, released, fetch
+        )
+        if name.distribution != PACKAGE or name.filename != path.name:
+            found = Difference(path.name, "another file name", name.filename, path.name)
+            verification.differences.append(found)
+        return verification.verify_distribution(name.version, name.dist_info, name.tags)
 
 
 def verify_installed(
@@ -85,33 +132,32 @@ def verify_installed(
     *,
     lock: Lock,
     kernels: Mapping[str, bytes] | None = None,
+    patches: Patches | None = None,
     released: Path | None = None,
+    fetch: Fetch | None = None,
+    progress: Progress = SILENT,
 ) -> VerifyReport:
     """Verify the fork installed in ``site_packages``; arguments and errors as :func:`verify_wheel`.
 
     Raises:
-        UsageError: the folder holds no sglang, or several.
+        UsageError: the folder holds no sglang.
     """
-    infos = sorted(site_packages.glob(f"{PACKAGE}-*.dist-info"))
-    if len(infos) != 1:
-        raise UsageError(
-            f"{len(infos)} installed distributions of {PACKAGE}",
-            where=str(site_packages),
-            why=", ".join(i.name for i in infos) or None,
-            next_step="name the site-packages folder of one environment",
-        )
-    info = infos[0].name
-    name = WheelName.parse(info.removesuffix(".dist-info") + "-py3-none-any.whl")
+    info, version = _find_installed(site_packages)
     singles: list[str] = []
-    with contextlib.suppress(OSError, IntegrityError):  # the proof will say what is wrong with it
+    with contextlib.suppress(OSError, IntegrityError, NotRegularError):  # the checks will name it
+        with open_regular(site_packages / info / "RECORD", links=True) as stream:
+            rows = parse_record(stream.read(READ_LIMIT), info)
         singles = [
             path
-            for path in parse_record((infos[0] / "RECORD").read_bytes(), info)
-            if path.split("/")[0] not in ("..", "", PACKAGE, info, "bin", "Scripts")
+            for path in rows
+            if not unsafe_name(path) and path.split("/")[0] not in (PACKAGE, info, "bin", "Scripts")
         ]
-    subject = FolderFiles(site_packages, (PACKAGE, info), singles, links=True)
-    proof = Verification("installed", site_packages, lock, subject)
-    return proof.distribution(name.version, info, kernels, released, None)
+    files = FolderFiles(site_packages, (PACKAGE, info), singles, links=True)
+    verification = Verification(
+        "installed", site_packages, lock, files, kernels, patches, released, fetch, progress
+    )
+    verification.differences, verification.unproven = inspect_site(site_packages, info)
+    return verification.verify_distribution(version, info, None)
 
 
 def verify_tree(
@@ -122,14 +168,15 @@ def verify_tree(
     kernels: Mapping[str, bytes] | None = None,
     expected: Mapping[str, tuple[str, str]] | None = None,
     wheel_base: bool = True,
+    progress: Progress = SILENT,
 ) -> VerifyReport:
     """Verify the files of a worktree that ``tool apply`` made.
 
     Args:
         version: the release; read from ``sglang/_version.py`` when not given.
         kernels: as for :func:`verify_wheel`.
-        expected: the patched release without the kernels, path (``python/sglang/…``) → (git mode,
-            blob id), from git. Needed to name a differing file that the series does not touch.
+        expected: the patched release, path (``python/…``) → (git mode, blob id), from git. Needed to
+            name a differing file that the series does not touch.
         wheel_base: False for a worktree whose base came from a git repository, which holds files
             the wheels do not; then the lock proves the touched files, ``expected`` the others.
 
@@ -144,70 +191,124 @@ def verify_tree(
             next_step="name a wheel, a worktree made by tool apply, or a site-packages folder",
         )
     release = version or _tree_version(root)
-    proof = Verification("worktree", directory, lock, FolderFiles(root, (PACKAGE,), links=False))
-    return proof.worktree(release, kernels, expected, wheel_base)
+    if root.is_symlink():
+        link = Difference(PREFIX, "a link where a folder should be")
+        return VerifyReport("worktree", directory, release, (), (), (link,))
+    verification = Verification(
+        "worktree", directory, lock, FolderFiles(root, ("",), links=False), kernels
+    )
+    verification.progress = progress
+    if wheel_base:
+        verification.unproven += inspect_start_folder(directory)
+    return verification.verify_worktree(release, expected, wheel_base)
+
+
+def _find_installed(site: Path) -> tuple[str, Version]:
+    """The dist-info folder of the installed fork and its version; of several, the fork's."""
+    found: list[tuple[bool, str, Version]] = []
+    for path in sorted(site.glob("*.dist-info")):
+        name, _, version = path.name.removesuffix(".dist-info").partition("-")
+        if canonicalize_name(name) == PACKAGE:
+            with contextlib.suppress(InvalidVersion):
+                found.append((not is_fork(Version(version)), path.name, Version(version)))
+    if not found:
+        raise UsageError(
+            f"no installed distribution of {PACKAGE}",
+            where=str(site),
+            next_step="name a wheel, a worktree made by tool apply, or a site-packages folder",
+        )
+    _, info, release = min(found)
+    return info, release
 
 
 def _tree_version(root: Path) -> Version:
     path = root / VERSION_FILE
     try:
-        return read_version(path.read_bytes())
-    except (OSError, IntegrityError) as err:
+        with open_regular(path) as stream:
+            return read_version(stream.read(READ_LIMIT))
+    except (OSError, NotRegularError, IntegrityError) as err:
         raise UsageError(
-            "the worktree does not say which release it is",
-            where=str(path),
-            next_step="name it with --sglang-ref",
+            "the worktree does not say which release it is", where=str(path), why=str(err)
         ) from err
 
 
-def _verify_worktree(folder: Path, lock: Lock, kernels: Mapping[str, bytes]) -> VerifyReport:
-    git = _git_of(folder)
-    release = _trailer(git, RELEASE_TRAILER)
-    if git is None or release is None:
-        return verify_tree(folder, lock=lock, kernels=kernels)
-    version = Version(release)
+def _describe(series: Series, release: Version) -> Sequence[PatchProvenance] | None:
+    try:
+        return describe_patches(series, release)
+    except ToolError:
+        return None
+
+
+def _fetch(session: Session, locked: LockedRelease, wanted: LockedWheel, download: bool) -> Path:
+    if (session.workspace.wheels / wanted.filename).is_file() or session.offline:
+        return fetch_wheel(session, locked, wanted)
+    if not download:
+        raise EnvironmentFault(f"{wanted.filename} is not in the cache")
+    session.progress.note(f"{wanted.filename} is needed to compare with")
+    with session.exclusive():
+        return fetch_wheel(session, locked, wanted)
+
+
+def _verify_worktree(session: Session, folder: Path, kernels: Mapping[str, bytes]) -> VerifyReport:
+    lock, progress = session.lock, session.progress
+    applied = _find_applied(session, folder)
+    if applied is None:
+        return verify_tree(folder, lock=lock, kernels=kernels, progress=progress)
+    git, version, tip = applied
     locked = lock.get(version)
-    wheel_base = _stands_on(git, locked)
-    tree = locked.final_tree if wheel_base else git.out("rev-parse", "--verify", "HEAD^^{tree}")
+    wheel_base = _stands_on(git, locked, tip)
+    tree = locked.final_tree if wheel_base else git.tree_of(tip)
     return verify_tree(
         folder,
         lock=lock,
         version=version,
         kernels=kernels,
-        expected=_listing(git, tree),
+        expected=_list_tree(git, tree),
         wheel_base=wheel_base,
+        progress=progress,
     )
 
 
-def _git_of(folder: Path) -> Git | None:
-    """The repository side of a worktree, None when there is none: its files still can be proven."""
-    mark = folder / ".git"
-    if mark.is_dir():
-        return Git(mark)
-    try:
-        target = Path(mark.read_text(encoding="utf-8").removeprefix("gitdir:").strip())
-    except (OSError, UnicodeDecodeError):
+def _find_applied(session: Session, folder: Path) -> tuple[Git, Version, str] | None:
+    """The tool's repository, the release and the commit that ``tool apply`` left in ``folder``.
+
+    None for a folder that is no worktree of the tool's repository: no other repository is believed, nor
+    opened, and the folder's ``.git`` is not read at all.
+    """
+    repository = session.workspace.repository
+    if not (repository / "HEAD").is_file():
         return None
-    admin = folder / target
-    return Git(admin) if (admin / "HEAD").is_file() else None
+    mark = folder.resolve() / ".git"
+    for admin in sorted((repository / "worktrees").glob("*")):
+        stated = read_text(admin / "gitdir").strip()
+        head = read_text(admin / "HEAD").strip()
+        if not stated or not head.startswith(_BRANCH):
+            continue
+        if Path(os.path.realpath((admin / stated).parent)) / ".git" != mark:
+            continue
+        try:
+            tip = session.git.resolve(check_ref(tip_ref(head.removeprefix(_BRANCH))))
+            release = tip and _read_trailer(session.git, tip, RELEASE_TRAILER)
+            return (session.git, Version(release), tip) if tip and release else None
+        except (UsageError, InvalidVersion):
+            return None
+    return None
 
 
-def _trailer(git: Git | None, name: str) -> str | None:
-    if git is None:
-        return None
-    done = git.run("log", "-1", f"--format=%(trailers:key={name},valueonly)", "HEAD", check=False)
-    return done.stdout.decode("utf-8", "replace").strip() or None
+def _read_trailer(git: Git, commit: str, name: str) -> str | None:
+    lines = git.out("cat-file", "commit", commit).splitlines()
+    found = [line.removeprefix(f"{name}: ") for line in lines if line.startswith(f"{name}: ")]
+    return found[-1] if found else None
 
 
-def _stands_on(git: Git, locked: LockedRelease) -> bool:
+def _stands_on(git: Git, locked: LockedRelease, commit: str) -> bool:
     base = locked.base_commit
-    done = git.run("merge-base", "--is-ancestor", base, "HEAD", check=False)
-    return done.returncode == 0
+    return git.run("merge-base", "--is-ancestor", base, commit, check=False).returncode == 0
 
 
-def _listing(git: Git, tree: str) -> dict[str, tuple[str, str]]:
-    """Path → (mode, blob id) of the package's files in ``tree``."""
-    raw = git.run("ls-tree", "-r", "-z", tree, "--", f"{PREFIX}{PACKAGE}").stdout
+def _list_tree(git: Git, tree: str) -> dict[str, tuple[str, str]]:
+    """Path → (mode, blob id) of the files below ``python/`` in ``tree``."""
+    raw = git.run("ls-tree", "-r", "-z", tree, "--", PREFIX).stdout
     entries = (
         entry.split("\t", 1) for entry in raw.decode("utf-8", "replace").split("\0") if entry
     )

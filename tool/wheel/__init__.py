@@ -3,13 +3,23 @@
 It may import ``tool.apply`` and what is below it.
 """
 
-from tool.wheel.archive import CHUNK, Wheel, WheelName, content_digest
-from tool.wheel.build import build_wheel
+from tool.wheel.archive import (
+    CHUNK,
+    READ_LIMIT,
+    NotRegularError,
+    Wheel,
+    WheelName,
+    content_digest,
+    open_regular,
+    unsafe_name,
+)
+from tool.wheel.build import build_wheel, describe_patches
 from tool.wheel.overlay import KERNEL_PREFIX, check_released
 from tool.wheel.record import RecordRow, parse_record
-from tool.wheel.sbom import SBOM_NAME, Provenance, parse_sbom
+from tool.wheel.sbom import SBOM_NAME, PatchProvenance, Provenance, parse_sbom
 from tool.wheel.version import (
     VERSION_FILE,
+    find_missing_requirements,
     is_fork,
     public_release,
     read_identity,
@@ -21,7 +31,10 @@ from tool.wheel.version import (
 __all__ = [
     "CHUNK",
     "KERNEL_PREFIX",
+    "NotRegularError",
+    "PatchProvenance",
     "Provenance",
+    "READ_LIMIT",
     "RecordRow",
     "SBOM_NAME",
     "VERSION_FILE",
@@ -30,7 +43,10 @@ __all__ = [
     "build_wheel",
     "check_released",
     "content_digest",
+    "describe_patches",
+    "find_missing_requirements",
     "is_fork",
+    "open_regular",
     "parse_record",
     "parse_sbom",
     "public_release",
@@ -38,4 +54,5 @@ __all__ = [
     "read_version",
     "replace_metadata",
     "replace_version",
+    "unsafe_name",
 ]

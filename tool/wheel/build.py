@@ -1,13 +1,15 @@
-"""``tool build``: from a release to its fork wheel — fetch, apply, prove, overlay."""
+"""Build the fork wheel of a release: fetch it, apply the series, check the result, overlay it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from packaging.version import Version
+
 from tool.apply import Composition, check_applied, compose_series
 from tool.git import NULL_OID, Git
 from tool.project import Session
-from tool.series import Series, read_kernels, read_requirements
+from tool.series import Series, patchfile, read_kernels, read_requirements
 from tool.upstream import Request, choose_wheel, fetch_wheel
 from tool.wheel.overlay import BuiltWheel, build_fork_wheel
 from tool.wheel.sbom import PatchProvenance
@@ -35,7 +37,7 @@ def build_wheel(
             patched=_patched(git, composed),
             kernels=read_kernels(series.kernel_dir),
             requires=read_requirements(series.kernel_dir),
-            patches=_provenance(series, composed),
+            patches=describe_patches(series, locked.version),
         )
 
 
@@ -46,9 +48,18 @@ def _patched(git: Git, composed: Composition) -> dict[str, bytes | None]:
     return {path: contents.get(oid) for path, oid in after.items()}
 
 
-def _provenance(series: Series, composed: Composition) -> list[PatchProvenance]:
-    changes = {p.name: p.change for p in series.patches}
+def describe_patches(series: Series, release: Version) -> list[PatchProvenance]:
+    """What the headers of the patches for ``release`` say, in order.
+
+    Raises:
+        UsageError: a patch file is missing or has no header.
+    """
     return [
-        PatchProvenance.from_header(a.name, a.sha256, changes[a.name], dict(a.patch.header.fields))
-        for a in composed.applied
+        PatchProvenance.from_header(
+            patch.name,
+            patch.sha256,
+            patch.change,
+            dict(patchfile.parse(patch.name, patch.content).header.fields),
+        )
+        for patch in series.for_release(release)
     ]

@@ -1,7 +1,7 @@
 """The fork wheel: a released wheel with the series' files replaced and the kernels inside.
 
 No compiler and no git takes part: native modules and every file the series does not touch keep the
-compressed bytes of the release. The released wheel is proven by the sha256 of the whole file in
+compressed bytes of the release. The released wheel is checked by the sha256 of the whole file in
 ``series.lock``; so its RECORD rows are reused and only what changes is hashed. A wheel the lock
 does not list is refused even if each file to be replaced has the right content: nothing would vouch
 for its native modules.
@@ -105,8 +105,8 @@ def build_fork_wheel(
         name = WheelName(wheel.name.distribution, version, wheel.name.tags)
 
         old = new.get(VERSION_FILE) or _member(wheel, VERSION_FILE)
-        stamped = replace_version(old.data, locked.version, version)
-        new[VERSION_FILE] = _New(stamped, old.mode)
+        data = replace_version(old.data, locked.version, version)
+        new[VERSION_FILE] = _New(data, old.mode)
         info = wheel.name.dist_info
         metadata = wheel.read(f"{info}/METADATA")
         requirements = find_missing_requirements(metadata, requires)
@@ -191,15 +191,15 @@ def find_executables(wheel: Wheel, removed: frozenset[str] = frozenset()) -> tup
 
 def _check_patches(locked: LockedRelease, patches: Sequence[PatchProvenance]) -> None:
     given = [(p.name, p.sha256) for p in patches]
-    proven = [(p.name, p.sha256) for p in locked.patches]
-    if given == proven:
+    recorded = [(p.name, p.sha256) for p in locked.patches]
+    if given == recorded:
         return
-    first = next(g or p for g, p in zip_longest(given, proven) if g != p)
+    first = next(g or p for g, p in zip_longest(given, recorded) if g != p)
     raise IntegrityError(
         "the patches are not those series.lock was made with",
         where=f"patches/{first[0] if first else ''}",
-        why=f"{len(given)} given, {len(proven)} locked for {locked.version}",
-        next_step="restore the patch, or prove the series anew with: tool lock",
+        why=f"{len(given)} given, {len(recorded)} locked for {locked.version}",
+        next_step="restore the patch, or record the series again with: tool lock",
     )
 
 
@@ -216,7 +216,7 @@ def _overlay(
             "the patched files are not those series.lock lists",
             where=odd[0],
             why="in the lock only" if odd[0] in net else "not in the lock",
-            next_step="prove the series anew with: tool lock",
+            next_step="check and record the series again with: tool lock",
         )
     new: dict[str, _New] = {}
     removed: set[str] = set()

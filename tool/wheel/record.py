@@ -7,9 +7,11 @@ import csv
 import io
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tool.errors import IntegrityError
+
+_MAX_ROWS: Final = 1 << 18
 
 
 class RecordRow(NamedTuple):
@@ -31,7 +33,9 @@ def parse_record(data: bytes, where: str) -> dict[str, RecordRow]:
         for path, digest, size in lines:
             if path in rows:
                 raise ValueError(f"{path} stands twice")
-            rows[path] = RecordRow(_unpack_hash(digest), int(size) if size else None)
+            if len(rows) == _MAX_ROWS:
+                raise ValueError(f"more than {_MAX_ROWS} rows")
+            rows[path] = RecordRow(_unpack_hash(digest), _parse_size(size))
     except (ValueError, csv.Error) as err:
         raise IntegrityError(
             f"RECORD row {len(rows) + 1} is broken", where=where, why=str(err)
@@ -61,3 +65,11 @@ def _unpack_hash(text: str) -> str | None:
     if name != "sha256" or not re.fullmatch(r"[A-Za-z0-9_-]{43}", value):
         raise ValueError(f"{text!r} is not a sha256")
     return base64.urlsafe_b64decode(value + "=").hex()
+
+
+def _parse_size(text: str) -> int | None:
+    if not text:
+        return None
+    if not re.fullmatch(r"[0-9]{1,15}", text):
+        raise ValueError(f"{text[:40]!r} is not a size")
+    return int(text)

@@ -2,10 +2,9 @@
 
 The main component's pedigree names its ancestor (the released wheel, by purl and sha256) and the
 patches in order; each patch file and the kernels are components with hashes of their own.
-Properties under ``ada:`` hold what :mod:`tool.verify.verify` needs to prove an installed fork against
+Properties under ``ada:`` hold what :mod:`tool.verify.verify` needs to compare an installed fork with
 ``series.lock``: the tree of the patched release, and which files are executable, since an installer
-may drop that. They are claims; the verifier believes none of them before the lock or the files
-agree.
+may drop that. They are claims; the verifier relies on none of them before the lock or the files agree.
 
 The document has no time stamp and its serial number follows from its content, so two builds give
 the same bytes. Schema: https://cyclonedx.org/docs/1.6/json/

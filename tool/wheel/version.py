@@ -1,14 +1,13 @@
 """The fork's version in the places a wheel keeps it: METADATA, the dist-info folder,
 ``_version.py``.
 
-All must agree: pip 23 believes METADATA, pip 26 the file name, both in silence.
+All must agree: pip 23 relies on METADATA, pip 26 on the file name, and neither says so.
 
-``sglang/_version.py`` is stamped too. ``sglang/version.py`` of every release reads it before the
-installed metadata, and what it says goes to ``sglang version``, ``/server_info`` and the logs,
-where a user must see that this is the fork. No release compares the string (0.5.9 and 0.5.23 only
-print and report it). The tuple beside it stays the release, because that is what code outside would
-compare. The stamp is one line with one exact inverse, so the file can still be proven against the
-release's blob.
+``sglang/_version.py`` gets the fork's version too. ``sglang/version.py`` of every release reads it before
+the installed metadata, and the string goes to ``sglang version``, ``/server_info`` and the logs, where a
+user must see that this is the fork. No release compares the string (0.5.9 and 0.5.23 only print and
+report it). The tuple beside it stays the release's, because code outside would compare that. One line
+changes, and the change has an exact inverse, so the file can still be compared with the release's blob.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from tool.errors import IntegrityError, UsageError
 VERSION_FILE: Final = "sglang/_version.py"
 _LOCAL_PREFIX: Final = "ada"
 _FORK_LABEL: Final = re.compile(rf"{_LOCAL_PREFIX}\.([1-9][0-9]*)")
-_REQUIRES: Final = re.compile(rb"^Requires-Dist:.*\n(?:[ \t].*\n)*", re.MULTILINE)
+_REQUIRES: Final = b"Requires-Dist:"
 
 
 def fork_version(release: Version, revision: int) -> Version:
@@ -74,17 +73,20 @@ def replace_metadata(data: bytes, old: Version, new: Version, requirements: Sequ
     Raises:
         IntegrityError: the header does not state ``Version: old`` exactly once.
     """
-    header, body = _split(data)
-    line = re.compile(rb"^Version: *(.*?) *\n", re.MULTILINE)
-    if [m[1].decode(errors="replace") for m in line.finditer(header)] != [str(old)]:
+    lines, body = _split(data)
+    stated = [n for n, line in enumerate(lines) if line.startswith(b"Version:")]
+    if len(stated) != 1 or _value(lines[stated[0]]) != str(old):
         raise IntegrityError(
             f"METADATA does not state Version: {old} exactly once", where="METADATA"
         )
-    header = line.sub(f"Version: {new}\n".encode(), header)
-    added = "".join(f"Requires-Dist: {requirement}\n" for requirement in requirements).encode()
-    ends = [match.end() for match in _REQUIRES.finditer(header)] or [len(header)]
-    header = header[: ends[-1]] + added + header[ends[-1] :]
-    return header + body
+    lines[stated[0]] = f"Version: {new}\n".encode()
+    end = max(
+        (n + 1 for n, line in enumerate(lines) if line.startswith(_REQUIRES)), default=len(lines)
+    )
+    while end < len(lines) and lines[end][:1] in (b" ", b"\t"):  # the field goes on
+        end += 1
+    lines[end:end] = [f"Requires-Dist: {requirement}\n".encode() for requirement in requirements]
+    return b"".join(lines) + body
 
 
 def read_version(data: bytes) -> Version:
@@ -98,26 +100,24 @@ def read_version(data: bytes) -> Version:
 
 def read_identity(metadata: bytes) -> tuple[str, str]:
     """Name and version as METADATA states them; empty where it does not, or does twice."""
-    header = _split(metadata)[0]
-    found = (
-        re.findall(rb"^%s: *(.*?) *$" % f, header, re.MULTILINE) for f in (b"Name", b"Version")
-    )
-    name, version = (v[0].decode(errors="replace") if len(v) == 1 else "" for v in found)
+    fields: dict[bytes, list[str]] = {b"name": [], b"version": []}
+    for line in _split(metadata)[0]:
+        key = line.partition(b":")[0].lower()
+        if key in fields:
+            fields[key].append(_value(line))
+    name, version = (found[0] if len(found) == 1 else "" for found in fields.values())
     return name, version
 
 
 def find_missing_requirements(metadata: bytes, wanted: Iterable[str]) -> tuple[str, ...]:
     """Those of ``wanted`` that the wheel's own Requires-Dist do not already imply, in order.
 
-    A requirement that cannot be judged counts as missing: a redundant line costs nothing.
+    A requirement that cannot be compared counts as missing: a redundant line does no harm.
 
     Raises:
         UsageError: one does not parse, or the release pins a version it excludes.
     """
-    present = [
-        _requirement(match[0].decode().partition(":")[2].strip())
-        for match in _REQUIRES.finditer(_split(metadata)[0])
-    ]
+    present = [_requirement(text) for text in _stated_requirements(_split(metadata)[0])]
     missing: dict[str, None] = {}
     for text in wanted:
         new = _requirement(text)
@@ -130,10 +130,29 @@ def find_missing_requirements(metadata: bytes, wanted: Iterable[str]) -> tuple[s
     return tuple(missing)
 
 
-def _split(metadata: bytes) -> tuple[bytes, bytes]:
-    """The header with its last newline, and the rest: the blank line and the description."""
+def _split(metadata: bytes) -> tuple[list[bytes], bytes]:
+    """The header's lines with their newlines, and the rest: the blank line and the description."""
     end = metadata.find(b"\n\n") + 1 or len(metadata)
-    return metadata[:end], metadata[end:]
+    return re.split(rb"(?<=\n)", metadata[:end]), metadata[end:]
+
+
+def _value(line: bytes) -> str:
+    """What stands behind the colon of a header line."""
+    return line.partition(b":")[2].strip(b" \n").decode(errors="replace")
+
+
+def _stated_requirements(lines: Sequence[bytes]) -> list[str]:
+    """The values of Requires-Dist, continuation lines included."""
+    found: list[str] = []
+    goes_on = False
+    for line in lines:
+        if goes_on and line[:1] in (b" ", b"\t"):
+            found[-1] += line.decode(errors="replace").rstrip("\n")
+            continue
+        goes_on = line.startswith(_REQUIRES)
+        if goes_on:
+            found.append(_value(line))
+    return found
 
 
 def _requirement(text: str) -> Requirement:

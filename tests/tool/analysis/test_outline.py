@@ -65,3 +65,31 @@ def test_symbol_at_is_the_innermost_definition() -> None:
 )
 def test_a_name_nothing_binds(source: str, names: set[str]) -> None:
     assert pycheck.parse_outline(source.encode()).unbound == names
+
+
+def test_a_byte_order_mark_and_a_coding_line_are_python() -> None:
+    marked = pycheck.parse_outline("\ufeffdef f(): return sep\n".encode())
+    assert marked.unbound == {"sep"} and marked.symbol_at(1) == "f"
+    latin = "# coding: latin-1\ndef f(): return '\u00e9', sep\n".encode("latin-1")
+    assert pycheck.parse_outline(latin).unbound == {"sep"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "(" * 100_000,
+        "-" * 100_000 + "1\n",
+        "".join(f"{' ' * i}if x:\n" for i in range(99)) + " " * 99 + "pass\n",
+        "x = 1\0\n",
+        f"if {'0x' + 'f' * 5000}:\n    def f(): ...\n",
+        "x = " + "+".join("1" for _ in range(50_000)) + "\n",
+        "x = " + ".a" * 50_000 + "\n",
+    ],
+    ids=["parentheses", "minus", "blocks", "NUL", "digits", "sum", "attributes"],
+)
+def test_python_that_is_too_deep_is_an_error_of_syntax(source: str) -> None:
+    """It may parse or not, by the version of Python: never anything but an outline or SyntaxError."""
+    try:
+        assert pycheck.parse_outline(source.encode()).spans is not None
+    except SyntaxError as error:
+        assert str(error)

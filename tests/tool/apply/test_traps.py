@@ -220,18 +220,19 @@ class TestHostilePatches:
         assert "regular files" in self._refused(lab, header("==0.5.23") + body.encode())
 
     @pytest.mark.parametrize(
-        "lines",
+        ("lines", "reason"),
         [
-            "old mode 100644\nnew mode 100755\n",
-            "similarity index 100%\nrename from {0}\nrename to {0}2\n",
-            "index 1234567..89abcde 100644\nGIT binary patch\nliteral 1\n",
+            ("old mode 100644\nnew mode 100755\n", "changes the mode"),
+            ("similarity index 100%\nrename from {0}\nrename to {0}2\n", "is a rename"),
+            ("index 1234567..89abcde 100644\nGIT binary patch\nliteral 1\n", "is binary"),
+            ("index 1234567..89abcde 100644\n--- a/{0}\n+++ b/{0}\n", "full index line"),
         ],
-        ids=["mode", "rename", "binary"],
+        ids=["mode", "rename", "binary", "short index"],
     )
-    def test_anything_but_text_hunks(self, lab: Lab, lines: str) -> None:
+    def test_anything_but_text_hunks(self, lab: Lab, lines: str, reason: str) -> None:
         body = "diff --git a/{0} b/{0}\n" + lines
         message = self._refused(lab, header("==0.5.23") + body.format(UTILS).encode())
-        assert "full index line" in message
+        assert reason in message
 
     def test_a_diff_in_the_header(self, lab: Lab) -> None:
         evil = (

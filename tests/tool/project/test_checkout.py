@@ -95,8 +95,8 @@ def test_kill_at_random_points(ready: Lab, tmp_path: Path, kind: str) -> None:
         seen[found] += 1
         result = ready.apply(tree)["result"]  # the next run recovers
         assert state(tree) == new == result["head"]
-        assert not (tree.parent / ".tool-staging").exists()
-        assert not (ready.home.data / "landing.json").exists()
+        assert not list(tree.parent.glob(".tool-*"))
+        assert not (ready.folder / "checkout.json").exists()
         if kind == "update":
             kernels(ready, "old")
             ready.apply(tree)
@@ -108,6 +108,7 @@ def test_kill_at_random_points(ready: Lab, tmp_path: Path, kind: str) -> None:
 def _forget(lab: Lab, tree: Path) -> None:
     if tree.exists():
         shutil.rmtree(tree)
+        git(lab.home.repository, "worktree", "prune")
 
 
 @pytest.fixture
@@ -170,5 +171,5 @@ def test_a_file_size_limit_leaves_the_old_state(ready: Lab, tmp_path: Path, limi
 
 def test_two_at_once_wait_for_nobody(ready: Lab, tmp_path: Path) -> None:
     with ready.home.exclusive():
-        error = ready.apply(tmp_path / "fork", code=6)["error"]
+        error = ready.apply(tmp_path / "fork", "--no-wait", code=6)["error"]
     assert "another tool command" in error["message"]

@@ -89,7 +89,7 @@ def test_a_yanked_release(lab: Lab, index: Index) -> None:
     error = lab.json("rebase", "--onto", "v0.5.24", "-q", code=2)["error"]
     assert "yanked" in error["message"] and error["why"] == "broken on import"
     assert (lab.root / "series.lock").read_bytes() == lock
-    assert not (lab.home.data / "rebase.json").exists()
+    assert not (lab.folder / "rebase.json").exists()
 
 
 def test_a_broken_download(lab: Lab, index: Index, tmp_path: Path) -> None:
@@ -100,4 +100,4 @@ def test_a_broken_download(lab: Lab, index: Index, tmp_path: Path) -> None:
         result = lab.tool(command, "--onto", "v0.5.24", "-q", code=None)
         assert result.exit_code in (5, 6), result.output
         assert "next:" in result.stderr
-    assert not (lab.home.data / "rebase.json").exists()
+    assert not (lab.folder / "rebase.json").exists()

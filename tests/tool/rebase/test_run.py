@@ -173,6 +173,23 @@ class TestItStops:
         three.apply(three.root.parent / "fork", "--sglang-ref", f"v{NEXT}")
         assert (three.root.parent / "fork" / LIMITS).read_text() == MERGED
 
+    def test_leftovers_beside_a_resolved_file(self, three: Lab) -> None:
+        path = conflicting(three)
+        path.write_text(MERGED)
+        for name in ("limits.py.orig", "limits.py~", "#limits.py#"):
+            left = path.with_name(name)
+            left.write_text("x\n")
+            error = rebase(three, "--continue", code=3)
+            assert "leftover" in error["message"] and name in error["where"]
+            left.unlink()
+        path.write_text(MERGED + 'NOTE = """\n=======\n"""\n')
+        assert "conflict marker" in rebase(three, "--continue", code=3)["message"]
+        path.with_name("limits.so").write_bytes(b"\x7fELF\0")
+        path.write_text(MERGED)
+        assert "is binary" in rebase(three, "--continue", code=2)["message"]
+        path.with_name("limits.so").unlink()
+        assert rebase(three, "--continue")["state"] == "carried"
+
     def test_continue_after_committing_in_the_worktree(self, three: Lab) -> None:
         path = conflicting(three)
         path.write_text(MERGED)
@@ -204,7 +221,7 @@ class TestItStops:
         path.write_text(MERGED)
         rebase(three, "--abort")
         assert project(three) == before
-        assert not path.exists() and not (three.home.data / "rebase.json").exists()
+        assert not path.exists() and not (three.folder / "rebase.json").exists()
         assert len(git(three.home.repository, "worktree", "list").splitlines()) == 1
         assert "no rebase" in rebase(three, "--abort", code=2)["message"]
 
@@ -331,7 +348,10 @@ class TestBadInput:
         error = onto(three, code=2)
         assert "under way" in error["message"] and "--abort" in error["next"]
         with three.home.exclusive():
-            assert "another tool command" in rebase(three, "--continue", code=6)["message"]
+            assert (
+                "another tool command"
+                in rebase(three, "--continue", "--no-wait", code=6)["message"]
+            )
 
     def test_a_release_that_is_carried(self, three: Lab) -> None:
         error = rebase(three, "--onto", "v0.5.23", "--offline", code=2)
@@ -374,7 +394,7 @@ class TestBadInput:
 
     def test_a_damaged_state(self, three: Lab) -> None:
         conflicting(three)
-        (three.home.data / "rebase.json").write_text("{")
+        (three.folder / "rebase.json").write_text("{")
         assert "cannot be read" in rebase(three, "--continue", code=5)["message"]
 
     def test_no_action_and_two(self, three: Lab) -> None:
@@ -447,8 +467,8 @@ def test_kill_at_random_points(three: Lab, stage: str) -> None:
         else:
             _finish(three, folder)
             assert project(three) == new
-        assert not (three.home.data / "rebase.json").exists()
-        assert not (three.home.data / "project.json").exists()
+        assert not (three.folder / "rebase.json").exists()
+        assert not (three.folder / "project.json").exists()
         assert not folder.exists()
     git(three.home.repository, "fsck", "--no-dangling")
     assert not list((three.home.repository / "worktrees").glob("*")), "stale worktree entries"
@@ -456,19 +476,19 @@ def test_kill_at_random_points(three: Lab, stage: str) -> None:
 
 
 def _abort(lab: Lab) -> None:
-    state = lab.home.data / "rebase.json"
-    if state.exists() or (lab.home.data / "project.json").exists():
+    state = lab.folder / "rebase.json"
+    if state.exists() or (lab.folder / "project.json").exists():
         rebase(lab, "--abort")
 
 
 def _finish(lab: Lab, folder: Path) -> None:
     """Continue from the state that the kill left, as a person would."""
-    if (lab.home.data / "rebase.json").exists():
+    if (lab.folder / "rebase.json").exists():
         done = lab.tool("rebase", "--continue", code=None)
     elif "demo/limits-v0.5.24.patch" not in project_names(lab):
         done = lab.tool("rebase", *START, code=None)
     else:
-        lab.tool("status")  # every command completes an interrupted write
+        lab.tool("repair")  # as any command that writes, it completes what was being written
         return
     assert done.exit_code in (0, 3), done.stderr
     if done.exit_code == 3:

@@ -21,7 +21,7 @@ from tests.support.rebases import (
     rebase,
     upgrade,
 )
-from tool.project import transaction
+from tool.project import staged_path, transaction
 from tool.rebase import state as rebase_state
 
 MOVED = {"sglang/srt/limits.py": "X = 0\n" + SOURCE}
@@ -79,10 +79,11 @@ class TestEdit:
         assert (
             rebase(three, "--restart", "--offline", code=3)["stop"]["patch"] == "demo/answer.patch"
         )
-        state = rebase_state.load_state(three.home)
-        assert state and state.stop
+        state = rebase_state.load_state(three.folder)
+        assert state and state.stop and state.token
         # As a kill leaves it that comes before the worktree is whole.
-        (three.home.repository / "worktrees" / Path(state.folder).name / "ada-rebase").unlink()
+        folder = Path(state.folder)
+        folder.rename(staged_path(folder, state.token))
         assert rebase(three, code=3)["state"] == "interrupted"
         assert rebase(three, "--continue", code=3)["stop"]["patch"] == "demo/answer.patch"
         assert rebase(three, "--continue", code=3)["stop"]["patch"] == "demo/twins.patch"
@@ -109,7 +110,7 @@ class TestEdit:
         before = project(three)
         error = onto(three, "--edit", name, code=2)
         assert name in error["message"] and "demo/limits.patch" in error["why"]
-        assert project(three) == before and rebase_state.load_state(three.home) is None
+        assert project(three) == before and rebase_state.load_state(three.folder) is None
 
     def test_of_a_change_that_is_over(self, three: Lab) -> None:
         three.regroup("demo/twins.patch", "other", ">=0.5.9,<0.5.24")
@@ -157,13 +158,13 @@ class TestForgetting:
         before = project(three)
 
         with monkeypatch.context() as patched:
-            patched.setattr(transaction, "complete", lambda home: None)
+            patched.setattr(transaction, "complete", lambda journal: None)
             three.tool("rebase", "--continue")
-        assert project(three) == before and transaction.pending(three.home)
-        three.tool("status")
+        assert project(three) == before and (three.folder / "project.json").is_file()
+        three.tool("repair")
         assert (three.root / "patches" / "demo/limits-v0.5.24.patch").is_file()
         assert len(list(three.home.data.glob("resolutions/*"))) == 2
-        assert rebase_state.load_state(three.home) is None
+        assert rebase_state.load_state(three.folder) is None
         check(three)
 
     def test_abort_of_one_killed_after_its_state_was_removed(
@@ -171,7 +172,7 @@ class TestForgetting:
     ) -> None:
         conflicting(three).write_text(MERGED)
         before = project(three)
-        journal = three.home.data / "project.json"
+        journal = three.folder / "project.json"
         unlink = Path.unlink
 
         def spare(path: Path, missing_ok: bool = False) -> None:
@@ -182,7 +183,7 @@ class TestForgetting:
             patched.setattr(Path, "unlink", spare)
             rebase(three, "--continue")
         assert project(three) != before and journal.is_file()
-        assert rebase_state.load_state(three.home) is None
+        assert rebase_state.load_state(three.folder) is None
         rebase(three, "--abort")
         assert project(three) == before and not journal.exists()
         assert not list(three.home.data.glob("resolutions/*"))
@@ -242,16 +243,18 @@ class TestWhereWasI:
     def test_it_shows_the_worktree_as_it_is_now_and_leaves_it_alone(self, three: Lab) -> None:
         path = conflicting(three)
         path.write_text(MERGED)
-        state = (three.home.data / "rebase.json").read_bytes()
+        state = (three.folder / "rebase.json").read_bytes()
         assert rebase(three, code=3)["marked"] == {}
         assert "nothing is left to resolve" in three.tool("rebase", code=3).stdout
         assert path.read_text() == MERGED
-        assert (three.home.data / "rebase.json").read_bytes() == state
+        assert (three.folder / "rebase.json").read_bytes() == state
         rebase(three, "--continue")
 
     def test_interrupted(self, three: Lab) -> None:
-        path = conflicting(three)
-        (three.home.repository / "worktrees" / path.parents[3].name / "ada-rebase").unlink()
+        conflicting(three)
+        state = rebase_state.load_state(three.folder)
+        assert state and state.token
+        Path(state.folder).rename(staged_path(Path(state.folder), state.token))
         assert "tool rebase --continue" in three.tool("rebase", code=3).stdout
         found = three.json("status")["result"]["rebase"]
         assert found["patch"] is None and "--continue" in found["next_step"]

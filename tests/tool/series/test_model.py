@@ -58,6 +58,14 @@ def test_reads_order_ranges_and_life_spans(tmp_path: Path) -> None:
         ("upstream 0.5.10: entrypoint.py checks it", "since 0.5.10", 7, "unexpected text"),
         ("change swap >=0.5.9\n", "", 4, "before any change line"),
         (">=0.5.22,<0.6 ", "<0.5.1 ", 8, "no patch applies to the pin"),
+        ("pin 0.5.23", "pin " + "1" * 5000, 2, "is not a release"),
+        ("revision 2", "revision " + "1" * 5000, 3, "cannot read"),
+        ("revision 2", "revision \u0663", 3, "cannot read"),
+        ("==0.5.9\n    swap/new", "==" + "1" * 5000 + "\n    swap/new", 5, "not a PEP 440"),
+        ("==0.5.9\n    swap/new", ",\n    swap/new", 5, "not a PEP 440"),
+        ("swap/old.patch", "swap/" + "o" * 300 + ".patch", 5, "not a patch file name"),
+        ("swap/old.patch", "swap/\x00.patch", 5, "not a patch file name"),
+        ("change swap", "change " + "s" * 5000, 4, "not a change name"),
     ],
 )
 def test_names_the_line_of_a_mistake(
@@ -111,3 +119,19 @@ def test_is_found_from_below_and_missed_with_the_way_out(tmp_path: Path) -> None
     assert project.find_root(below) == tmp_path
     with pytest.raises(UsageError, match=r"no series\.txt"):
         project.find_root(Path("/"))
+
+
+def test_a_line_ends_where_an_editor_ends_it(tmp_path: Path) -> None:
+    """A form feed in a comment hides no second line from whoever reads the file."""
+    assert load(tmp_path, GOOD.replace("# the series", "# the series\x0cpin 0.5.9")).pin == Version(
+        "0.5.23"
+    )
+
+
+def test_not_utf8_and_too_large(tmp_path: Path) -> None:
+    (tmp_path / "series.txt").write_bytes(b"pin 0.5.23 # \xff\n")
+    with pytest.raises(UsageError, match="cannot read"):
+        series.load_series(tmp_path)
+    (tmp_path / "series.txt").write_bytes(b"#" * (5 << 20))
+    with pytest.raises(UsageError, match="larger than"):
+        series.load_series(tmp_path)

@@ -105,3 +105,103 @@ def test_a_file_patched_twice_is_refused() -> None:
     content = patchfile.render(Header("s", "b", (("Origin", "vendor"),)), DIFF + DIFF)
     with pytest.raises(UsageError, match="twice"):
         patchfile.parse("x.patch", content)
+
+
+NAME = b"python/sglang/x.py"
+
+
+def content(diff: bytes = DIFF) -> bytes:
+    return patchfile.render(Header("s", "b", (("Origin", "vendor"),)), diff)
+
+
+@pytest.mark.parametrize(
+    ("written", "path"),
+    [
+        ("{}python/sglang/N=1,name=x y.json", "python/sglang/N=1,name=x y.json"),
+        ("{}python/sglang/it's.py", "python/sglang/it's.py"),
+        ('"{}python/sglang/\\303\\274.py"', "python/sglang/\u00fc.py"),
+        ('"{}python/sglang/a\\"b\\\\c.py"', 'python/sglang/a"b\\c.py'),
+    ],
+)
+def test_names_as_git_writes_them(written: str, path: str) -> None:
+    old, new = written.format("a/").encode(), written.format("b/").encode()
+    diff = DIFF.replace(b"a/" + NAME, old).replace(b"b/" + NAME, new)
+    assert patchfile.parse("x.patch", content(diff)).files[0].path == path
+    tabbed = diff.replace(b"--- " + old, b"--- " + old + b"\t")
+    assert patchfile.parse("x.patch", content(tabbed)).files[0].path == path
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_the_four_names_agree(place: int) -> None:
+    parts = DIFF.split(NAME)
+    assert len(parts) == 5
+    names = [NAME] * 4
+    names[place] = b"python/sglang/y.py"
+    diff = parts[0] + b"".join(n + part for n, part in zip(names, parts[1:], strict=True))
+    with pytest.raises(UsageError, match="expected"):
+        patchfile.parse("x.patch", content(diff))
+
+
+EMPTY = patchfile.EMPTY_BLOB.encode()
+NONE = b"0" * 40
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (b"new file mode 100644\nindex " + NONE + b".." + EMPTY, None),
+        (b"deleted file mode 100644\nindex " + EMPTY + b".." + NONE, None),
+        (b"new file mode 100644\nindex " + NONE + b".." + b"1" * 40, "ends too early"),
+        (b"new file mode 100644\nindex " + b"1" * 40 + b".." + EMPTY, "do not say the same"),
+        (b"index " + NONE + b".." + EMPTY, "do not say the same"),
+        (b"new file mode 120000\nindex " + NONE + b".." + EMPTY, "is a symlink"),
+        (b"new file mode 160000\nindex " + NONE + b".." + EMPTY, "is a submodule"),
+        (b"old mode 100644\nnew mode 100755", "changes the mode"),
+        (b"similarity index 100%\nrename from a\nrename to b", "is a rename"),
+        (b"index " + b"1" * 40 + b".." + b"2" * 40 + b"\nGIT binary patch", "is binary"),
+        (b"index " + b"1" * 40 + b".." + b"2" * 40 + b"\nBinary files a and b differ", "is binary"),
+    ],
+)
+def test_sections_without_hunks(lines: bytes, words: str | None) -> None:
+    diff = b"diff --git a/" + NAME + b" b/" + NAME + b"\n" + lines + b"\n"
+    if words is None:
+        assert patchfile.parse("x.patch", content(diff)).files[0].hunks == ()
+        return
+    with pytest.raises(UsageError, match=words):
+        patchfile.parse("x.patch", content(diff))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (b"+two", b"+t\0wo", "is binary"),
+        (b"-1,2", b"-" + b"1" * 5000 + b",2", "no hunks"),
+        (b"Description: s", b"Description: \xff", "not UTF-8"),
+        (b"Origin: vendor", b"Origin: vendor\nKernels-Tree: " + b"1" * 40, "only tool apply"),
+        (b"Origin: vendor", b"Origin: vendor\nPatch-Name: demo/other.patch", "only tool apply"),
+        (b" b\n", b" b\n .\n Patch-Name: demo/other.patch\n", "only tool apply"),
+        (b"\n", b"\r\n", "CRLF"),
+        (NAME, b"python/sglang/\x1b.py", "control character"),
+        (NAME, "python/sglang/\u202e.py".encode(), "control character"),
+        (NAME, b"python/sglang/\xff.py", "not UTF-8"),
+        (NAME, b"python/sglang/.GIT/config", "git's own files"),
+    ],
+)
+def test_refused_with_the_reason(old: bytes, new: bytes, words: str) -> None:
+    assert old in content()
+    with pytest.raises(UsageError, match=words):
+        patchfile.parse("x.patch", content().replace(old, new))
+
+
+def test_a_message_of_two_patches_is_that_of_the_first() -> None:
+    first = patchfile.message(
+        Header("one", "Why.", (("Origin", "vendor"),)), "d/one.patch", "f" * 64
+    )
+    second = patchfile.message(
+        Header("two", "So.", (("Origin", "other"),)), "d/two.patch", "e" * 64
+    )
+    header, name = patchfile.from_message(first + "\n" + second)
+    assert (header.subject, name, header.fields) == ("one", "d/one.patch", (("Origin", "vendor"),))
+    assert header.body == "Why.\n\ntwo\n\nSo."
+    assert patchfile.squashed_names(first + "\n" + second) == ["d/two.patch"]
+    assert patchfile.squashed_names(first) == []

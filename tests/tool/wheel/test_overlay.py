@@ -243,8 +243,8 @@ def test_pedigree_names_ancestor_patches_and_kernels(fork: Fork, out: Path) -> N
     ]
     patches = component["pedigree"]["patches"]
     assert [(p["type"], p["diff"]["url"]) for p in patches] == [
-        ("unofficial", "patches/swap.patch"),
-        ("backport", "patches/share.patch"),
+        ("unofficial", "patches/kernel-swap/v0.5.23.patch"),
+        ("backport", "patches/sharing/v0.5.23.patch"),
     ]
     assert patches[1]["resolves"][0]["references"] == ["https://example.org/pull/7"]
     kernels, swap, share = document["components"]
@@ -381,8 +381,8 @@ def kernels(files: dict[str, bytes]) -> Callable[[Fork], None]:
         (relock({"README.md": b"x"}), IntegrityError, "outside python/sglang/"),
         (relock({f"python/{NATIVE}": b"x"}), IntegrityError, "outside python/sglang/"),
         (relock({f"python/{KERNEL_PREFIX}a.py": b""}), IntegrityError, "where the kernels go"),
-        (edited_patch, IntegrityError, "patches/share.patch: the patches are not those"),
-        (missing_patch, IntegrityError, "patches/share.patch: the patches are not those"),
+        (edited_patch, IntegrityError, "patches/sharing/v0.5.23.patch: the patches are not those"),
+        (missing_patch, IntegrityError, "patches/sharing/v0.5.23.patch: the patches are not those"),
         (kernels({}), UsageError, "no __init__.py"),
         (kernels({"__init__.py": b"", "../x.py": b""}), UsageError, "'..' part"),
     ],

@@ -33,7 +33,7 @@ def lock(session: Session, refs: tuple[str, ...], wheels: str | None) -> Report:
     releases = [find_release(series, Request(ref)) for ref in refs]
     if not releases:
         releases = [v for v in session.lock.releases if series.for_release(v)] or [series.pin]
-    changed = [str(release) for release in releases if update_lock(session, release)]
+    changed = [str(release) for release in update_lock(session, *releases)]
     lines = [f"recorded v{release}" for release in changed]
     lines.append("series.lock updated" if changed else "series.lock is up to date")
     return Report({"changed": changed}, lines)

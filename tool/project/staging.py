@@ -1,0 +1,86 @@
+"""A worktree that is known by its token, from the first moment to its deletion.
+
+It is made under a random name beside its final place. The name and git's administrative folder carry
+the token. Only what carries the token of the command that asks is ever moved or deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+
+from tool import atomic
+from tool.git import Git, add_worktree, find_admin, read_text
+
+_TOKEN_FILE: Final = "ada-token"
+
+
+def new_token() -> str:
+    return os.urandom(16).hex()
+
+
+def staged_path(folder: Path, token: str) -> Path:
+    """Where the worktree that is meant for ``folder`` is made: in the same folder, on the same disk."""
+    return folder.parent / f".tool-{token}"
+
+
+def stage_worktree(git: Git, folder: Path, token: str, commit: str) -> Path:
+    """Make the staged worktree for ``folder``, detached and without files; returns its admin folder."""
+    staged = staged_path(folder, token)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    admin = add_worktree(git, staged, commit).admin
+    atomic.write(admin / _TOKEN_FILE, token.encode())
+    return admin
+
+
+def resolve_admin(git: Git, folder: Path) -> Path | None:
+    """The administrative folder of the worktree in ``folder``, if it is one of ``git``'s repository."""
+    named = find_admin(folder)
+    if named is None:
+        return None
+    admin = (folder / named).resolve()
+    return admin if admin.parent == _entries(git).resolve() and admin.is_dir() else None
+
+
+def carries_token(git: Git, folder: Path, token: str) -> bool:
+    """Is ``folder`` the worktree that was made under ``token``?"""
+    admin = resolve_admin(git, folder)
+    return admin is not None and read_text(admin / _TOKEN_FILE) == token
+
+
+def point_admin(admin: Path, folder: Path) -> None:
+    """Tell git that the worktree of ``admin`` lives in ``folder``."""
+    atomic.write(admin / "gitdir", os.fsencode(folder / ".git") + b"\n")
+
+
+def list_claimants(git: Git, folder: Path) -> list[Path]:
+    """Admin folders of worktrees that git believes to live in ``folder``."""
+    pointer = str(folder / ".git")
+    return [e for e in _entries(git).glob("*") if read_text(e / "gitdir").rstrip("\n") == pointer]
+
+
+def discard_worktree(git: Git, folder: Path, token: str) -> None:
+    """Delete the worktree made under ``token``, staged or in ``folder``, and git's entry for it."""
+    staged = staged_path(folder, token)
+    if carries_token(git, folder, token):
+        with contextlib.suppress(FileNotFoundError):  # the current folder may be gone already
+            if Path.cwd().is_relative_to(folder.resolve()):
+                os.chdir(folder.parent)  # no program can be started in a folder that is gone
+        folder.rename(staged)  # from now on the name says whose it is
+    if staged.exists():
+        shutil.rmtree(staged)
+    for admin in _entries(git).glob(f"*tool-{token}"):
+        shutil.rmtree(admin)
+
+
+def remove_admin(git: Git, admin: Path) -> None:
+    """Delete a worktree's entry, if it is one of ``git``'s repository and still there."""
+    if admin.parent.resolve() == _entries(git).resolve() and admin.is_dir():
+        shutil.rmtree(admin)
+
+
+def _entries(git: Git) -> Path:
+    return git.git_dir / "worktrees"
