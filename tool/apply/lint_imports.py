@@ -23,7 +23,7 @@ from tool.analysis import (
     parse_syntax,
 )
 from tool.apply.kernels import DESTINATION
-from tool.errors import IntegrityError
+from tool.errors import IntegrityError, UsageError
 from tool.git import Git
 from tool.project import Session
 from tool.series import PATCH_DIR, Finding, LockedRelease, Patch, patchfile
@@ -61,7 +61,10 @@ def _list_releases(session: Session) -> Sequence[LockedRelease]:
 def _find_bad(
     session: Session, git: Git | None, releases: Sequence[LockedRelease], patch: Patch
 ) -> Iterator[tuple[int, str]]:
-    imports = list(list_imports(patch))
+    try:
+        imports = list(list_imports(patch))
+    except (UsageError, UnicodeDecodeError):
+        return  # the rule "diff" has a finding about it
     kernels = module_name(DESTINATION)
     inside = [i for i in imports if f"{i[1]}.".startswith(f"{kernels}.")]
     for line, module, name in inside:

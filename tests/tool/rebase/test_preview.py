@@ -67,7 +67,7 @@ def test_a_newer_one_that_does_not(lab: Lab, index: Index) -> None:
 def test_an_index_that_cannot_be_asked(lab: Lab, index: Index, tmp_path: Path) -> None:
     (tmp_path / "index" / "simple" / "sglang" / "index.html").unlink()
     error = lab.json("watch", "-q", code=6)["error"]
-    assert "pip" in error["message"] and error["next"]
+    assert "package index" in error["message"] and "pip" in error["next"]
 
 
 def test_rebase_takes_every_wheel_of_a_new_release(lab: Lab, index: Index) -> None:
