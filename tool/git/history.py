@@ -1,6 +1,7 @@
-"""Commits as objects: parents and message, read without starting git.
+"""Commits as objects: parents and message.
 
-GitPython's pure Python object database reads them, so no setting of a log takes part.
+GitPython reads them, through a git in the environment that every other command has. No setting of a log
+takes part.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def list_commits(git: Git, base: str, head: str) -> tuple[Commit, ...]:
         EnvironmentFault: a commit is missing.
     """
     oids = git.out("rev-list", "--reverse", "--topo-order", f"{base}..{head}").split()
-    with gitpython.Repo(git.git_dir, odbt=gitpython.GitDB) as repository:
+    with gitpython.Repo(git.git_dir) as repository:
+        repository.git.update_environment(**git.environment())
         return tuple(_read(repository, oid, str(git.git_dir)) for oid in oids)
 
 

@@ -183,4 +183,4 @@ def test_another_repository_is_not_opened(lab: Lab, fork: Path, tmp_path: Path) 
     (tmp_path / "trap" / ".git").write_text(f"gitdir: {other / '.git'}\n")
     for command in (["export"], ["refresh", "first"]):
         error = lab.json(*command, str(tmp_path / "trap"), code=2)["error"]
-        assert "another repository" in error["message"]
+        assert "not a worktree of this tool" in error["message"]

@@ -36,7 +36,7 @@ def test_the_next_command_removes_what_a_kill_left(
     monkeypatch.chdir(tmp_path)
     path = conflicting(three_patches(lab))
     git = lab.home.open_repository()
-    admin = git.git_dir / "worktrees" / path.parents[3].name
+    admin = Path((path.parents[3] / ".git").read_text().removeprefix("gitdir: ").strip())
     for place in (git.git_dir, admin):
         folder = place / f"{tempdir.PREFIX}killed"
         (folder / "cwd").mkdir(parents=True)
@@ -44,4 +44,4 @@ def test_the_next_command_removes_what_a_kill_left(
     assert len(left(lab)) == 2
     lab.tool("check", "--offline")
     assert left(lab) == []
-    assert (admin / "ada-rebase").is_file(), "the worktree's own entry stays"
+    assert (admin / "ada-token").is_file(), "the worktree's own entry stays"
