@@ -15,7 +15,7 @@ from tool.apply import (
     select_patches,
 )
 from tool.classify import OutcomeKind, ReplayStep, replay_series
-from tool.errors import ToolError
+from tool.errors import EnvironmentFault, ToolError
 from tool.git import Git
 from tool.project import Session
 from tool.upstream import (
@@ -84,11 +84,16 @@ def find_newer(session: Session) -> Version | None:
     """The newest release on the index, if it is newer than every carried one.
 
     Raises:
-        EnvironmentFault: the index cannot be asked.
+        EnvironmentFault: the index cannot be asked, or has no release.
     """
     carried = [v for v, entry in session.lock.releases.items() if entry.patches]
     offered = list_available()
-    return offered[-1] if offered and (not carried or offered[-1] > max(carried)) else None
+    if not offered:
+        raise EnvironmentFault(
+            "the package index offers no release of sglang",
+            next_step="check pip's index settings: pip config list",
+        )
+    return offered[-1] if not carried or offered[-1] > max(carried) else None
 
 
 def prepare_source(session: Session, release: Version) -> str:
