@@ -29,7 +29,7 @@ def commit_kernels(git: Git, base: Base, parent: str, folder: Path) -> str:
     if git.out("ls-tree", "-z", parent, "--", DESTINATION):
         raise ConflictError(
             f"sglang {base.release} has its own {DESTINATION}",
-            next_step="choose another destination for the kernels (tool/bundle.py)",
+            next_step="choose another destination for the kernels (tool/apply/kernels.py)",
         )
     # One process hashes every file; --no-filters keeps the bytes whatever attributes a tree may carry.
     names = "".join(f"{path}\n" for path in files.values())

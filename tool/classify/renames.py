@@ -1,7 +1,7 @@
 """Where upstream put a file or a definition that is no longer where a patch wants it.
 
 A file that went, or shrank to a stub, left its definitions somewhere: the file that appeared and
-holds most of their names is its renamed_to. A definition that went is the one of the new ones whose
+holds most of their names is what it was renamed to. A definition that went is the one of the new ones whose
 body is most like it. Both are suggestions for a person, with the share they rest on; no patch is
 moved because of them.
 """

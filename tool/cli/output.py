@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from tool.errors import EnvironmentFault, ToolError
 
-_PIPE_CLOSED: Final = 141
+PIPE_CLOSED: Final = 141
 """128 + SIGPIPE: the reader (``head``) has seen enough."""
 SCHEMA: Final = 2
 """Raised whenever a field of a result is renamed or removed; CHANGELOG.md lists what changed."""
@@ -76,7 +76,7 @@ def _write(text: str) -> None:
         print(text, flush=True)
     except BrokenPipeError:
         drop_output()
-        sys.exit(_PIPE_CLOSED)
+        sys.exit(PIPE_CLOSED)
     except OSError as error:
         drop_output()
         raise EnvironmentFault(

@@ -42,7 +42,7 @@ _MARKER: Final = re.compile(rb"^(<{7}|\|{7}|>{7})( |$)", re.MULTILINE)
 
 @dataclass(frozen=True)
 class MergedFile:
-    """A file of the patch as the worktree holds it; ``path`` is its renamed_to's where it moved."""
+    """A file of the patch as the worktree holds it; ``path`` is the new one where it was renamed."""
 
     path: str
     content: bytes | None

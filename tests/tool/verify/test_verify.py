@@ -628,7 +628,7 @@ def test_command_names_any_file_of_a_worktree_from_the_tools_repository(
     own.run("fetch", "--quiet", str(tree / ".git"), "HEAD:refs/heads/ada/v1")
     own.run("update-ref", tip_ref("ada/v1"), "refs/heads/ada/v1")
     linked = tmp_path / "linked"
-    own.run("worktree", "add", "--quiet", str(linked), "ada/v1")
+    git(own.git_dir, "worktree", "add", "--quiet", str(linked), "ada/v1")
     (tmp_path / "link").symlink_to(linked)
     for folder in (linked, tmp_path / "link"):
         assert checkout.verify(folder).outcome == "proven", checkout.verify(folder).first

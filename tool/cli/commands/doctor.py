@@ -28,7 +28,7 @@ from tool.doctor import (
     "--python",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Interpreter of the environment to examine_environment. Default: the one that runs the tool.",
+    help="Interpreter of the environment to examine. Default: the one that runs the tool.",
 )
 def doctor(python: Path | None) -> Report:
     """Examine an environment: GPU, driver, versions, which kernels serve, a self-test of each.

@@ -15,7 +15,12 @@ from tool.project import Session
 from tool.verify import Unproven, VerifyReport, verify_artifact
 
 _SHOWN: Final = 10
-_EXIT_CODES: Final = {"proven": 0, "not proven": 1, "refuted": IntegrityError.exit_code}
+_ENDS: Final = {
+    "proven": ("proven", 0),
+    "not proven": ("NOT PROVEN", 1),
+    "refuted": ("REFUTED", IntegrityError.exit_code),
+}
+"""Headline and exit code of each outcome."""
 
 
 @command(session="offline quiet", reads=True)
@@ -34,7 +39,8 @@ def report_verification(found: VerifyReport) -> Report:
     """Exit code 0, 1 or 5, by the outcome."""
     name = f"{found.artifact} ({found.kind}"
     name += f", sglang {found.version})" if found.version else ")"
-    lines = [f"{name}: {found.outcome if found.outcome == 'proven' else found.outcome.upper()}"]
+    headline, exit_code = _ENDS[found.outcome]
+    lines = [f"{name}: {headline}"]
     lines += [f"  {d}" for d in found.differences[:_SHOWN]]
     if len(found.differences) > _SHOWN:
         lines.append(f"  and {len(found.differences) - _SHOWN} more (all of them: --json)")
@@ -45,7 +51,7 @@ def report_verification(found: VerifyReport) -> Report:
             "next: apply, build or install it again; if its kernels are meant to differ, verify from "
             "the checkout it was made with"
         )
-    return Report(found.as_dict(), lines, _EXIT_CODES[found.outcome])
+    return Report(found.as_dict(), lines, exit_code)
 
 
 def _group(unproven: Sequence[Unproven]) -> list[str]:
