@@ -230,9 +230,10 @@ class Publication:
 
     def __enter__(self) -> Publication:
         plan, git = self._plan, self._git
-        _check_refs(git, plan)
+        # The journal is first: git locks the refs to check them, and a kill leaves the locks behind.
         self._journal.write(asdict(plan))
         try:
+            _check_refs(git, plan)
             self._admin = stage_worktree(git, plan.place, plan.token, plan.head)
             worktree = Git(self._admin, work_tree=plan.staged)
             # More workers than one: checking out 6,000 files is bound by system calls.
