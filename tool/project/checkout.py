@@ -465,7 +465,8 @@ def _check_plan(git: Git, plan: _Plan) -> None:
 
 def _unlock(git: Git, plan: _Plan) -> None:
     """Remove the lock files that a killed git left on what it was changing for us."""
-    (git.git_dir / "refs" / "heads" / f"{plan.branch}.lock").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a name that git cannot make has no lock file either
+        (git.git_dir / "refs" / "heads" / f"{plan.branch}.lock").unlink()
     (git.git_dir / "packed-refs.lock").unlink(missing_ok=True)
     if plan.old_admin is not None:
         (Path(plan.old_admin) / "HEAD.lock").unlink(missing_ok=True)
