@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -69,8 +70,10 @@ def add_worktree(git: Git, folder: Path, commit: str) -> Worktree:
     below = git.git_dir / "worktrees"
     below.mkdir(exist_ok=True)
     folder.mkdir()
+    # HEAD of a worktree is also the ref worktrees/NAME/HEAD: NAME must fit in one (git-check-ref-format).
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.name).strip("-") or "worktree"
     for number in itertools.count():
-        admin = below / (f"{folder.name}{number}" if number else folder.name)
+        admin = below / (f"{name}{number}" if number else name)
         with contextlib.suppress(FileExistsError):
             admin.mkdir()
             break
