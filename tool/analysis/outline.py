@@ -19,7 +19,7 @@ from functools import cached_property, lru_cache
 from importlib.util import decode_source
 from typing import ClassVar, Final
 
-from tool.analysis.syntax import parse_syntax
+from tool.analysis.syntax import last_name, parse_syntax
 from tool.git import Git
 
 MODULE: Final = "<module>"
@@ -119,7 +119,7 @@ def _collect(
             name = f"{scope}.{node.name}" if scope else node.name
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
             spans.append(Span(name, first, node.end_lineno or node.lineno))
-            if not any(_decorator(d) in _REDEFINES for d in node.decorator_list):
+            if not any(last_name(d) in _REDEFINES for d in node.decorator_list):
                 # The block is part of the key: `if A: def f` / `else: def f` is one choice, not two.
                 counts[f"{name}@{_key(block)}"] += 1
             _collect(node.body, name, (), spans, counts)
@@ -154,14 +154,6 @@ def _selector(opener: ast.AST) -> str:
             return ast.unparse(pattern)
         case _:
             return type(opener).__name__
-
-
-def _decorator(node: ast.expr) -> str:
-    if isinstance(node, ast.Call):
-        node = node.func
-    if isinstance(node, ast.Attribute):
-        return node.attr
-    return node.id if isinstance(node, ast.Name) else ""
 
 
 class Outlines:

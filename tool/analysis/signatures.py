@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tool.analysis.modules import Definition
+from tool.analysis.syntax import last_name
 
 _SAME_ARGUMENTS: Final = frozenset(
     {"abstractmethod", "cache", "classmethod", "inference_mode", "lru_cache", "no_grad", "override"}
@@ -52,7 +53,7 @@ def read_signature(node: Definition, *, method: bool = False) -> Signature | Non
     """
     if isinstance(node, ast.ClassDef):
         return _read_constructor(node)
-    decorators = {_last_name(d) for d in node.decorator_list}
+    decorators = {last_name(d) for d in node.decorator_list}
     if decorators - _SAME_ARGUMENTS:
         return None
     args = node.args
@@ -82,17 +83,9 @@ def _read_constructor(node: ast.ClassDef) -> Signature | None:
         return None
     if len(own) == 1 and not node.decorator_list:
         return read_signature(own[0], method=True)
-    if own or node.bases or {_last_name(d) for d in node.decorator_list} != {"dataclass"}:
+    if own or node.bases or {last_name(d) for d in node.decorator_list} != {"dataclass"}:
         return None
     fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
     names = tuple(n.target.id for n in fields if isinstance(n.target, ast.Name))
     # Which fields may be left out depends on their values; which names exist does not.
     return Signature(names, 0, frozenset(), frozenset(), True, False)
-
-
-def _last_name(node: ast.expr) -> str:
-    if isinstance(node, ast.Call):
-        node = node.func
-    if isinstance(node, ast.Attribute):
-        return node.attr
-    return node.id if isinstance(node, ast.Name) else ""

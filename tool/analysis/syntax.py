@@ -15,3 +15,12 @@ def parse_syntax(source: bytes) -> ast.Module:
     """Raises SyntaxError when ``source`` is not Python."""
     with _ONE_AT_A_TIME:
         return ast.parse(source)
+
+
+def last_name(node: ast.expr) -> str:
+    """The last name of a decorator, called or not: ``a.b(c)`` → ``b``; empty for another expression."""
+    if isinstance(node, ast.Call):
+        node = node.func
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else ""

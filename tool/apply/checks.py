@@ -15,8 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Final
 
 from tool.analysis import (
@@ -29,7 +28,7 @@ from tool.analysis import (
 from tool.apply.engine import Applied
 from tool.apply.kernels import DESTINATION
 from tool.errors import ConflictError, UpstreamedError
-from tool.git import NULL_OID, Git, changed_runs, find_blobs, make_tempdir
+from tool.git import NULL_OID, Git, add_blobs, changed_runs, find_blobs, private_index
 from tool.series import FileChange, PatchFile
 
 UNBOUND: Final = "is used, and nothing in the file binds it any more"
@@ -186,12 +185,8 @@ def compute_intended(git: Git, patch: PatchFile) -> dict[str, str]:
     edited = [f for f in patch.files if NULL_OID not in (f.before, f.after)]
     if not edited:
         return results
-    with make_tempdir(git) as folder:
-        index = replace(git, index_file=Path(folder) / "index")
-        entries = "".join(
-            f"100644 {f.before}\t{f.path}\n" for f in patch.files if f.before != NULL_OID
-        )
-        index.run("update-index", "--add", "--index-info", stdin=entries.encode())
+    with private_index(git, None) as index:
+        add_blobs(index, {f.path: f.before for f in patch.files if f.before != NULL_OID})
         index.run("apply", "--cached", "--whitespace=nowarn", "-p1", "-", stdin=patch.diff)
         tree = index.out("write-tree")
     return results | find_blobs(git, tree, [f.path for f in edited])

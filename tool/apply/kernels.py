@@ -7,12 +7,11 @@ is what lets the same files serve both places. The commit follows from their con
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from tool.errors import ConflictError
-from tool.git import COMMIT_ENV, Git, commit_tree, make_tempdir
+from tool.git import Git, add_blobs, commit_tree, private_index
 from tool.series import RELEASE_TRAILER, TREE_TRAILER, find_kernels
 from tool.upstream import Base
 
@@ -34,12 +33,9 @@ def commit_kernels(git: Git, base: Base, parent: str, folder: Path) -> str:
     # One process hashes every file; --no-filters keeps the bytes whatever attributes a tree may carry.
     names = "".join(f"{path}\n" for path in files.values())
     blobs = git.out("hash-object", "-w", "--no-filters", "--stdin-paths", stdin=names.encode())
-    with make_tempdir(git) as temp:
-        index = replace(git, index_file=Path(temp) / "index", env={**git.env, **COMMIT_ENV})
-        index.run("read-tree", parent)
-        rows = zip(blobs.split("\n"), files, strict=True)
-        entries = "".join(f"100644 {blob}\t{DESTINATION}/{name}\0" for blob, name in rows)
-        index.run("update-index", "-z", "--add", "--index-info", stdin=entries.encode())
+    rows = zip(files, blobs.split("\n"), strict=True)
+    with private_index(git, parent) as index:
+        add_blobs(index, {f"{DESTINATION}/{name}": blob for name, blob in rows})
         tree = index.out("write-tree")
         kernels = index.out("rev-parse", "--verify", f"{tree}:{DESTINATION}")
         return commit_tree(index, tree, parent, _message(base, kernels))

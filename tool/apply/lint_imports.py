@@ -38,8 +38,7 @@ Import = tuple[int, str, str | None]
 def lint_imports(session: Session) -> list[Finding]:
     """Imports of modules and names that are not there, each once, in the order of the series."""
     series = session.series
-    folder = session.workspace.repository
-    git = Git(folder) if (folder / "HEAD").is_file() else None
+    git = session.workspace.find_repository()
     releases = _list_releases(session) if git else ()
     found: dict[tuple[str, str], Finding] = {}
     for patch in series.patches:

@@ -5,7 +5,15 @@ It may import ``tool.errors`` and nothing else of the tool.
 
 from tool.git.diff import TreeChange, canonical_diff, changed_files, changed_runs
 from tool.git.history import Commit, list_commits
-from tool.git.index import COMMIT_ENV, DATE, IDENTITY, commit_tree, find_blobs, private_index
+from tool.git.index import (
+    COMMIT_ENV,
+    DATE,
+    IDENTITY,
+    add_blobs,
+    commit_tree,
+    find_blobs,
+    private_index,
+)
 from tool.git.isolation import ATTRIBUTES
 from tool.git.objects import (
     EXECUTABLE,
@@ -25,6 +33,7 @@ from tool.git.repository import (
     check_ref,
     failure,
     is_oid,
+    last_line,
     missing_object,
     require_version,
 )
@@ -32,12 +41,15 @@ from tool.git.tempdir import make_tempdir, sweep_tempdirs
 from tool.git.worktree import (
     Worktree,
     add_worktree,
+    admin_folders,
     find_admin,
     find_worktree,
+    is_admin,
     list_changes,
     list_worktrees,
     read_head,
     read_text,
+    resolve_admin,
     write_worktree,
 )
 
@@ -55,7 +67,9 @@ __all__ = [
     "OFFLINE",
     "TIMEOUT",
     "Worktree",
+    "add_blobs",
     "add_worktree",
+    "admin_folders",
     "TreeChange",
     "blob_header",
     "blob_id",
@@ -70,7 +84,9 @@ __all__ = [
     "find_admin",
     "find_blobs",
     "find_worktree",
+    "is_admin",
     "is_oid",
+    "last_line",
     "list_changes",
     "list_commits",
     "list_worktrees",
@@ -80,6 +96,7 @@ __all__ = [
     "read_head",
     "read_text",
     "require_version",
+    "resolve_admin",
     "sweep_tempdirs",
     "tree_id",
     "write_worktree",

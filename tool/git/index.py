@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from tool.git.objects import NULL_OID
+from tool.git.objects import FILE, NULL_OID
 from tool.git.repository import Git
 from tool.git.tempdir import make_tempdir
 
@@ -33,16 +33,24 @@ COMMIT_ENV: Final = {
 
 
 @contextlib.contextmanager
-def private_index(git: Git, tree: str) -> Iterator[Git]:
-    """``git`` with an index of its own that holds ``tree``; commits made with it have the fixed identity."""
+def private_index(git: Git, tree: str | None) -> Iterator[Git]:
+    """``git`` with an index of its own that holds ``tree``, or nothing; commits made with it have the fixed
+    identity."""
     with make_tempdir(git) as folder:
         place = Path(folder)
         # A folder of its own to run in: what git may check out there is thrown away with it.
         (place / "cwd").mkdir()
         environment = {**git.env, **COMMIT_ENV}
         index = replace(git, index_file=place / "index", cwd=place / "cwd", env=environment)
-        index.run("read-tree", tree)
+        if tree is not None:
+            index.run("read-tree", tree)
         yield index
+
+
+def add_blobs(index: Git, blobs: Mapping[str, str]) -> None:
+    """Put regular files into an index: path → blob id."""
+    rows = "".join(f"{FILE} {blob}\t{path}\0" for path, blob in blobs.items())
+    index.run("update-index", "-z", "--add", "--index-info", stdin=rows.encode())
 
 
 def commit_tree(git: Git, tree: str, parent: str, message: str) -> str:

@@ -270,7 +270,7 @@ class _Reader:
             if b"promisor remote" in words:
                 raise EnvironmentFault(
                     f"object {name} is not here and cannot be fetched",
-                    why=words.decode("utf-8", "replace").strip().splitlines()[-1],
+                    why=last_line(words),
                     next_step="run it again when the git source can be reached, without --offline, or use "
                     "the released wheel: --source pypi",
                 )
@@ -291,11 +291,17 @@ def failure(args: Sequence[str], code: int, stderr: bytes) -> ToolError:
     if code == -signal.SIGXFSZ or any(sign in words for sign in _DISK_FULL):
         return EnvironmentFault(
             "no space left while git was writing",
-            why=words.splitlines()[-1] if words else "a file size limit (ulimit -f) was reached",
+            why=last_line(stderr) or "a file size limit (ulimit -f) was reached",
             next_step="free some space and run the same command again; nothing was changed",
         )
     last = "\n".join(words.splitlines()[-8:])
     return GitFailed(f"git {args[0]} failed with exit code {code}", why=last or None)
+
+
+def last_line(stderr: bytes) -> str | None:
+    """The last line that git said, which has the reason; None when it said nothing."""
+    words = stderr.decode("utf-8", "replace").strip()
+    return words.splitlines()[-1] if words else None
 
 
 def missing_object(oid: str, where: str) -> EnvironmentFault:

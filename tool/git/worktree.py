@@ -67,7 +67,7 @@ def add_worktree(git: Git, folder: Path, commit: str) -> Worktree:
     The files are those of ``git worktree add --detach --no-checkout`` (gitrepository-layout(5)). That
     command would name the tool's own common folder in the worktree.
     """
-    below = git.git_dir / "worktrees"
+    below = admin_folders(git)
     below.mkdir(exist_ok=True)
     folder.mkdir()
     # HEAD of a worktree is also the ref worktrees/NAME/HEAD: NAME must fit in one (git-check-ref-format).
@@ -88,7 +88,7 @@ def add_worktree(git: Git, folder: Path, commit: str) -> Worktree:
 def list_worktrees(git: Git) -> dict[str, Path]:
     """Branch → folder of every live worktree."""
     found: dict[str, Path] = {}
-    for entry in sorted((git.git_dir / "worktrees").glob("*/gitdir")):
+    for entry in sorted(admin_folders(git).glob("*/gitdir")):
         folder = Path(read_text(entry).strip()).parent
         branch = Worktree(folder, entry.parent).branch
         if branch is not None and (folder / ".git").exists():
@@ -108,13 +108,28 @@ def read_head(git: Git, folder: Path) -> tuple[Path, str, str | None]:
     return worktree.admin, worktree.open().out("rev-parse", "HEAD"), worktree.branch
 
 
-def _own_admin(git: Git, folder: Path) -> Path | None:
-    """The folder directly below ``worktrees`` of the repository that ``folder/.git`` names, if it does."""
+def admin_folders(git: Git) -> Path:
+    """Where the repository keeps the administrative folders of its worktrees."""
+    return git.git_dir / "worktrees"
+
+
+def is_admin(git: Git, admin: Path) -> bool:
+    """Does ``admin`` stand directly where the repository keeps such folders? Links are resolved first."""
+    return admin.resolve().parent == admin_folders(git).resolve()
+
+
+def resolve_admin(git: Git, folder: Path) -> Path | None:
+    """The administrative folder that ``folder/.git`` names, if it is one of the repository ``git``."""
     named = find_admin(folder)
-    admin = named.resolve() if named else None
-    if admin is None or admin.parent != (git.git_dir / "worktrees").resolve():
+    if named is None or not is_admin(git, named):
         return None
-    return admin if (admin / "HEAD").is_file() else None
+    admin = named.resolve()
+    return admin if admin.is_dir() else None
+
+
+def _own_admin(git: Git, folder: Path) -> Path | None:
+    admin = resolve_admin(git, folder)
+    return admin if admin and (admin / "HEAD").is_file() else None
 
 
 def _named_folder(admin: Path) -> Path | None:

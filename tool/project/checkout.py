@@ -34,10 +34,12 @@ from tool.git import (
     blob_id,
     failure,
     find_admin,
+    is_admin,
     is_oid,
     list_changes,
     list_worktrees,
     read_head,
+    resolve_admin,
 )
 from tool.project.journal import REPAIR, Journal, Recovery, is_token
 from tool.project.staging import (
@@ -47,7 +49,6 @@ from tool.project.staging import (
     new_token,
     point_admin,
     remove_admin,
-    resolve_admin,
     stage_worktree,
     staged_path,
 )
@@ -459,7 +460,7 @@ def _check_plan(git: Git, plan: _Plan) -> None:
     if not plan.place.is_absolute() or ".." in plan.branch.split("/"):
         raise ValueError(f"folder {plan.folder!r}, branch {plan.branch!r}")
     admin = Path(plan.old_admin) if plan.old_admin else None
-    if admin and admin.parent.resolve() != (git.git_dir / "worktrees").resolve():
+    if admin and not is_admin(git, admin):
         raise ValueError(f"{admin} is no worktree of {git.git_dir}")
 
 

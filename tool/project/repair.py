@@ -22,9 +22,10 @@ def repair_project(session: Session, *, dry_run: bool) -> list[Recovery]:
     ``dry_run``: nothing is changed, and the list says what would be done.
     """
     with session.hold():
-        files = Journal(session.folder, transaction.KIND)
-        worktree = Journal(session.folder, checkout.KIND)
-        found = [_repair_files(files, dry_run), _repair_checkout(session, worktree, dry_run)]
+        found = [
+            _repair_files(session.files_journal, dry_run),
+            _repair_checkout(session, session.checkout_journal, dry_run),
+        ]
         done = [item for item in found if item is not None]
         return [*done, *_list_others(session)]
 

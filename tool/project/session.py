@@ -94,6 +94,16 @@ class Session:
         """The folder, in the data folder, of what belongs to this project alone."""
         return self.workspace.project_data(self.root)
 
+    @property
+    def files_journal(self) -> Journal:
+        """Notes a write of the project's files that is under way."""
+        return Journal(self.folder, transaction.KIND)
+
+    @property
+    def checkout_journal(self) -> Journal:
+        """Notes a worktree that is being published."""
+        return Journal(self.folder, checkout.KIND)
+
     def hold(self) -> AbstractContextManager[None]:
         """Hold the project and the data folder as they are; see ``Workspace.exclusive``."""
         return self.workspace.exclusive(self.root, wait=self._wait, note=self.progress.note)
@@ -110,9 +120,9 @@ class Session:
             EnvironmentFault: another command holds them, and this one was told not to wait.
         """
         with self.hold():
-            self._report(recover_checkout(self.git, self._checkout_journal))
+            self._report(recover_checkout(self.git, self.checkout_journal))
             if settle:
-                self._report(transaction.recover_files(self._files_journal))
+                self._report(transaction.recover_files(self.files_journal))
             self._reload()
             yield
 
@@ -121,13 +131,13 @@ class Session:
 
         A command that is still at work has a journal too; that is no interruption.
         """
-        if not (self._files_journal.exists or self._checkout_journal.exists):
+        if not (self.files_journal.exists or self.checkout_journal.exists):
             return []
         try:
             with self.workspace.exclusive(self.root, wait=False):
-                found = [transaction.describe_files(self._files_journal)]
-                if self._checkout_journal.exists:
-                    found.append(describe_checkout(self.git, self._checkout_journal))
+                found = [transaction.describe_files(self.files_journal)]
+                if self.checkout_journal.exists:
+                    found.append(describe_checkout(self.git, self.checkout_journal))
         except EnvironmentFault:
             return []
         return [item for item in found if item is not None]
@@ -135,7 +145,7 @@ class Session:
     @property
     def is_interrupted(self) -> bool:
         """Did a killed command leave a write of the project half done?"""
-        return self._files_journal.exists
+        return self.files_journal.exists
 
     def settle(self) -> str | None:
         """Finish an interrupted write of the project; a sentence about it, or None when there is none.
@@ -143,15 +153,15 @@ class Session:
         Raises:
             IntegrityError: a file was edited since, or the journal cannot be read.
         """
-        return self._settled(transaction.complete(self._files_journal))
+        return self._settled(transaction.complete(self.files_journal))
 
     def roll_back(self) -> str | None:
         """Undo an interrupted write of the project; as ``settle``."""
-        return self._settled(transaction.roll_back(self._files_journal))
+        return self._settled(transaction.roll_back(self.files_journal))
 
     def is_writing(self, name: str) -> bool:
         """Does an interrupted write concern the file ``name`` of this project's folder?"""
-        return transaction.writes(self._files_journal, self._data_name(name))
+        return transaction.writes(self.files_journal, self._data_name(name))
 
     def write(
         self,
@@ -169,7 +179,7 @@ class Session:
         """
         names = {self._data_name(name): content for name, content in (own or {}).items()}
         transaction.commit(
-            self._files_journal,
+            self.files_journal,
             self.root,
             files,
             data_root=self.workspace.data,
@@ -180,7 +190,7 @@ class Session:
     def publish(self, target: Checkout, head: str, base: str) -> Publication:
         """Begin to make ``target`` the worktree of ``head``; see ``Publication``."""
         return Publication(
-            self.git, self._checkout_journal, self.root, target, head, base, self.warn
+            self.git, self.checkout_journal, self.root, target, head, base, self.warn
         )
 
     def warn(self, text: str) -> None:
@@ -194,18 +204,10 @@ class Session:
             IntegrityError: an interrupted write of the project is unfinished.
         """
         if self.is_interrupted:
-            raise self._files_journal.unfinished()
+            raise self.files_journal.unfinished()
         changed = lockfile.save(self.series.lock_path, lock)
         self.lock = lock
         return changed
-
-    @property
-    def _files_journal(self) -> Journal:
-        return Journal(self.folder, transaction.KIND)
-
-    @property
-    def _checkout_journal(self) -> Journal:
-        return Journal(self.folder, checkout.KIND)
 
     def _data_name(self, name: str) -> str:
         return f"{self.workspace.project_name(self.root)}/{name}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from tool import atomic
-from tool.git import Git, add_worktree, find_admin, read_text
+from tool.git import Git, add_worktree, admin_folders, is_admin, read_text, resolve_admin
 
 _TOKEN_FILE: Final = "ada-token"
 
@@ -36,15 +36,6 @@ def stage_worktree(git: Git, folder: Path, token: str, commit: str) -> Path:
     return admin
 
 
-def resolve_admin(git: Git, folder: Path) -> Path | None:
-    """The administrative folder of the worktree in ``folder``, if it is one of ``git``'s repository."""
-    named = find_admin(folder)
-    if named is None:
-        return None
-    admin = (folder / named).resolve()
-    return admin if admin.parent == _entries(git).resolve() and admin.is_dir() else None
-
-
 def carries_token(git: Git, folder: Path, token: str) -> bool:
     """Is ``folder`` the worktree that was made under ``token``?"""
     admin = resolve_admin(git, folder)
@@ -59,7 +50,8 @@ def point_admin(admin: Path, folder: Path) -> None:
 def list_claimants(git: Git, folder: Path) -> list[Path]:
     """Admin folders of worktrees that git believes to live in ``folder``."""
     pointer = str(folder / ".git")
-    return [e for e in _entries(git).glob("*") if read_text(e / "gitdir").rstrip("\n") == pointer]
+    entries = admin_folders(git).glob("*")
+    return [e for e in entries if read_text(e / "gitdir").rstrip("\n") == pointer]
 
 
 def discard_worktree(git: Git, folder: Path, token: str) -> None:
@@ -72,15 +64,11 @@ def discard_worktree(git: Git, folder: Path, token: str) -> None:
         folder.rename(staged)  # from now on the name says whose it is
     if staged.exists():
         shutil.rmtree(staged)
-    for admin in _entries(git).glob(f"*tool-{token}"):
+    for admin in admin_folders(git).glob(f"*tool-{token}"):
         shutil.rmtree(admin)
 
 
 def remove_admin(git: Git, admin: Path) -> None:
     """Delete a worktree's entry, if it is one of ``git``'s repository and still there."""
-    if admin.parent.resolve() == _entries(git).resolve() and admin.is_dir():
+    if is_admin(git, admin) and admin.is_dir():
         shutil.rmtree(admin)
-
-
-def _entries(git: Git) -> Path:
-    return git.git_dir / "worktrees"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -117,12 +117,7 @@ def undo_unedited(journal: Journal) -> Recovery | None:
     if change is None:
         return None
     edited = _list_edited(change)
-    for name, (old, _) in change.files.items():
-        if str(change.root / name) not in edited:
-            _write(change.root / name, old)
-    for name, (old, _) in change.data.items():
-        _write(change.data_root / name, old)
-    journal.remove()
+    _apply(journal, change, back=True, keep=edited)
     kept = f"; edited since and left as they are: {', '.join(edited)}" if edited else ""
     return Recovery(str(change.root), f"an interrupted change of {change.root}{kept}", "undone")
 
@@ -138,12 +133,18 @@ def _settle(journal: Journal, *, back: bool) -> str | None:
             why="the project is between two states",
             next_step=REPAIR,
         )
+    _apply(journal, change, back=back)
+    return f"{'undid' if back else 'finished'} an interrupted change of {change.root}"
+
+
+def _apply(journal: Journal, change: _Change, *, back: bool, keep: Sequence[str] = ()) -> None:
+    """Give every file its old or its new content, but for the paths in ``keep``; then end the change."""
     for name, (old, new) in change.files.items():
-        _write(change.root / name, old if back else new)
+        if str(change.root / name) not in keep:
+            _write(change.root / name, old if back else new)
     for name, (old, new) in change.data.items():
         _write(change.data_root / name, old if back else new)
     journal.remove()
-    return f"{'undid' if back else 'finished'} an interrupted change of {change.root}"
 
 
 def _list_edited(change: _Change) -> list[str]:

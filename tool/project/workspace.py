@@ -84,9 +84,13 @@ class Workspace:
     def open_repository(self) -> Git:
         """The bare repository, created whole on first use."""
         require_version()
-        if not (self.repository / "HEAD").is_file():
+        if self.find_repository() is None:
             self._create()
         return Git(self.repository)
+
+    def find_repository(self) -> Git | None:
+        """The bare repository, if it is there. Nothing is created."""
+        return Git(self.repository) if (self.repository / "HEAD").is_file() else None
 
     def _create(self) -> None:
         import shutil

@@ -59,7 +59,7 @@ def read_status(session: Session, release: Version) -> Status:
     """Read-only: looks at the series, the lock, the cache and the repository."""
     series, lock, workspace = session.series, session.lock, session.workspace
     entry = lock.releases.get(release)
-    git = Git(workspace.repository) if (workspace.repository / "HEAD").is_file() else None
+    git = workspace.find_repository()
     imported = git is not None and git.resolve(release_ref(release)) is not None
     wheels = entry.wheels if entry else ()
     return Status(

@@ -17,7 +17,7 @@ from typing import Final
 from packaging.version import Version
 
 from tool.errors import EnvironmentFault, IntegrityError, UsageError
-from tool.git import Git, check_ref, is_oid
+from tool.git import Git, check_ref, is_oid, last_line
 from tool.project import Session
 from tool.series import Lock, LockedRelease, LockedWheel, Series, parse_release
 from tool.upstream.download import (
@@ -153,10 +153,9 @@ def _fetch(git: Git, url: str, ref: str, local: str) -> None:
         "--end-of-options", url, f"+{source}:{local}", check=False,
     )  # fmt: skip
     if done.returncode != 0:
-        words = done.stderr.decode("utf-8", "replace").strip()
         raise EnvironmentFault(
             f"cannot fetch {ref} from {url}",
-            why=words.splitlines()[-1] if words else None,
+            why=last_line(done.stderr),
             next_step="check the URL and the ref; the released wheel needs no git: --source pypi",
         )
     for key, value in (("promisor", "true"), ("partialclonefilter", "blob:none")) if narrow else ():
@@ -170,10 +169,9 @@ def _full_ref(git: Git, url: str, ref: str) -> str:
         "ls-remote", "--end-of-options", url, f"refs/tags/{ref}", f"refs/heads/{ref}", check=False
     )
     if done.returncode != 0:
-        words = done.stderr.decode("utf-8", "replace").strip()
         raise EnvironmentFault(
             f"cannot reach {url}",
-            why=words.splitlines()[-1] if words else None,
+            why=last_line(done.stderr),
             next_step="check the URL; the released wheel needs no git: --source pypi",
         )
     names = [line.split("\t")[1] for line in done.stdout.decode().splitlines()]

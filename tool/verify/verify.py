@@ -25,14 +25,13 @@ import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from tool.apply import RELEASE_TRAILER
 from tool.errors import EnvironmentFault, IntegrityError, ToolError, UsageError
-from tool.git import Git, check_ref, read_text
+from tool.git import Git, Worktree, admin_folders, check_ref, read_text
 from tool.project import SILENT, Progress, Session, tip_ref
 from tool.series import Lock, LockedRelease, LockedWheel, Series, read_kernels
 from tool.upstream import PREFIX, fetch_wheel
@@ -53,8 +52,6 @@ from tool.wheel import (
     read_version,
     unsafe_name,
 )
-
-_BRANCH: Final = "ref: refs/heads/"
 
 Patches = Callable[[Version], Sequence[PatchProvenance] | None]
 
@@ -275,19 +272,19 @@ def _find_applied(session: Session, folder: Path) -> tuple[Git, Version, str] | 
     None for a folder that is no worktree of the tool's repository: no other repository is believed, nor
     opened, and the folder's ``.git`` is not read at all.
     """
-    repository = session.workspace.repository
-    if not (repository / "HEAD").is_file():
+    git = session.workspace.find_repository()
+    if git is None:
         return None
     mark = folder.resolve() / ".git"
-    for admin in sorted((repository / "worktrees").glob("*")):
+    for admin in sorted(admin_folders(git).glob("*")):
         stated = read_text(admin / "gitdir").strip()
-        head = read_text(admin / "HEAD").strip()
-        if not stated or not head.startswith(_BRANCH):
+        branch = Worktree(folder, admin).branch
+        if not stated or branch is None:
             continue
         if Path(os.path.realpath((admin / stated).parent)) / ".git" != mark:
             continue
         try:
-            tip = session.git.resolve(check_ref(tip_ref(head.removeprefix(_BRANCH))))
+            tip = session.git.resolve(check_ref(tip_ref(branch)))
             release = tip and _read_trailer(session.git, tip, RELEASE_TRAILER)
             return (session.git, Version(release), tip) if tip and release else None
         except (UsageError, InvalidVersion):

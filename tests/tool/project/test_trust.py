@@ -196,6 +196,27 @@ class TestRecovery:
         assert not (ready.folder / "checkout.json").exists()
         assert ready.apply(tmp_path / "fork")["result"]["state"] == "unchanged"
 
+    @pytest.mark.parametrize("name", ["..", "../../elsewhere", "link"])
+    def test_a_journal_that_names_another_folder_as_the_replaced_entry(
+        self, ready: Lab, tmp_path: Path, name: str
+    ) -> None:
+        tree = tmp_path / "fork"
+        ready.apply(tree)
+        entries = ready.home.repository / "worktrees"
+        (entry,) = entries.iterdir()
+        elsewhere = ready.home.data / "elsewhere"
+        elsewhere.mkdir()
+        (entries / "link").symlink_to(elsewhere)
+        head = git(tree, "rev-parse", "HEAD")
+        plan = {"format": 1, "token": (entry / "ada-token").read_text(), "project": str(ready.root)}
+        plan |= {"folder": str(tree), "branch": "ada/v0.5.23", "head": head, "base": head}
+        plan |= {"branch_before": None, "tip_before": None, "base_before": None}
+        journal = ready.folder / "checkout.json"
+        journal.write_text(json.dumps({**plan, "old_admin": str(entries / name)}))
+        warnings = ready.apply(tree)["warnings"]
+        assert elsewhere.is_dir() and git(tree, "rev-parse", "HEAD") == head
+        assert len(warnings) == 1 and "tool repair" in warnings[0]
+
     def test_a_folder_whose_name_is_not_utf8(self, ready: Lab, tmp_path: Path) -> None:
         tree = tmp_path / os.fsdecode(b"caf\xe9")
         assert ready.apply(tree)["result"]["state"] == "created"
