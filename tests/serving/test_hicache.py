@@ -6,7 +6,6 @@ tokens after it: its part must come from the host, and be answered as if it had 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,10 +63,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         pytest.skip(missing)
     folder = tmp_path_factory.mktemp("hicache")
     model = engines.make_model(folder / "model", "--heads", "16")
-    served = engines.run_all(jobs(model), folder, at_once=int(os.environ.get("ADA_GPU_JOBS", "3")))
-    for one in served.values():
-        print(f"{one.job.name}: {one.seconds:.0f} s, {'; '.join(one.problems()) or 'all answered'}")
-    engines.keep_files(served.values(), "hicache")
+    served = engines.serve(jobs(model), folder, "hicache")
     return Runs(served)
 
 

@@ -8,7 +8,6 @@ with an error that names the partition. Real NCCL, CUDA graphs on.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -92,10 +91,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         pytest.skip(missing)
     folder = tmp_path_factory.mktemp("parallel")
     model = engines.make_model(folder / "model", "--heads", "16")
-    served = engines.run_all(jobs(model), folder, at_once=int(os.environ.get("ADA_GPU_JOBS", "2")))
-    for one in served.values():
-        print(f"{one.job.name}: {one.seconds:.0f} s, {'; '.join(one.problems()) or 'all answered'}")
-    engines.keep_files(served.values(), "parallel")
+    served = engines.serve(jobs(model), folder, "parallel", at_once=2)
     seen = sequences(served.values())
     return Runs(served, engines.witness_of(model, seen, folder / "witness"))
 
@@ -165,11 +161,7 @@ def test_a_crowd_is_answered_as_its_prompts_are_alone(runs: Runs, layout: str) -
 
 @pytest.mark.gpu
 def test_the_figures(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
-    text = report(runs)
-    with capsys.disabled():
-        print("\n" + text)
-    if where := os.environ.get("ADA_GPU_OUT"):
-        (Path(where) / "parallel.md").write_text(text)
+    engines.show_figures(report(runs), "parallel", capsys)
 
 
 def report(runs: Runs) -> str:

@@ -8,7 +8,6 @@ folder ``ADA_GPU_OUT`` names, if it is set.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,10 +81,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("serve")
     model = engines.make_model(folder / "model", "--heads", str(HEADS))
     engines.make_model(twin(model), "--heads", str(HEADS), "--bf16")
-    served = engines.run_all(jobs(model), folder, at_once=int(os.environ.get("ADA_GPU_JOBS", "3")))
-    for one in served.values():
-        print(f"{one.job.name}: {one.seconds:.0f} s, {'; '.join(one.problems()) or 'all answered'}")
-    engines.keep_files(served.values(), "serve")
+    served = engines.serve(jobs(model), folder, "serve")
     witness = engines.witness_of(model, sequences(served), folder / "witness", selecting="selected")
     return Runs(model, served, witness)
 
@@ -204,11 +200,7 @@ def test_shared_layers_use_the_keys_of_the_full_layer_before(runs: Runs, name: s
 
 def test_the_figures(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     """Write the tables. Fails only if a figure cannot be computed."""
-    text = report(runs)
-    with capsys.disabled():
-        print("\n" + text)
-    if where := os.environ.get("ADA_GPU_OUT"):
-        (Path(where) / "serve.md").write_text(text)
+    engines.show_figures(report(runs), "serve", capsys)
 
 
 def report(runs: Runs) -> str:

@@ -6,7 +6,6 @@ that attention reads unless the indexer selects it. Each flavour of MAIN is star
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,10 +97,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         pytest.skip(missing)
     folder = tmp_path_factory.mktemp("speculation")
     model = recall_model.write(folder / "model", recall_model.spec())
-    served = engines.run_all(jobs(model), folder, at_once=int(os.environ.get("ADA_GPU_JOBS", "3")))
-    for one in served.values():
-        print(f"{one.job.name}: {one.seconds:.0f} s, {'; '.join(one.problems()) or 'all answered'}")
-    engines.keep_files(served.values(), "speculation")
+    served = engines.serve(jobs(model), folder, "speculation")
     return Runs(served)
 
 
@@ -136,11 +132,7 @@ def test_as_many_drafts_are_accepted_as_by_stock(runs: Runs, name: str) -> None:
 @pytest.mark.gpu
 def test_the_figures(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     """Write the tables. Fails only if a figure cannot be computed."""
-    text = report(runs)
-    with capsys.disabled():
-        print("\n" + text)
-    if where := os.environ.get("ADA_GPU_OUT"):
-        Path(where, "speculation.md").write_text(text)
+    engines.show_figures(report(runs), "speculation", capsys)
 
 
 def report(runs: Runs) -> str:

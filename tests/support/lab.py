@@ -172,6 +172,14 @@ class Lab:
     def apply(self, into: Path, *args: str, code: int = 0) -> dict[str, Any]:
         return self.json("apply", "--into", str(into), "--offline", "--quiet", *args, code=code)
 
+    def fork(self, into: Path, patches: dict[str, dict[str, str | None]]) -> Path:
+        """Write the patches, each as :meth:`patch` does, lock them, and make the worktree ``into``."""
+        for name, edits in patches.items():
+            self.patch(name, edits)
+        self.relock()
+        self.apply(into)
+        return into
+
     def forget_repository(self) -> None:
         """A machine that has the project and the wheels, and on which the tool never ran."""
         shutil.rmtree(self.home.data)

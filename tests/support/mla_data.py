@@ -9,6 +9,7 @@ import torch
 
 from ada_dsa.kv_cache import reference as kv_reference
 from ada_dsa.kv_cache.layout import NOPE_DIM, ROW_DIM, KvLayout
+from ada_dsa.sparse_mla.plan import LaunchPlan
 
 SM_SCALE = 1 / math.sqrt(192 + 64)
 
@@ -94,6 +95,24 @@ def uneven_problem(heads: int, topk: int, layout: KvLayout, *, device: str = "cp
         rows = kv_reference.pack_rows(rows[:, :NOPE_DIM], rows[:, NOPE_DIM:])
         rows = rows.view(torch.float8_e4m3fn)
     return Problem(q, poison(rows, problem.indices)[:, None], layout, problem.indices)
+
+
+def launch_kernels(
+    problem: Problem, plan: LaunchPlan, return_lse: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Launch the kernels on the problem's latent and rotary parts, without the checks of the API."""
+    from ada_dsa.sparse_mla.api import launch
+
+    return launch(
+        problem.q[..., :NOPE_DIM],
+        problem.q[..., NOPE_DIM:],
+        problem.kv[:, 0],
+        problem.layout,
+        problem.indices,
+        SM_SCALE,
+        plan,
+        return_lse,
+    )
 
 
 def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:

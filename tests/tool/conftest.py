@@ -55,8 +55,15 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def fork(lab: Lab, tmp_path: Path) -> Path:
-    lab.patch("demo/first.patch", {UTILS: EDITED})
-    lab.patch("demo/second.patch", {UTILS: AGAIN})
+    return lab.fork(
+        tmp_path / "fork",
+        {"demo/first.patch": {UTILS: EDITED}, "demo/second.patch": {UTILS: AGAIN}},
+    )
+
+
+@pytest.fixture
+def ready(lab: Lab) -> Lab:
+    """A series of one patch, which no worktree has yet."""
+    lab.patch("demo/answer.patch", {UTILS: EDITED})
     lab.relock()
-    lab.apply(tmp_path / "fork")
-    return tmp_path / "fork"
+    return lab

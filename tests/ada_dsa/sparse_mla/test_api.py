@@ -18,6 +18,7 @@ from tests.support.mla_data import (
     SM_SCALE,
     Problem,
     assert_close,
+    launch_kernels,
     make_problem,
     make_rows,
     poison,
@@ -311,7 +312,6 @@ def test_kernel_numbers_of_every_size(layout: KvLayout, heads: int) -> None:
 @pytest.mark.parametrize("tokens", [1, 8, 64])
 def test_kernel_splits_agree(tokens: int) -> None:
     from ada_dsa.arch import target_arch
-    from ada_dsa.sparse_mla.api import launch
 
     problem = make_problem(tokens, 8, 2048, KvLayout.PACKED_FP8, slots=9000, device=CUDA)
     want, _ = oracle(problem)
@@ -325,16 +325,7 @@ def test_kernel_splits_agree(tokens: int) -> None:
             topk=2048,
             num_splits=splits,
         )
-        out, _ = launch(
-            problem.q[..., :512],
-            problem.q[..., 512:],
-            problem.kv[:, 0],
-            problem.layout,
-            problem.indices,
-            SM_SCALE,
-            plan,
-            False,
-        )
+        out, _ = launch_kernels(problem, plan, False)
         assert_close(out, want, KERNEL_LIMIT, f"{splits} splits")
 
 

@@ -8,9 +8,15 @@ import torch
 from ada_dsa.configs import ROWS, Config
 from ada_dsa.kv_cache.layout import KvLayout
 from ada_dsa.sparse_mla import reference
-from ada_dsa.sparse_mla.api import launch
 from ada_dsa.sparse_mla.plan import plan_launch
-from tests.support.mla_data import SM_SCALE, Problem, assert_close, make_problem, uneven_problem
+from tests.support.mla_data import (
+    SM_SCALE,
+    Problem,
+    assert_close,
+    launch_kernels,
+    make_problem,
+    uneven_problem,
+)
 
 CONFIGS = {f"{row.arch} {row.bucket}": row for row in ROWS if row.op == "sparse_mla"}
 HEADS = {"heads<=8": 6, "heads<=16": 12, "heads>16": 40}
@@ -34,16 +40,7 @@ def run(
         config=config,
         num_splits=splits,
     )
-    out, lse = launch(
-        problem.q[..., :512],
-        problem.q[..., 512:],
-        problem.kv[:, 0],
-        problem.layout,
-        problem.indices,
-        SM_SCALE,
-        plan,
-        True,
-    )
+    out, lse = launch_kernels(problem, plan, True)
     assert lse is not None
     return out, lse
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 from tests.serving.support import children, prompts
 from tests.serving.support.flavours import FLAVOURS, Flavour
 from tests.serving.support.metrics import Distance, distance
+
+if TYPE_CHECKING:
+    import pytest
 
 RUNNER: Final = f"{__package__}.engine_runner"
 START: Final = 400.0
@@ -260,6 +263,18 @@ def run_all(jobs: Sequence[Job], folder: Path, *, at_once: int = 3) -> dict[str,
     return done
 
 
+def serve(jobs: Sequence[Job], folder: Path, name: str, *, at_once: int = 3) -> dict[str, Served]:
+    """Run the jobs, print how each went, and keep their files below ``name``.
+
+    ``ADA_GPU_JOBS``, if it is set, says how many run at a time, not ``at_once``.
+    """
+    served = run_all(jobs, folder, at_once=int(os.environ.get("ADA_GPU_JOBS", at_once)))
+    for one in served.values():
+        print(f"{one.job.name}: {one.seconds:.0f} s, {'; '.join(one.problems()) or 'all answered'}")
+    keep_files(served.values(), name)
+    return served
+
+
 def _start(job: Job, folder: Path) -> subprocess.Popen[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
     scenario = {
@@ -373,6 +388,14 @@ def keep_files(served: Iterable[Served], name: str) -> None:
         for file in ("result.json", "log.txt"):
             if (one.folder / file).exists():
                 shutil.copy(one.folder / file, folder / file)
+
+
+def show_figures(text: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Print the tables, and write ``NAME.md`` in the folder that ``ADA_GPU_OUT`` names, if it is set."""
+    with capsys.disabled():
+        print("\n" + text)
+    if where := os.environ.get("ADA_GPU_OUT"):
+        Path(where, f"{name}.md").write_text(text)
 
 
 def flavours(names: str | None = None) -> list[Flavour]:

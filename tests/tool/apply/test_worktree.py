@@ -8,16 +8,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from tests.support.lab import RELEASE, TREE, UTILS, Lab, git
-
-EDITED = TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")
-
-
-@pytest.fixture
-def ready(lab: Lab) -> Lab:
-    lab.patch("demo/answer.patch", {UTILS: EDITED})
-    lab.relock()
-    return lab
+from tests.support.lab import EDITED, RELEASE, TREE, UTILS, Lab, git
 
 
 def test_makes_a_worktree_with_one_commit_per_patch_and_the_kernels(

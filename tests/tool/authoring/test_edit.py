@@ -9,6 +9,7 @@ import pytest
 from packaging.version import Version
 
 from tests.support.lab import B_ONLY, TREE, TWINS, UTILS, Lab, git
+from tests.support.rebases import check
 from tool.series import model as series
 
 STOCK = TREE["sglang/srt/utils.py"]
@@ -20,16 +21,10 @@ WORDS = (*HEADER, "--subject", "Answer more", "--reason", "Because it asks.")
 @pytest.fixture
 def fork(lab: Lab, tmp_path: Path) -> Path:
     """A worktree of a series of two patches."""
-    lab.patch("demo/answer.patch", {UTILS: ANSWER})
-    lab.patch("demo/twins.patch", {TWINS: B_ONLY})
-    lab.relock()
-    lab.apply(tmp_path / "fork")
-    return tmp_path / "fork"
-
-
-def check(lab: Lab) -> None:
-    assert lab.json("check", "--offline")["result"]["findings"] == 0
-    assert lab.json("lint")["result"]["findings"] == []
+    return lab.fork(
+        tmp_path / "fork",
+        {"demo/answer.patch": {UTILS: ANSWER}, "demo/twins.patch": {TWINS: B_ONLY}},
+    )
 
 
 def names(lab: Lab, release: str = "0.5.23") -> list[str]:

@@ -18,12 +18,14 @@ NAMES = ["demo/first.patch", "demo/second.patch", "demo/twins.patch"]
 
 @pytest.fixture
 def fork(lab: Lab, tmp_path: Path) -> Path:
-    lab.patch("demo/first.patch", {UTILS: FIRST})
-    lab.patch("demo/second.patch", {UTILS: SECOND})
-    lab.patch("demo/twins.patch", {TWINS: B_ONLY})
-    lab.relock()
-    lab.apply(tmp_path / "fork")
-    return tmp_path / "fork"
+    return lab.fork(
+        tmp_path / "fork",
+        {
+            "demo/first.patch": {UTILS: FIRST},
+            "demo/second.patch": {UTILS: SECOND},
+            "demo/twins.patch": {TWINS: B_ONLY},
+        },
+    )
 
 
 def rebase(fork: Path, *steps: str) -> None:

@@ -26,10 +26,10 @@ HUNK = "@@ -1,2 +1,3 @@\n one\n+two\n three\n"
 
 @pytest.fixture
 def fork(lab: Lab, tmp_path: Path) -> Path:
-    lab.patch("demo/answer.patch", {UTILS: STOCK.replace("return 3\n", "return 33\n")})
-    lab.relock()
-    lab.apply(tmp_path / "fork")
-    return tmp_path / "fork"
+    return lab.fork(
+        tmp_path / "fork",
+        {"demo/answer.patch": {UTILS: STOCK.replace("return 3\n", "return 33\n")}},
+    )
 
 
 def make_mail(fork: Path, edits: dict[str, bytes | None], *args: str) -> bytes:

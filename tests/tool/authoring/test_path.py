@@ -8,6 +8,7 @@ import pytest
 from packaging.version import Version
 
 from tests.support.lab import B_ONLY, NEXT, RELEASE, TREE, TWINS, UTILS, Lab, git
+from tests.support.rebases import check
 from tool.series import load_series
 
 STOCK = TREE["sglang/srt/utils.py"]
@@ -18,16 +19,10 @@ MORE = "python/sglang/srt/more.py"
 
 @pytest.fixture
 def fork(lab: Lab, tmp_path: Path) -> Path:
-    lab.patch("demo/answer.patch", {UTILS: ANSWER})
-    lab.patch("demo/twins.patch", {TWINS: B_ONLY})
-    lab.relock()
-    lab.apply(tmp_path / "fork")
-    return tmp_path / "fork"
-
-
-def check(lab: Lab) -> None:
-    assert lab.json("lint")["result"]["findings"] == []
-    assert lab.json("check", "--offline")["result"]["findings"] == 0
+    return lab.fork(
+        tmp_path / "fork",
+        {"demo/answer.patch": {UTILS: ANSWER}, "demo/twins.patch": {TWINS: B_ONLY}},
+    )
 
 
 def files(root: Path) -> dict[Path, bytes]:

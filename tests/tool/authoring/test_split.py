@@ -8,6 +8,7 @@ import pytest
 from packaging.version import Version
 
 from tests.support.lab import TREE, UTILS, Lab, git
+from tests.support.rebases import check
 from tool.apply.preimages import find_orphans, list_known_preimages
 from tool.series import model as series
 
@@ -33,11 +34,6 @@ def shared(lab: Lab) -> Lab:
 
 def names(lab: Lab, release: str) -> list[str]:
     return [p.name for p in series.load_series(lab.root).for_release(Version(release))]
-
-
-def check(lab: Lab) -> None:
-    assert lab.json("check", "--offline")["result"]["findings"] == 0
-    assert lab.json("lint")["result"]["findings"] == []
 
 
 def files(lab: Lab) -> dict[Path, bytes]:

@@ -12,15 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.lab import EDITED, UTILS, Lab, git
+from tests.support.lab import Lab, git
 from tool.cli.app import SUMMARIES
-
-
-@pytest.fixture
-def ready(lab: Lab) -> Lab:
-    lab.patch("demo/answer.patch", {UTILS: EDITED})
-    lab.relock()
-    return lab
 
 
 def run(

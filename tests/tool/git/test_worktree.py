@@ -7,20 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.lab import RELEASE, TREE, UTILS, Lab, git
+from tests.support.lab import EDITED, RELEASE, UTILS, Lab, git
 from tool.git.repository import Git
 from tool.git.worktree import find_worktree, list_worktrees, write_worktree
-
-EDITED = TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")
 
 
 @pytest.fixture
 def fork(lab: Lab, tmp_path: Path) -> Path:
     """A worktree that ``tool apply`` made."""
-    lab.patch("demo/answer.patch", {UTILS: EDITED})
-    lab.relock()
-    lab.apply(tmp_path / "fork")
-    return tmp_path / "fork"
+    return lab.fork(tmp_path / "fork", {"demo/answer.patch": {UTILS: EDITED}})
 
 
 def test_a_worktree_of_the_tool_is_found(lab: Lab, fork: Path, tmp_path: Path) -> None:

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.lab import TREE, UTILS, Lab, git
+from tests.support.lab import EDITED, TREE, UTILS, Lab, git
 
-EDITED = TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")
 POINTS = 200
 
 
