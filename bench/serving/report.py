@@ -34,12 +34,13 @@ COLOURS: Final = {"stock": "#888888", "fork": "#1f6feb", "fork-sm89": "#d1242f"}
 
 HEAD: Final = """# Speed of serving, {heads} heads on a GPU
 
-A tiny GLM-MoE-DSA model (`tests/serving/support/tiny_model.py`), so that attention dominates: the
-sizes of a head, the index heads and top-k are those of GLM-5.2. Of its 64 attention heads, a rank has
-8 at TP=8. A decode step is the whole step of sglang's model runner with CUDA graphs, from the token
-ids in to the next ids out; times are medians. "On the GPU" is the captured graph alone, without what
-the CPU does between two graphs. "sm_89 lowering" is the fork on its path for an RTX 4090, compiled by
-Triton's sm_89 lowering and run on this Hopper GPU; it is no measurement of an RTX 4090.
+The model is a tiny GLM-MoE-DSA model (`tests/serving/support/tiny_model.py`), so that attention
+dominates. The sizes of a head, the index heads and top-k are those of GLM-5.2. GLM-5.2 has 64
+attention heads, and a rank has 8 of them at TP=8. A decode step is the whole step of sglang's model
+runner with CUDA graphs, from the token ids in to the next ids out. Times are medians. "On the GPU" is
+the captured graph alone, without what the CPU does between two graphs. "sm_89 lowering" is the fork
+on its path for an RTX 4090: Triton's sm_89 lowering compiles it, and it runs on this Hopper GPU. It
+is not a measurement of an RTX 4090.
 
 Made by `python -m bench.serving.steps --heads {heads} --docs FILE`.
 """
@@ -250,11 +251,12 @@ def _fallback(run: Mapping[str, Any]) -> list[str]:
     return [
         "## Stock's sm_89 fallback, by functions",
         "",
-        "The logits in torch and TileLang's attention, from the released wheel, against the fork's kernels",
-        "under the sm_89 lowering, one layer each (`bench/serving/fallback.py`). In GLM-5.2 a step has",
-        f"{INDEXERS} of the first and {LAYERS} of the second. In a captured step the page tables are as",
-        f"wide as the server's `--context-length`, here {longest} tokens, and stock's logits compute all",
-        "of it. \"Context's width\" is what they take with tables of the context's width.",
+        "The table compares stock's functions with the fork's kernels under the sm_89 lowering, for one",
+        "layer each (`bench/serving/fallback.py`). Stock's functions come from the released wheel. They are",
+        f"the logits in torch and TileLang's attention. In GLM-5.2 a step computes logits on {INDEXERS}",
+        f"layers and attention on {LAYERS}. In a captured step the page tables are as wide as the server's",
+        f"`--context-length`, here {longest} tokens, and stock's logits compute all of this width.",
+        "The columns that name the context's width have page tables as wide as the context.",
         "",
         *_table(head, rows),
         "",
