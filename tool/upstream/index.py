@@ -45,6 +45,8 @@ _DROPPED: Final = frozenset({"PYTHONPATH"}) | {
 _POLL: Final = 0.2
 _WHEEL: Final = re.compile(rf"/({PROJECT}-[^/\s#?]+\.whl)\b")
 _FAILED: Final = re.compile(r"Could not fetch URL (\S+): (.+?)(?: - skipping)?$", re.MULTILINE)
+_ABSENT: Final = re.compile(r"404 Client Error\b")
+"""pip's words for this status begin so; the digits alone also occur in ports and paths."""
 _NOT_INDEX: Final = re.compile(r"Skipping page (\S+) because (.+?)\.?$", re.MULTILINE)
 
 
@@ -63,7 +65,8 @@ class _Answer:
     @property
     def failures(self) -> list[str]:
         """The places that could not be asked, each with the reason. A page that is not there is an answer."""
-        failed = [f"{url}: {why}" for url, why in _FAILED.findall(self.log) if "404" not in why]
+        found = _FAILED.findall(self.log)
+        failed = [f"{url}: {why}" for url, why in found if not _ABSENT.match(why)]
         return failed + [f"{url}: {why}" for url, why in _NOT_INDEX.findall(self.log)]
 
 

@@ -96,6 +96,15 @@ def test_an_index_that_fails_is_not_a_release_that_is_unknown(
     assert (lab.root / "series.lock").read_bytes() == before
 
 
+def test_an_address_with_404_in_it_can_fail_too(
+    lab: Lab, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", index.url.replace("/simple/", "/mirror-404/simple/"))
+    index.status = 502
+    error = lab.json("lock", "--sglang-ref", f"v{NEXT}", "--quiet", code=6)["error"]
+    assert error["message"] == "the package index cannot be reached"
+
+
 def test_a_page_that_is_no_index_is_a_failure(lab: Lab, index: Index) -> None:
     """The page of a portal that wants a login first."""
     index.content_type = "text/plain"
