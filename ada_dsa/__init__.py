@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .arch import prefers_ada_dsa
 
 _EXPORTS = {
+    "act_quant": ".indexer",
     "get_paged_mqa_logits_metadata": ".indexer",
     "fp8_paged_mqa_logits": ".indexer",
     "fp8_mqa_logits": ".indexer",
@@ -30,6 +31,7 @@ _EXPORTS = {
 __all__ = ["prefers_ada_dsa", *_EXPORTS]  # noqa: PLE0604
 
 if TYPE_CHECKING:
+    from .indexer import act_quant as act_quant
     from .indexer import fp8_mqa_logits as fp8_mqa_logits
     from .indexer import fp8_paged_mqa_logits as fp8_paged_mqa_logits
     from .indexer import get_paged_mqa_logits_metadata as get_paged_mqa_logits_metadata

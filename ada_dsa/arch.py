@@ -17,31 +17,40 @@ OVERRIDE_VARIABLE = "SGLANG_ADA_DSA_OVERRIDE_ARCH"
 TRITON_OVERRIDE_VARIABLE = "TRITON_OVERRIDE_ARCH"
 
 # Compute capabilities that the compile gate covers, as major * 10 + minor.
-GATED_ARCHS = (80, 86, 89, 90, 120)
+GATED_ARCHS = (80, 86, 89, 90, 110, 120, 121)
 
 
-def prefers_ada_dsa(device_sm: int) -> bool:
-    """Whether a GPU uses these kernels by default.
-
-    Args:
-        device_sm: compute capability as ``major * 10 + minor``, for example 89.
-
-    Returns:
-        True on sm_89. Also True on every GPU while ``SGLANG_ADA_DSA_OVERRIDE_ARCH=sm89`` is set,
-        which puts a GPU of another architecture on the sm_89 path for testing.
+def forces_sm89_path() -> bool:
+    """Whether ``SGLANG_ADA_DSA_OVERRIDE_ARCH=sm89`` puts any GPU on the sm_89 path, for testing.
 
     Raises:
         ValueError: the variable has a value other than ``sm89``.
     """
     override = os.environ.get(OVERRIDE_VARIABLE)
-    if override is not None and override != "":
-        if override != "sm89":
-            raise ValueError(
-                f"{OVERRIDE_VARIABLE}={override!r}: the only accepted value is 'sm89' "
-                "(puts any GPU on the sm_89 path, for testing); unset it otherwise"
-            )
-        return True
-    return device_sm == 89
+    if override is None or override == "":
+        return False
+    if override != "sm89":
+        raise ValueError(
+            f"{OVERRIDE_VARIABLE}={override!r}: the only accepted value is 'sm89' "
+            "(puts any GPU on the sm_89 path, for testing); unset it otherwise"
+        )
+    return True
+
+
+def prefers_ada_dsa(device_sm: int) -> bool:
+    """Whether a GPU uses these kernels by default for every DSA model, because sglang has none for it.
+
+    Args:
+        device_sm: compute capability as ``major * 10 + minor``, for example 89.
+
+    Returns:
+        True on sm_80 to sm_89. Also True on every GPU while ``SGLANG_ADA_DSA_OVERRIDE_ARCH=sm89`` is set.
+        On sm_12x the choice depends on the model: :func:`.start_up.settle_backends`.
+
+    Raises:
+        ValueError: the variable has a value other than ``sm89``.
+    """
+    return forces_sm89_path() or 80 <= device_sm < 90
 
 
 def selects_dsa(server_args: object) -> bool:
@@ -81,3 +90,15 @@ def target_arch(device: torch.device | None = None) -> int:
 def has_native_fp8(arch: int) -> bool:
     """Whether Triton accepts the e4m3 type when it compiles for ``arch``; it does from sm_89 on."""
     return arch >= 89
+
+
+def lacks_e4m3() -> bool:
+    """Whether Triton has no e4m3 type for the current NVIDIA GPU, so that codes are written as bytes.
+
+    False on other platforms.
+    """
+    import torch
+
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return False
+    return not has_native_fp8(target_arch())

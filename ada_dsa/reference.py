@@ -11,6 +11,7 @@ from .indexer.reference import (
     fp8_mqa_logits,
     fp8_paged_mqa_logits,
     get_paged_mqa_logits_metadata,
+    quantize_blocks,
     unpack_index_pages,
 )
 from .kv_cache.reference import (
@@ -36,6 +37,7 @@ __all__ = [
     "get_paged_mqa_logits_metadata",
     "encode_keys",
     "pack_rows",
+    "quantize_blocks",
     "expand_query_lengths",
     "scatter_rows",
     "sparse_mla",

@@ -42,6 +42,8 @@ _FP8 = torch.float8_e4m3fn
 MLA_BOUND = 4e-3
 # fp16 operands are exact. The e4m3 tensor cores before Blackwell sum with about 13 bits of mantissa.
 LOGITS_BOUND, LOGITS_BOUND_FP8 = 1e-5, 5e-4
+# The last bit of a scale may differ, and with it a code at a boundary.
+QUANTISE_BOUND = 1e-4
 EXACT = 0.0
 
 
@@ -270,6 +272,18 @@ def _check_ragged(functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
     yield got[visible], want[visible]
 
 
+def _check_act_quant(functions: Any, device: torch.device, sizes: Sizes) -> Pairs:
+    """Check values that stay away from the boundaries where the last bit of a division decides."""
+    g = _make_generator(device)
+    rows = make_latent_rows(37, g)[:, :NOPE_DIM].contiguous()
+    for scale_fmt in (None, "ue8m0"):
+        codes, scales = functions.act_quant(rows, INDEX_DIM, scale_fmt)
+        blocks = rows.view(-1, INDEX_DIM)
+        want, want_scales = reference.quantize_blocks(blocks, scale_fmt is not None)
+        yield codes.view(-1, INDEX_DIM).float(), want.float()
+        yield scales.flatten(), want_scales
+
+
 def _make_scores(
     width: int, sizes: Sizes, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -393,6 +407,7 @@ CHECKS: tuple[Check, ...] = (
     Check("indexer logits, paged", partial(_check_paged, 1), None),
     Check("indexer logits, paged, 2 queries", partial(_check_paged, 2), None),
     Check("indexer logits, ragged", _check_ragged, None),
+    Check("indexer keys and queries", _check_act_quant, QUANTISE_BOUND),
     Check("top-k, short rows", partial(_check_topk, "short")),
     Check("top-k, long rows", partial(_check_topk, "long")),
     Check("top-k to page table", _check_topk_paged),

@@ -112,6 +112,21 @@ def fp8_paged_mqa_logits(
     return out
 
 
+def quantize_blocks(blocks: torch.Tensor, round_scales: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the oracle of :func:`ada_dsa.act_quant` for blocks [N, 128].
+
+    Returns:
+        e4m3 [N, 128] and float32 [N].
+    """
+    values = blocks.float()
+    scale = values.abs().amax(dim=1).clamp(min=1e-4) * torch.tensor(1.0 / 448.0)
+    if round_scales:
+        mantissa, exponent = torch.frexp(scale)
+        scale = torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).int())
+    codes = (values / scale[:, None]).clamp(-448.0, 448.0).to(torch.float8_e4m3fn)
+    return codes, scale
+
+
 def fp8_mqa_logits(
     q: torch.Tensor,
     kv: tuple[torch.Tensor, torch.Tensor],

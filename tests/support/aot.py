@@ -26,14 +26,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-ARCHS = (80, 86, 89, 90, 120)
+ARCHS = (80, 86, 89, 90, 110, 120, 121)
 
 # Opt-in shared memory per block, in bytes: CUDA C++ programming guide, table of technical
-# specifications per compute capability (99 KB; 163 KB on 8.0; 227 KB on 9.0).
-SHARED_OPT_IN = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 120: 101_376}
+# specifications per compute capability (99 KB; 163 KB on 8.0; 227 KB on 9.0 and 11.0).
+SHARED_OPT_IN = {
+    80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 110: 232_448, 120: 101_376, 121: 101_376,
+}  # fmt: skip
 # What a row of the table may take. A row for older architectures too is held to the small limit on
 # sm_90, because it runs there under TRITON_OVERRIDE_ARCH; one for sm_90 alone may take what sm_90 has.
-SHARED_LIMIT = SHARED_OPT_IN | {90: 101_376}
+SHARED_LIMIT = SHARED_OPT_IN | {90: 101_376, 110: 101_376}
 
 _POINTER = {
     torch.float8_e4m3fn: "*fp8e4nv",

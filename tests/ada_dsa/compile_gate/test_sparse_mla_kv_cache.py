@@ -18,7 +18,9 @@ from ada_dsa.kv_cache.layout import KvLayout
 from tests.support.aot import ARCHS, Compiled, check_limits, compile_kernel
 
 # Bytes per multiprocessor (CUDA C++ programming guide, technical specifications).
-SHARED_PER_SM = {80: 167_936, 86: 102_400, 89: 102_400, 90: 233_472, 120: 102_400}
+SHARED_PER_SM = {
+    80: 167_936, 86: 102_400, 89: 102_400, 90: 233_472, 110: 233_472, 120: 102_400, 121: 102_400,
+}  # fmt: skip
 HEADS = (8, 16, 64)
 
 

@@ -6,6 +6,7 @@ The GPU tests hold for whatever ``TRITON_OVERRIDE_ARCH`` makes Triton compile fo
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -428,3 +429,29 @@ def test_gpu_ragged_hundred_runs_agree() -> None:
     first = call_ragged(case, clean_logits=True)
     for run in range(100):
         assert torch.equal(first, call_ragged(case, clean_logits=True)), f"run {run}"
+
+
+@pytest.mark.parametrize("scale_fmt", [None, "ue8m0"])
+def test_act_quant_has_sglangs_contract(scale_fmt: str | None) -> None:
+    x = torch.randn(3, 2, 256, dtype=torch.bfloat16)
+    codes, scales = ada_dsa.act_quant(x, 128, scale_fmt)
+    assert (codes.shape, codes.dtype) == ((3, 2, 256), torch.float8_e4m3fn)
+    assert (scales.shape, scales.dtype) == ((3, 2, 2), torch.float32)
+    back = codes.float().view(3, 2, 2, 128) * scales[..., None]
+    torch.testing.assert_close(back.view(x.shape), x.float(), rtol=2.0**-4, atol=1e-2)
+    empty = ada_dsa.act_quant(x[:0])
+    assert (empty[0].shape, empty[1].shape) == ((0, 2, 256), (0, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: (x, 64), "block_size"),
+        (lambda x: (x.half(),), "x"),
+        (lambda x: (x.t(),), "x"),
+        (lambda x: (x[:, :100].contiguous(),), "divisible by 128"),
+    ],
+)
+def test_act_quant_refuses(change: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        ada_dsa.act_quant(*change(torch.zeros(128, 256, dtype=torch.bfloat16)))

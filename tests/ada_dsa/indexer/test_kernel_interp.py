@@ -144,3 +144,30 @@ def test_schedule() -> None:
         two_d = tensor[:, None]
         paged_schedule_kernel[(8,)](two_d, out, len(lens), 1, 1, NEXT_N=1, PAGE=64, BLOCK=16)
         assert torch.equal(out, reference.get_paged_mqa_logits_metadata(tensor, 64, 7)), lens
+
+
+def quantised(blocks: torch.Tensor, rounded: bool, bytes_only: bool) -> tuple[torch.Tensor, ...]:
+    from ada_dsa.indexer import quantize
+
+    codes = torch.zeros(blocks.shape, dtype=torch.float8_e4m3fn)
+    scales = torch.zeros(len(blocks))
+    quantize.launch(blocks, codes, scales, rounded, bytes_only)
+    return codes.view(torch.uint8), scales
+
+
+@pytest.mark.parametrize("bytes_only", [False, True])
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_quantised_blocks_equal_the_oracle(
+    dtype: torch.dtype, rounded: bool, bytes_only: bool
+) -> None:
+    torch.manual_seed(0)
+    blocks = (torch.randn(11, 128) * 10.0 ** torch.randint(-6, 4, (11, 1))).to(dtype)
+    blocks[3] = 0
+    blocks[4] = 448 * 2.0 ** torch.randint(-8, 8, (128,))  # scales that are powers of two
+    want, want_scales = reference.quantize_blocks(blocks, rounded)
+    got, scales = quantised(blocks, rounded, bytes_only)
+    assert torch.equal(scales, want_scales)
+    assert torch.equal(got, want.view(torch.uint8))
+    if rounded:
+        assert bool((torch.frexp(scales).mantissa == 0.5).all())

@@ -50,29 +50,52 @@ def bundled() -> dict[str, Any]:
 
 @pytest.mark.parametrize("model", ["glm", "deepseek_v32"])
 @pytest.mark.parametrize("options", [{}, SPEC, {"disable_cuda_graph": False}])
-def test_sm89_defaults_to_ada_dsa_on_fp8_rows(
-    configs: dict[str, str], model: str, options: dict[str, Any]
+@pytest.mark.parametrize("device", [(8, 0), (8, 6), (8, 9)])
+def test_sm8x_defaults_to_ada_dsa_on_fp8_rows(
+    configs: dict[str, str], model: str, options: dict[str, Any], device: tuple[int, int]
 ) -> None:
-    with fake_cuda.capability(8, 9):
+    with fake_cuda.capability(*device):
         assert chosen(configs[model], **options) == ("fp8_e4m3", "ada_dsa", "ada_dsa")
 
 
 @pytest.mark.parametrize("model", ["glm", "deepseek_v32"])
-def test_sm120_defaults_to_ada_dsa_while_it_has_no_kernel(
-    configs: dict[str, str], model: str
+@pytest.mark.parametrize("device", [(12, 0), (12, 1)])
+def test_sm12x_defaults_to_ada_dsa_where_sglang_has_no_kernel(
+    configs: dict[str, str], model: str, device: tuple[int, int]
 ) -> None:
-    with fake_cuda.capability(12, 0):
+    """An upgrade keeps what served DeepSeek-V3.2 up to 0.5.16; GLM has a kernel of sglang's from 0.5.17 on."""
+    with fake_cuda.capability(*device):
         found = chosen(configs[model])
-    if releases.at("<0.5.17"):
-        assert found == ("fp8_e4m3", "ada_dsa", "ada_dsa")
-    elif model == "glm":
+        bf16 = chosen(configs[model], **BF16)
+    assert bf16 == ("bfloat16", "ada_dsa", "ada_dsa")
+    if model == "glm" and releases.at(">=0.5.17"):
         assert found == ("fp8_e4m3", "flashinfer_sparse_mla", "flashinfer_sparse_mla")
     else:
-        assert "ada_dsa" not in found
+        assert found == ("fp8_e4m3", "ada_dsa", "ada_dsa")
 
 
-def test_sm89_keeps_ada_dsa_on_bf16_rows(configs: dict[str, str]) -> None:
-    with fake_cuda.capability(8, 9):
+@releases.only(">=0.5.17")
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"tp_size": 2}, "flashinfer_sparse_mla"),
+        ({"tp_size": 4}, "ada_dsa"),
+        ({"tp_size": 4, "dp_size": 4, "enable_dp_attention": True}, "flashinfer_sparse_mla"),
+    ],
+)
+def test_sm120_takes_ada_dsa_for_head_counts_that_flashinfer_has_not(
+    configs: dict[str, str], options: dict[str, Any], expected: str
+) -> None:
+    """The tiny model has 16 heads: 8, 4 and 16 on a rank."""
+    with fake_cuda.capability(12, 0):
+        assert chosen(configs["glm"], **options) == ("fp8_e4m3", expected, expected)
+
+
+@pytest.mark.parametrize("device", [(8, 0), (8, 6), (8, 9)])
+def test_sm8x_keeps_ada_dsa_on_bf16_rows(
+    configs: dict[str, str], device: tuple[int, int]
+) -> None:
+    with fake_cuda.capability(*device):
         assert chosen(configs["glm"], **BF16) == ("bfloat16", "ada_dsa", "ada_dsa")
 
 
@@ -137,7 +160,6 @@ def test_selectable_on_any_cuda_gpu(
             ("flashinfer_sparse_mla", "ada_dsa"),
             marks=releases.only(">=0.5.17"),
         ),
-        ((8, 9), {"dsa_prefill_backend": "flashmla_kv"}, ("flashmla_kv", "ada_dsa")),
     ],
 )
 def test_mixes_with_backends_that_read_packed_rows(
@@ -156,7 +178,8 @@ def test_sm89_keeps_an_explicit_tilelang_pair(configs: dict[str, str]) -> None:
     """From 0.5.22 on this backend reads raw fp8 rows, so it stays available as a reference."""
     pair = {"dsa_prefill_backend": "tilelang", "dsa_decode_backend": "tilelang"}
     with fake_cuda.capability(8, 9):
-        assert chosen(configs["glm"], **BF16, **pair) == ("bfloat16", "tilelang", "tilelang")
+        with pytest.raises(ValueError, match="--dsa-prefill-backend tilelang has no kernel for sm_89"):
+            chosen(configs["glm"], **BF16, **pair)
         if releases.at(">=0.5.22"):
             assert chosen(configs["glm"], **pair) == ("fp8_e4m3", "tilelang", "tilelang")
 
@@ -186,7 +209,9 @@ def test_the_command_line_offers_ada_dsa() -> None:
     [
         ((8, 9), "auto", "ADA_DSA"),
         ((8, 9), "ada_dsa", "ADA_DSA"),
-        ((8, 9), "deepgemm", "DEEPGEMM"),
+        ((8, 0), "auto", "ADA_DSA"),
+        ((8, 6), "auto", "ADA_DSA"),
+        ((9, 0), "deepgemm", "DEEPGEMM"),
         ((9, 0), "auto", "DEEPGEMM"),
         ((9, 0), "ada_dsa", "ADA_DSA"),
         ((10, 0), "cutedsl", "CUTEDSL"),
@@ -239,8 +264,9 @@ def test_upstreams_torch_fallback_outranks_ada_dsa(
 @pytest.mark.parametrize(
     ("device", "options", "expected"),
     [
+        ((8, 0), {}, True),
+        ((8, 6), BOTH, True),
         ((8, 9), {}, True),
-        ((8, 9), {"dsa_prefill_backend": "flashmla_kv"}, True),
         ((9, 0), {}, False),
         ((9, 0), BOTH, True),
         ((9, 0), {"dsa_decode_backend": "ada_dsa"}, True),
@@ -266,8 +292,10 @@ def test_logits_follow_the_attention_backends(
 def test_a_logits_backend_that_was_asked_for_stays(configs: dict[str, str]) -> None:
     import deep_gemm
 
-    with fake_cuda.capability(8, 9):
-        tree.publish(tree.server_args(configs["glm"], dsa_paged_mqa_logits_backend="deepgemm"))
+    with fake_cuda.capability(9, 0):
+        tree.publish(
+            tree.server_args(configs["glm"], **BOTH, dsa_paged_mqa_logits_backend="deepgemm")
+        )
         assert tree.logits_functions()["paged"] is deep_gemm.fp8_paged_mqa_logits
 
 
@@ -302,7 +330,7 @@ def test_sm89_needs_no_deep_gemm(configs: dict[str, str], monkeypatch: pytest.Mo
 
 
 @releases.only(">=0.5.15")
-@pytest.mark.parametrize("device", [(8, 9), (9, 0), (12, 0)])
+@pytest.mark.parametrize("device", [(8, 0), (8, 6), (8, 9), (9, 0), (12, 0)])
 @pytest.mark.parametrize("asked", [None, "1", "0"])
 def test_topk_v2_is_off_where_it_does_not_compile(
     configs: dict[str, str],
@@ -318,7 +346,7 @@ def test_topk_v2_is_off_where_it_does_not_compile(
     with fake_cuda.capability(*device):
         built = tree.backend(tree.server_args(configs["glm"]))
         assert built.dsa_topk_backend.is_sgl_kernel()
-        off = device == (8, 9) and releases.at("<0.5.21")
+        off = device < (9, 0) and releases.at("<0.5.21")
         assert envs.SGLANG_OPT_USE_TOPK_V2.get() == (asked == "1" if asked else not off)
 
 
@@ -375,7 +403,7 @@ def test_nothing_is_checked_when_ada_dsa_is_not_used(configs: dict[str, str], re
         {"dsa_prefill_backend": "ada_dsa", "dsa_decode_backend": "trtllm"},
     ],
 )
-@pytest.mark.parametrize("device", [(8, 9), (10, 0)])
+@pytest.mark.parametrize("device", [(10, 0)])
 def test_trtllms_raw_fp8_rows_are_refused(
     configs: dict[str, str], device: tuple[int, int], options: dict[str, Any]
 ) -> None:
@@ -516,20 +544,114 @@ def test_sm120_still_refuses_kernels_it_has_not(configs: dict[str, str], other: 
     pair = {"dsa_prefill_backend": other, "dsa_decode_backend": other}
     with (
         fake_cuda.capability(12, 0),
-        pytest.raises(ValueError, match="supports only flashinfer_sparse_mla.*ada_dsa"),
+        pytest.raises(
+            ValueError, match="(supports only flashinfer_sparse_mla|has no kernel for sm_120).*ada_dsa"
+        ),
     ):
         tree.backend(tree.server_args(configs["glm"], **FP8, **pair))
 
 
+HISPARSE = {"enable_hisparse": True, "disable_radix_cache": True}
+
+
 def test_hisparse_keeps_its_own_default_and_refuses_ada_dsa(configs: dict[str, str]) -> None:
-    hisparse = {"enable_hisparse": True, "disable_radix_cache": True}
-    with fake_cuda.capability(8, 9):
+    hisparse = HISPARSE
+    with fake_cuda.capability(9, 0):
         found = chosen(configs["glm"], **hisparse)
         by_dtype = {"fp8_e4m3": "flashmla_kv", "bfloat16": "flashmla_sparse"}
         assert found[1] == found[2] == by_dtype[found[0]]
         asked = tree.server_args(configs["glm"], **hisparse, dsa_decode_backend="ada_dsa")
         with pytest.raises(ValueError, match="HiSparse"):
             asked.check_server_args()
+
+
+# -- what no kernel serves on this GPU ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", [(8, 0), (8, 6), (8, 9), (12, 0), (12, 1)])
+@pytest.mark.parametrize("backend", ["flashmla_kv", "flashmla_sparse", "fa3", "trtllm"])
+@pytest.mark.parametrize("dtype", [FP8, BF16])
+def test_a_backend_without_a_kernel_is_refused_by_the_option_that_named_it(
+    configs: dict[str, str], device: tuple[int, int], backend: str, dtype: dict[str, str]
+) -> None:
+    sm = "sm_{}{}".format(*device)
+    with fake_cuda.capability(*device):
+        for option in ("prefill", "decode"):
+            with pytest.raises(
+                ValueError,
+                match=f"--dsa-{option}-backend {backend} has no kernel for {sm}.*ada_dsa",
+            ):
+                chosen(configs["deepseek_v32"], **dtype, **{f"dsa_{option}_backend": backend})
+
+
+@pytest.mark.parametrize("device", [(8, 0), (8, 6), (8, 9)])
+@pytest.mark.parametrize("model", ["glm", "deepseek_v32"])
+def test_hisparse_is_refused_where_its_kernels_are_not(
+    configs: dict[str, str], device: tuple[int, int], model: str
+) -> None:
+    with fake_cuda.capability(*device), pytest.raises(ValueError, match="Drop --enable-hisparse"):
+        chosen(configs[model], **HISPARSE)
+
+
+@releases.only(">=0.5.22")
+@pytest.mark.parametrize("device", [(8, 0), (8, 6), (8, 9), (12, 0)])
+@pytest.mark.parametrize("options", [{}, BOTH])
+def test_dcp_is_refused_where_its_kernels_are_not(
+    configs: dict[str, str], device: tuple[int, int], options: dict[str, str]
+) -> None:
+    with (
+        fake_cuda.capability(*device),
+        pytest.raises(ValueError, match="--dcp-size 2 has no DSA kernel.*Drop --dcp-size"),
+    ):
+        chosen(configs["glm"], tp_size=2, dcp_size=2, **options)
+
+
+@releases.only(">=0.5.15")
+@pytest.mark.parametrize("device", [(8, 0), (8, 6), (8, 9), (12, 0)])
+@pytest.mark.parametrize("choice", ["deepgemm", "cutedsl"])
+def test_logits_without_a_kernel_are_refused(
+    configs: dict[str, str], device: tuple[int, int], choice: str
+) -> None:
+    if device == (12, 0) and choice == "deepgemm" and releases.at(">=0.5.17"):
+        pytest.skip("this DeepGEMM has kernels for sm_120")
+    sm = "sm_{}{}".format(*device)
+    with (
+        fake_cuda.capability(*device),
+        pytest.raises(ValueError, match=f"--dsa-paged-mqa-logits-backend {choice} .*{sm}"),
+    ):
+        tree.server_args(configs["glm"], dsa_paged_mqa_logits_backend=choice)
+
+
+@pytest.mark.parametrize("device", [(8, 0), (8, 6), (8, 9)])
+def test_fp8_experts_are_refused_below_sm89(
+    tmp_path: Path, device: tuple[int, int]
+) -> None:
+    fp8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    path = tiny_models.write(tmp_path, {**tree.CONFIGS["glm"], "quantization_config": fp8})
+    with fake_cuda.capability(*device):
+        if device == (8, 9):
+            assert chosen(path) == ("fp8_e4m3", "ada_dsa", "ada_dsa")
+            return
+        with pytest.raises(ValueError, match="no MoE kernel for FP8 weights.*4-bit"):
+            chosen(path)
+
+
+@pytest.mark.parametrize("device", [(8, 0), (8, 9), (12, 0)])
+def test_a_pooled_indexer_is_refused_and_no_option_is_blamed(
+    tmp_path: Path, device: tuple[int, int]
+) -> None:
+    """GLM-5.3-Flash pools its index keys. No backend has a kernel, so none is recommended."""
+    path = tiny_models.write(tmp_path, {**tree.CONFIGS["glm"], "index_kpool": 4})
+    if releases.at("<0.5.20") and device == (12, 0) and releases.at(">=0.5.17"):
+        pytest.skip("this release does not know index_kpool, and GLM has sglang's own kernel")
+    with fake_cuda.capability(*device):
+        if device == (12, 0) and releases.at(">=0.5.17"):
+            # sglang's own kernel is chosen; whether it serves the pooled indexer is its own affair.
+            assert "ada_dsa" not in chosen(path)
+            return
+        with pytest.raises(ValueError, match="pooled indexer.*No option changes this") as refusal:
+            chosen(path)
+    assert "--dsa" not in str(refusal.value)
 
 
 # -- shared-expert fusion -------------------------------------------------------------------------
@@ -552,6 +674,29 @@ def test_shared_expert_fusion(
 ) -> None:
     with fake_cuda.capability(*device):
         assert tree.fused_shared_experts(tree.server_args(configs["glm"], **flags))[0] == expected
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        {"attention_backend": "flashinfer"},
+        {"attention_backend": "triton"},
+        {"prefill_attention_backend": "flashinfer", "decode_attention_backend": "triton"},
+    ],
+)
+def test_fusion_is_sglangs_where_the_attention_is_not_dsas(
+    configs: dict[str, str], attention: dict[str, str]
+) -> None:
+    with fake_cuda.capability(8, 9):
+        args = tree.server_args(configs["glm"], **attention)
+        assert tree.fused_shared_experts(args)[0] == 1
+
+
+def test_fusion_is_sglangs_for_a_model_without_dsa(configs: dict[str, str]) -> None:
+    """DeepSeek-V3 on an RTX 4090 is served by sglang itself."""
+    with fake_cuda.capability(8, 9):
+        args = tree.server_args(configs["deepseek_v3"])
+        assert tree.fused_shared_experts(args, dsa=False)[0] == 1
 
 
 def test_the_override_turns_fusion_off(

@@ -193,8 +193,12 @@ def takes_dense_prefill(built: Any) -> bool:
     return bool(built.use_mha)
 
 
-def fused_shared_experts(args: Any, experts: int = 256) -> tuple[int, bool]:
-    """The number of shared experts that GLM folds into its routed ones, and whether fusion is disabled."""
+def fused_shared_experts(args: Any, experts: int = 256, dsa: bool = True) -> tuple[int, bool]:
+    """The number of shared experts that GLM folds into its routed ones, and whether fusion is disabled.
+
+    Args:
+        dsa: False for the same model without sparse attention.
+    """
     from sglang.srt.models import deepseek_v2
     from sglang.srt.models.glm4_moe import GlmMoeDsaForCausalLM
 
@@ -202,7 +206,10 @@ def fused_shared_experts(args: Any, experts: int = 256) -> tuple[int, bool]:
     if hasattr(deepseek_v2, "_device_sm"):  # read at import
         deepseek_v2._device_sm = fake_cuda.device_sm()
     config = SimpleNamespace(
-        architectures=["GlmMoeDsaForCausalLM"], n_routed_experts=experts, n_shared_experts=1
+        architectures=["GlmMoeDsaForCausalLM"],
+        n_routed_experts=experts,
+        n_shared_experts=1,
+        index_topk=2048 if dsa else None,
     )
     if releases.at(">=0.5.23"):
         from sglang.srt.layers.moe.utils import resolve_shared_experts_config

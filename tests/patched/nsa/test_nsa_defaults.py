@@ -37,14 +37,14 @@ def chosen(path: str, capability: tuple[int, int], **options: Any) -> tuple[str,
 @pytest.mark.parametrize(
     ("capability", "expected"),
     [
-        ((8, 0), BF16_HOPPER),
-        ((8, 6), BF16_HOPPER),
+        ((8, 0), ADA),
+        ((8, 6), ADA),
         ((8, 9), ADA),
         ((9, 0), BF16_HOPPER),
         ((10, 0), FP8_BLACKWELL),
         ((10, 3), FP8_BLACKWELL),
         ((12, 0), ADA),
-        ((12, 1), FP8_BLACKWELL),
+        ((12, 1), ADA),
     ],
 )
 def test_defaults(
@@ -78,22 +78,13 @@ def test_unknown_override_is_refused(
         chosen(models["glm"], (9, 0))
 
 
-@pytest.mark.parametrize("capability", [(8, 9), (12, 0)])
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (12, 0), (12, 1)])
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"nsa_decode_backend": "tilelang"}, ("fp8_e4m3", "ada_dsa", "tilelang")),
-        ({"nsa_prefill_backend": "flashmla_kv"}, ("fp8_e4m3", "flashmla_kv", "ada_dsa")),
         ({"kv_cache_dtype": "bfloat16"}, ("bfloat16", "ada_dsa", "ada_dsa")),
         ({"kv_cache_dtype": "bf16"}, ("bfloat16", "ada_dsa", "ada_dsa")),
-        (
-            {
-                "kv_cache_dtype": "bfloat16",
-                "nsa_prefill_backend": "tilelang",
-                "nsa_decode_backend": "tilelang",
-            },
-            ("bfloat16", "tilelang", "tilelang"),
-        ),
+        ({"nsa_decode_backend": "ada_dsa"}, ADA),
     ],
 )
 def test_an_explicit_choice_wins(
@@ -103,6 +94,35 @@ def test_an_explicit_choice_wins(
     expected: tuple[str, str, str],
 ) -> None:
     assert chosen(models["glm"], capability, **options) == expected
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (12, 0), (12, 1)])
+@pytest.mark.parametrize("backend", ["flashmla_kv", "flashmla_sparse", "tilelang", "fa3"])
+@pytest.mark.parametrize("option", ["prefill", "decode"])
+def test_a_backend_without_a_kernel_is_refused_by_the_option_that_named_it(
+    models: dict[str, str], capability: tuple[int, int], backend: str, option: str
+) -> None:
+    named = f"--nsa-{option}-backend {backend}"
+    if capability[0] == 12 and releases.at(">=0.5.10,<0.5.11"):
+        named = ""  # this release replaces what was asked for, so there is nothing to refuse
+    with pytest.raises(ValueError, match=f"{named} has no kernel for sm_.*ada_dsa"):
+        chosen(
+            models["glm"],
+            capability,
+            kv_cache_dtype="bfloat16",
+            **{f"nsa_{option}_backend": backend},
+        )
+
+
+def test_fp8_experts_are_refused_below_sm89(tmp_path: Path) -> None:
+    fp8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    path = tiny_models.write(
+        tmp_path, {**nsa_tree.CONFIGS["deepseek_v32"], "quantization_config": fp8}
+    )
+    assert chosen(path, (8, 9)) == ADA
+    for capability in ((8, 0), (8, 6)):
+        with pytest.raises(ValueError, match="no MoE kernel for FP8 weights.*4-bit"):
+            chosen(path, capability)
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
@@ -116,18 +136,24 @@ def test_ada_dsa_can_be_asked_for_anywhere(
     assert explicit == ("bfloat16", "ada_dsa", "ada_dsa")
     decode = chosen(models["glm"], capability, nsa_decode_backend="ada_dsa")
     prefill = FP8_HOPPER_PREFILL
+    if capability == (8, 0):
+        prefill = "ada_dsa"  # sglang's choice has no kernel there
     if capability == (10, 0) and releases.at(">=0.5.11"):
         prefill = "trtllm"  # the backend's constructor refuses this mix
     assert decode == ("fp8_e4m3", prefill, "ada_dsa")
 
 
 @pytest.mark.skipif(releases.at("<0.5.10"), reason="HiSparse came with 0.5.10")
-@pytest.mark.parametrize("capability", [(8, 9), (12, 0)])
-def test_hisparse_keeps_its_own_default(
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (12, 0)])
+def test_hisparse_keeps_its_own_default_or_is_refused(
     models: dict[str, str], capability: tuple[int, int]
 ) -> None:
     options = {"enable_hisparse": True, "disable_radix_cache": True}
-    assert "ada_dsa" not in chosen(models["glm"], capability, **options)
+    if capability == (9, 0):
+        assert "ada_dsa" not in chosen(models["glm"], capability, **options)
+        return
+    with pytest.raises(ValueError, match="Drop --enable-hisparse"):
+        chosen(models["glm"], capability, **options)
 
 
 def test_command_line_accepts_the_choice() -> None:
@@ -152,7 +178,11 @@ def test_a_model_without_dsa_is_untouched(models: dict[str, str]) -> None:
 
 
 def fused_experts(
-    models: dict[str, str], monkeypatch: pytest.MonkeyPatch, sm: int, **options: bool
+    models: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    sm: int,
+    dsa: bool = True,
+    **options: Any,
 ) -> tuple[int, bool]:
     """The number of shared experts that the model folds into the routed ones, and the flag afterwards."""
     from sglang.srt.models import deepseek_v2
@@ -161,10 +191,13 @@ def fused_experts(
     monkeypatch.setattr(deepseek_v2, "_device_sm", sm)
     monkeypatch.setattr(deepseek_v2, "get_moe_expert_parallel_world_size", lambda: 1)
     with fake_cuda.capability(sm // 10, sm % 10):
-        args = nsa_tree.server_args(models["glm"], **options)
+        args = nsa_tree.server_args(models["glm" if dsa else "deepseek_v3"], **options)
         model = SimpleNamespace(
             config=SimpleNamespace(
-                architectures=["GlmMoeDsaForCausalLM"], n_routed_experts=256, n_shared_experts=1
+                architectures=["GlmMoeDsaForCausalLM"],
+                n_routed_experts=256,
+                n_shared_experts=1,
+                index_topk=2048 if dsa else None,
             ),
             quant_config=None,
         )
@@ -193,6 +226,20 @@ def test_fusion_is_off_on_sm89_unless_enforced(
     assert fused_experts(models, monkeypatch, 89, enforce_shared_experts_fusion=True) == (1, False)
     off = {"disable_shared_experts_fusion": True, "enforce_shared_experts_fusion": True}
     assert fused_experts(models, monkeypatch, 89, **off) == (0, True)
+
+
+@pytest.mark.parametrize("backend", ["flashinfer", "triton"])
+def test_fusion_is_sglangs_where_the_attention_is_not_dsas(
+    models: dict[str, str], monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    assert fused_experts(models, monkeypatch, 89, attention_backend=backend) == (1, False)
+
+
+def test_fusion_is_sglangs_for_a_model_without_dsa(
+    models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSeek-V3 on an RTX 4090 is served by sglang itself."""
+    assert fused_experts(models, monkeypatch, 89, dsa=False) == (1, False)
 
 
 def test_override_turns_fusion_off_too(
