@@ -39,9 +39,7 @@ def act_quant(
     if x.dim() == 0 or x.shape[-1] % DIM:
         raise ValueError(f"x: expected a last dimension divisible by {DIM}, got {tuple(x.shape)}")
     codes = torch.empty(x.shape, dtype=_FP8, device=x.device)
-    scales = torch.empty(
-        (*x.shape[:-1], x.shape[-1] // DIM), dtype=torch.float32, device=x.device
-    )
+    scales = torch.empty((*x.shape[:-1], x.shape[-1] // DIM), dtype=torch.float32, device=x.device)
     if x.numel() == 0:
         return codes, scales
     blocks = x.view(-1, DIM)

@@ -53,7 +53,9 @@ def test_kv_rows_are_packed_by_the_bundle(device: tuple[int, int]) -> None:
         whole = module("quant_k_cache").quantize_k_cache(torch.cat([nope, rope], 1)[:, None, None])
     assert torch.equal(torch.cat(parts, 2)[:, 0], want)
     assert torch.equal(whole.view(torch.uint8).view(5, 656), want)
-    assert memory_pool.quantize_k_cache_separate is module("quant_k_cache").quantize_k_cache_separate
+    assert (
+        memory_pool.quantize_k_cache_separate is module("quant_k_cache").quantize_k_cache_separate
+    )
 
 
 @pytest.mark.parametrize("device", [(8, 0), (8, 6)])
@@ -121,5 +123,7 @@ def test_other_gpus_keep_sglangs_kernels(
     )
     with fake_cuda.capability(*device):
         for call in calls:
-            with pytest.raises(Exception, match="(?i)triton|cuda|cpu|driver"):  # a launch on the CPU
+            with pytest.raises(
+                Exception, match="(?i)triton|cuda|cpu|driver"
+            ):  # a launch on the CPU
                 call()

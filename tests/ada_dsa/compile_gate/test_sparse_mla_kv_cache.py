@@ -15,7 +15,7 @@ import torch
 from ada_dsa.arch import has_native_fp8
 from ada_dsa.configs import ROWS, Config, pick
 from ada_dsa.kv_cache.layout import KvLayout
-from tests.support.aot import ARCHS, Compiled, check_limits, compile_kernel
+from tests.support.aot import ARCHS, BORROWED, Compiled, check_limits, compile_kernel
 
 # Bytes per multiprocessor (CUDA C++ programming guide, technical specifications).
 SHARED_PER_SM = {
@@ -86,6 +86,8 @@ def assert_main_kernel(compiled: Compiled, config: Config) -> None:
 
 def assert_fits(compiled: Compiled, blocks_per_sm: int, row_arch: int = 80) -> None:
     check_limits(compiled, blocks_per_sm=blocks_per_sm, row_arch=row_arch)
+    if compiled.arch in BORROWED:
+        blocks_per_sm = 1
     used = (compiled.shared + 1024) * blocks_per_sm  # each block reserves 1 KB for the system
     report = f"{blocks_per_sm} blocks do not fit: {compiled.summary()}"
     assert used <= SHARED_PER_SM[compiled.arch], report

@@ -19,6 +19,7 @@ from unittest.mock import MagicMock
 overlay = [os.environ["ADA_OVERLAY"]] if "ADA_OVERLAY" in os.environ else []
 sys.path[:0] = [sys.argv[1], *overlay, str(Path(__file__).parents[1])]
 
+import boundaries  # noqa: E402
 import fake_cuda  # noqa: E402
 import releases  # noqa: E402
 import tiny_models  # noqa: E402
@@ -172,7 +173,15 @@ def logits_backend(choice: str) -> str:
 def main() -> None:
     configs = tree.write_configs(Path())
     tree.start_one_rank(tree.server_args(configs["glm"]), Path.cwd())
-    print(json.dumps(selections(configs)))
+    found = selections(configs)
+    found |= boundaries.cells(
+        tree.CONFIGS,
+        lambda path, **options: tree.resolved(tree.server_args(path, **options)),
+        tiny_models.write,
+        fake_cuda.capability,
+        "dsa",
+    )
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def test_sm8x_defaults_to_ada_dsa_on_fp8_rows(
 def test_sm12x_defaults_to_ada_dsa_where_sglang_has_no_kernel(
     configs: dict[str, str], model: str, device: tuple[int, int]
 ) -> None:
-    """An upgrade keeps what served DeepSeek-V3.2 up to 0.5.16; GLM has a kernel of sglang's from 0.5.17 on."""
+    """An upgrade keeps what served DeepSeek-V3.2 up to 0.5.16; from 0.5.17 on sglang has a kernel for GLM."""
     with fake_cuda.capability(*device):
         found = chosen(configs[model])
         bf16 = chosen(configs[model], **BF16)
@@ -92,9 +92,7 @@ def test_sm120_takes_ada_dsa_for_head_counts_that_flashinfer_has_not(
 
 
 @pytest.mark.parametrize("device", [(8, 0), (8, 6), (8, 9)])
-def test_sm8x_keeps_ada_dsa_on_bf16_rows(
-    configs: dict[str, str], device: tuple[int, int]
-) -> None:
+def test_sm8x_keeps_ada_dsa_on_bf16_rows(configs: dict[str, str], device: tuple[int, int]) -> None:
     with fake_cuda.capability(*device):
         assert chosen(configs["glm"], **BF16) == ("bfloat16", "ada_dsa", "ada_dsa")
 
@@ -122,6 +120,26 @@ def test_a_wrong_override_is_refused_at_start(
         pytest.raises(ValueError, match="SGLANG_ADA_DSA_OVERRIDE_ARCH"),
     ):
         tree.server_args(configs["glm"])
+
+
+@pytest.mark.parametrize("device", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), (12, 1)])
+@pytest.mark.parametrize("model", ["glm", "deepseek_v32"])
+def test_what_tool_doctor_recommends_starts(
+    configs: dict[str, str], device: tuple[int, int], model: str
+) -> None:
+    """The options that doctor prints for the GPU, or none where it says that ada_dsa is the default."""
+    from tool.doctor import diagnose
+
+    found = diagnose.route(device[0] * 10 + device[1], releases.RELEASE, fork=True)
+    words = found.options.replace("--", "").split()
+    options = {
+        name.replace("-", "_"): value for name, value in zip(words[::2], words[1::2], strict=True)
+    }
+    assert bool(options) == (found.kind == "request")
+    with fake_cuda.capability(*device):
+        built = tree.backend(tree.server_args(configs[model], **options))
+        assert (built.dsa_prefill_impl, built.dsa_decode_impl) == ("ada_dsa", "ada_dsa")
+        assert tree.logits_functions() == bundled()
 
 
 # -- explicit choices -----------------------------------------------------------------------------
@@ -178,7 +196,9 @@ def test_sm89_keeps_an_explicit_tilelang_pair(configs: dict[str, str]) -> None:
     """From 0.5.22 on this backend reads raw fp8 rows, so it stays available as a reference."""
     pair = {"dsa_prefill_backend": "tilelang", "dsa_decode_backend": "tilelang"}
     with fake_cuda.capability(8, 9):
-        with pytest.raises(ValueError, match="--dsa-prefill-backend tilelang has no kernel for sm_89"):
+        with pytest.raises(
+            ValueError, match="--dsa-prefill-backend tilelang has no kernel for sm_89"
+        ):
             chosen(configs["glm"], **BF16, **pair)
         if releases.at(">=0.5.22"):
             assert chosen(configs["glm"], **pair) == ("fp8_e4m3", "tilelang", "tilelang")
@@ -545,7 +565,8 @@ def test_sm120_still_refuses_kernels_it_has_not(configs: dict[str, str], other: 
     with (
         fake_cuda.capability(12, 0),
         pytest.raises(
-            ValueError, match="(supports only flashinfer_sparse_mla|has no kernel for sm_120).*ada_dsa"
+            ValueError,
+            match="(supports only flashinfer_sparse_mla|has no kernel for sm_120).*ada_dsa",
         ),
     ):
         tree.backend(tree.server_args(configs["glm"], **FP8, **pair))
@@ -623,9 +644,7 @@ def test_logits_without_a_kernel_are_refused(
 
 
 @pytest.mark.parametrize("device", [(8, 0), (8, 6), (8, 9)])
-def test_fp8_experts_are_refused_below_sm89(
-    tmp_path: Path, device: tuple[int, int]
-) -> None:
+def test_fp8_experts_are_refused_below_sm89(tmp_path: Path, device: tuple[int, int]) -> None:
     fp8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
     path = tiny_models.write(tmp_path, {**tree.CONFIGS["glm"], "quantization_config": fp8})
     with fake_cuda.capability(*device):

@@ -21,6 +21,7 @@ from unittest.mock import MagicMock
 overlay = [os.environ["ADA_OVERLAY"]] if "ADA_OVERLAY" in os.environ else []
 sys.path[:0] = [sys.argv[1], *overlay, str(Path(__file__).parents[1])]
 
+import boundaries  # noqa: E402
 import fake_cuda  # noqa: E402
 import tiny_models  # noqa: E402
 
@@ -233,7 +234,15 @@ def main() -> None:
     configs = nsa_tree.write_configs(Path())
     answer_with_tensors()
     nsa_tree.start_one_rank(nsa_tree.server_args(configs["glm"]), Path.cwd())
-    print(json.dumps(selections(configs)))
+    found = selections(configs)
+    found |= boundaries.cells(
+        nsa_tree.CONFIGS,
+        lambda path, **options: vars(nsa_tree.server_args(path, **options)),
+        tiny_models.write,
+        fake_cuda.capability,
+        "nsa",
+    )
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

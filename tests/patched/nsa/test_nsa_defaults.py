@@ -56,6 +56,22 @@ def test_defaults(
     assert chosen(models[model], capability) == expected
 
 
+@pytest.mark.parametrize("device", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), (12, 1)])
+def test_what_tool_doctor_recommends_starts(
+    models: dict[str, str], device: tuple[int, int]
+) -> None:
+    """The options that doctor prints for the GPU, or none where it says that ada_dsa is the default."""
+    from tool.doctor import diagnose
+
+    found = diagnose.route(device[0] * 10 + device[1], releases.RELEASE, fork=True)
+    words = found.options.replace("--", "").split()
+    options = {
+        name.replace("-", "_"): value for name, value in zip(words[::2], words[1::2], strict=True)
+    }
+    assert bool(options) == (found.kind == "request")
+    assert chosen(models["glm"], device, **options) == ADA
+
+
 def test_page_size_and_attention_backend_are_stocks(models: dict[str, str]) -> None:
     with fake_cuda.capability(8, 9):
         args = nsa_tree.server_args(models["glm"])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+import boundaries
 import pytest
 import releases
 
 NEW_FLAG = "enforce_shared_experts_fusion"
-BACKENDS = ("nsa_prefill_backend", "nsa_decode_backend")
 Found = dict[str, Any]
 
 
@@ -28,7 +27,7 @@ def of(found: Found, sm: str) -> Found:
     return {key: value for key, value in found.items() if key.startswith(f"{sm} ")}
 
 
-@pytest.mark.parametrize("sm", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("sm", ["sm_90", "sm_100"])
 def test_selects_what_stock_selects(sm: str, compared: tuple[Found, Found]) -> None:
     stock, patched = (of(one, sm) for one in compared)
     assert len(stock) > 50
@@ -48,34 +47,25 @@ def test_another_attention_backend_gets_stocks_arguments(
     assert sum(isinstance(value, dict) for value in stock.values()) > 3
 
 
-def test_sm120_changes_the_two_backends_and_what_follows_from_them(
-    compared: tuple[Found, Found],
-) -> None:
-    """No NSA kernel of these releases runs on sm_120, so the default there is ada_dsa too."""
-    stock, patched = (of(one, "sm_120") for one in compared)
-    assert patched.keys() == stock.keys()
-    changed = 0
-    for key, before in stock.items():
-        after = patched[key]
-        if "deepseek_v3 " in key or " fusion " in key:
-            assert after == before
-        elif key.endswith(" arguments"):
-            asked = json.loads(key.removesuffix(" arguments").split(" ", 2)[2])
-            if any("attention_backend" in name for name in asked):
-                continue
-            differing = {name for name in before if after[name] != before[name]}
-            given = {name for name in BACKENDS if name in asked}
-            if len(given) == 1 and releases.at(">=0.5.10,<0.5.11"):
-                assert differing == set(BACKENDS)  # stock writes trtllm over what was asked for
-            else:
-                assert differing == set(BACKENDS) - given
-            for name in differing:
-                assert after[name] == repr(asked.get(name, "ada_dsa"))
-            changed += bool(differing)
-        elif all(name in key for name in BACKENDS):
-            # Both backends were asked for: the same kernels are reached.
-            assert after == before
-    assert changed == 16
+@pytest.mark.parametrize("sm", ["sm_80", "sm_120"])
+def test_what_is_not_dsa_is_stocks(sm: str, compared: tuple[Found, Found]) -> None:
+    """A model without DSA and the shared expert's fusion, on GPUs where the defaults for DSA differ."""
+    stock, patched = (
+        {k: v for k, v in of(one, sm).items() if " deepseek_v3 " in k or " fusion " in k}
+        for one in compared
+    )
+    assert len(stock) > 10
+    assert patched == stock
+
+
+def test_every_difference_of_a_start_has_a_reason(both: tuple[Found, Found]) -> None:
+    """The matrix of GPUs, models and options; docs/boundaries.md is its table of reasons."""
+    stock, patched = both
+    cells = [key for key in stock if key.startswith("boundary ")]
+    assert len(cells) == len(boundaries.SMS) * len(boundaries.MODELS) * len(boundaries.OPTIONS)
+    assert list(boundaries.compare(stock, patched, releases.RELEASE)) == []
+    assert sum(patched[key] != stock[key] for key in cells) > 150
+    assert sum(isinstance(stock[key], dict) for key in cells) > len(cells) * 3 / 5
 
 
 def test_the_comparison_sees_real_selections(compared: tuple[Found, Found]) -> None:
@@ -84,7 +74,9 @@ def test_the_comparison_sees_real_selections(compared: tuple[Found, Found]) -> N
     refused = [
         key
         for key, value in stock.items()
-        if isinstance(value, str) and "attention_backend" not in key
+        if isinstance(value, str)
+        and "attention_backend" not in key
+        and not key.startswith("boundary ")
     ]
     assert refused == ['sm_100 deepseek_v3 {"kv_cache_dtype": "bfloat16"} arguments']
     assert len(stock["sm_90 glm {} arguments"]) > 300

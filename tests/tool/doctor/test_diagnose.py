@@ -114,8 +114,9 @@ def test_a_worktree_on_pythonpath_is_the_fork() -> None:
     ("sm", "release", "kind"),
     [
         (75, "0.5.23", "refused"),
-        (80, "0.5.23", "request"),
-        (86, "0.5.9", "request"),
+        (80, "0.5.23", "default"),
+        (86, "0.5.9", "default"),
+        (87, "0.5.23", "default"),
         (89, "0.5.9", "default"),
         (89, "0.5.23", "default"),
         (90, "0.5.23", "request"),
@@ -123,7 +124,8 @@ def test_a_worktree_on_pythonpath_is_the_fork() -> None:
         (120, "0.5.16", "default"),
         (120, "0.5.17", "request"),
         (120, "0.5.23", "request"),
-        (121, "0.5.16", "request"),
+        (121, "0.5.16", "default"),
+        (121, "0.5.23", "request"),
     ],
 )
 def test_route(sm: int, release: str, kind: str) -> None:
@@ -177,7 +179,7 @@ def test_the_rules_are_those_of_the_series(release: str) -> None:
     guards = next(text for name, text in added.items() if "capability-guards" in name)
     swap = next(text for name, text in added.items() if "kernel-swap" in name)
     by_default = diagnose.route(120, version, fork=True).kind == "default"
-    assert by_default == ("get_device_sm() == 120" in guards)
+    assert by_default == ("deep_gemm_on_sm120=True" not in guards)
     options = diagnose.options(version)
     logits = '["auto", "ada_dsa"' in swap
     assert ("--dsa-paged-mqa-logits-backend ada_dsa" in options) == logits
