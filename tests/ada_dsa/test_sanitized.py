@@ -11,6 +11,7 @@ import torch
 
 from ada_dsa import (
     configs,
+    act_quant,
     dequantize_k_cache,
     fast_topk_transform_fused,
     fp8_mqa_logits,
@@ -122,3 +123,11 @@ def test_kv_rows() -> None:
     back = dequantize_k_cache(packed)
     assert torch.equal(back.cpu(), dequantize_k_cache(packed.cpu()))
     assert_close(back.cpu(), rows, 5e-2, "packed and unpacked")  # e4m3 has three bits of fraction
+
+
+def test_keys_and_queries() -> None:
+    x = torch.randn(7, 3, 256, dtype=torch.bfloat16)
+    codes, scales = act_quant(x.cuda(), scale_fmt="ue8m0")
+    want, want_scales = act_quant(x, scale_fmt="ue8m0")
+    assert torch.equal(scales.cpu(), want_scales)
+    assert torch.equal(codes.cpu().view(torch.uint8), want.view(torch.uint8))
