@@ -30,6 +30,7 @@ SUMMARIES: Final = {
     "lint": "Check headers, order file, form and security rules.",
     "lock": "Apply and check the series; record it in series.lock.",
     "new": "Make a patch of what is uncommitted in a worktree.",
+    "plan": "Compute what fits on given cards, and the launch command.",
     "rebase": "Carry the series to another release.",
     "refresh": "Fold what is uncommitted in a worktree into a patch.",
     "repair": "Finish or undo what an interrupted command left.",
