@@ -181,7 +181,9 @@ def _choose_partition(
             return aligned
     best = divide_best(filler.count, range(model.layers), model.layers, pp)
     own = divide_evenly(model.layers, pp)
-    return own if best is None or least(own) >= max(needed, NEARLY * least(best)) else best
+    if best is None or least(best) <= 0:
+        return own
+    return own if least(own) >= max(needed, NEARLY * least(best)) else best
 
 
 def _span(partition: Sequence[int]) -> list[tuple[int, int]]:
@@ -192,9 +194,8 @@ def _span(partition: Sequence[int]) -> list[tuple[int, int]]:
 def _say_why_not(reserve: Reserve, stages: Sequence[Stage], tokens: int, needed: int) -> str:
     if tokens >= needed:
         return ""
-    worst = min((one for one in stages if one.tokens is not None), key=lambda one: one.tokens or 0)
-    taken = worst.weight + worst.state
+    taken = max(one.weight + one.state for one in stages)
     if taken > reserve.budget:
-        what = "weights" if not worst.state else "weights and linear-attention state"
+        what = "weights and linear-attention state" if stages[0].state else "weights"
         return f"{what} take {taken / GIB:.1f} GiB of a card, and {reserve.budget / GIB:.1f} GiB are there"
     return f"holds {tokens:,} of the {needed:,} tokens asked for"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from packaging.version import Version
@@ -15,7 +15,6 @@ from tool.plan.layouts import Layout, find_fewest, rank_layouts
 from tool.plan.memory import (
     CHUNK,
     CONTEXT,
-    LARGEST_FRACTION,
     MARGIN,
     RUNNING,
     RUNNING_LINEAR,
@@ -35,24 +34,30 @@ FIRST_GLM5_NEXT: Final = Version("0.5.20")
 FIRST_MARLIN_NVFP4: Final = Version("0.5.13")
 """The first release that runs NVFP4 below sm_100, through Marlin (``ModelOptFp4Config``)."""
 GLM5_NEXT: Final = "Glm5Next"
+ASKED_FOR: Final = (
+    "ada_dsa, which the command asks for: sglang's default has no kernel for this model on sm_{sm}"
+)
 
 
 @dataclass(frozen=True)
 class Plan:
     """Sizes are bytes. ``checkpoint``: all weights; ``prediction``: those of the MTP layer among them.
 
-    ``needed``: tokens asked for. ``obstacles``: why the server would not start. ``on_request``: options that
-    choose ada_dsa where the commands leave sglang's own kernels.
+    ``needed``: tokens of ``streams`` requests of ``context``. ``kernels``: what serves DSA with the commands.
+    ``on_request``: options that choose ada_dsa where the commands leave sglang's own kernels.
+    ``obstacles``: why the server would not start. ``fits_in_4bit``: it does not fit, and would in NVFP4.
     """
 
     model: Model
     release: Version
     cards: Cards
-    route: Route
+    kernels: str
     checkpoint: int
     prediction: int
     source: str
     row: int
+    context: int
+    streams: int
     needed: int
     running: int
     layouts: tuple[Layout, ...]
@@ -60,6 +65,7 @@ class Plan:
     obstacles: tuple[str, ...]
     commands: tuple[str, ...]
     on_request: str
+    fits_in_4bit: bool
     warnings: tuple[str, ...]
 
     @property
@@ -88,30 +94,45 @@ def make_plan(
     running = streams or (RUNNING_LINEAR if model.linear else RUNNING)
     longest = min(context or model.max_context, model.max_context)
     setting = Setting(model, weights, cards, release, row, running, longest)
-    needed = (context or min(DEFAULT_CONTEXT, model.max_context)) * (streams or 1)
+    asked = context or min(DEFAULT_CONTEXT, model.max_context)
+    needed = asked * (streams or 1)
     layouts = tuple(rank_layouts(setting, needed))
     obstacles = tuple(_find_obstacles(model, cards.sm, release, path))
+    chosen = bool(path.options) and _needs_options(model, cards.sm, release)
     commands: tuple[str, ...] = ()
     if layouts[0].fits and not obstacles:
-        commands = tuple(_write_commands(setting, layouts[0], path, context, streams))
+        commands = tuple(
+            _write_commands(setting, layouts[0], path.options if chosen else "", context)
+        )
     return Plan(
         model=model,
         release=release,
         cards=cards,
-        route=path,
+        kernels=path.text if not chosen else ASKED_FOR.format(sm=cards.sm),
         checkpoint=sum_stored(weights),
         prediction=sum(one.size for one in weights if one.place == PREDICTION),
         source=source,
         row=row,
+        context=asked,
+        streams=streams or 1,
         needed=needed,
         running=running,
         layouts=layouts,
         fewest=find_fewest(setting, needed),
         obstacles=obstacles,
         commands=commands,
-        on_request="" if _needs_options(model, cards.sm, release) else path.options,
+        on_request="" if chosen else path.options,
+        fits_in_4bit=not layouts[0].fits and _fits_in_4bit(setting, needed),
         warnings=tuple(_compare_index(model, sum_stored(weights))),
     )
+
+
+def _fits_in_4bit(setting: Setting, needed: int) -> bool:
+    model = replace(setting.model, format="nvfp4", folder=None)
+    if setting.model.format not in ("fp8", "bf16"):
+        return False
+    smaller = replace(setting, model=model, weights=list_weights(model)[0])
+    return rank_layouts(smaller, needed)[0].fits
 
 
 def _check_demand(model: Model, context: int | None, streams: int | None) -> None:
@@ -170,10 +191,10 @@ def _row_layout(model: Model, sm: int, release: Version) -> str:
 
 
 def _write_commands(
-    setting: Setting, layout: Layout, path: Route, context: int | None, streams: int | None
+    setting: Setting, layout: Layout, kernels: str, context: int | None
 ) -> Iterator[str]:
     """The launch command of every node, with the release's option names."""
-    model, cards, nodes = setting.model, setting.cards, setting.cards.nodes
+    model, nodes = setting.model, setting.cards.nodes
     assert layout.reserve is not None
     variables = []
     if layout.pp > 1 and not layout.own_division:
@@ -193,10 +214,8 @@ def _write_commands(
             words.append(f"--max-mamba-cache-size {STATES * setting.running}")
         if model.format in ("nvfp4", "int4"):
             words.append("--disable-shared-experts-fusion")
-        if path.options and _needs_options(model, cards.sm, setting.release):
-            words.append(path.options)
-        words.append(f"{model.options} --host 0.0.0.0 --port 30000".strip())
-        yield " ".join(words)
+        words += [kernels, model.options, "--host 0.0.0.0 --port 30000"]
+        yield " ".join(word for word in words if word)
 
 
 def list_assumptions(plan: Plan) -> list[tuple[str, str]]:
@@ -216,10 +235,7 @@ def list_assumptions(plan: Plan) -> list[tuple[str, str]]:
             ("activations", f"{reserve.activations / GIB:.1f} GiB for chunks of {CHUNK} tokens"),
             ("CUDA graphs", f"{reserve.graphs / GIB:.1f} GiB, as sglang reserves"),
             ("margin", f"{MARGIN / GIB:.1f} GiB for fragmentation, logits and workspaces"),
-            (
-                "static memory",
-                f"{reserve.fraction:.2f} of what is free, {LARGEST_FRACTION:.2f} at most",
-            ),
+            ("static memory", f"{reserve.fraction:.2f} of the rest (--mem-fraction-static)"),
         ]
     if plan.model.linear:
         found.append(("linear attention", f"{STATES} state slots for each request"))

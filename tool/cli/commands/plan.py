@@ -122,9 +122,13 @@ def _summary(found: Plan) -> Iterator[tuple[str, str]]:
     where = f", {cards.nodes} nodes of {cards.per_node}" if cards.nodes > 1 else ""
     yield "cards", f"{cards.count} x {cards.name}, {cards.memory // GIB} GiB, sm_{cards.sm}{where}"
     yield "sglang", f"v{found.release}"
-    yield "asked for", f"{found.needed:,} tokens in the cache"
-    if not found.obstacles:
-        yield "kernels", found.route.text
+    yield "asked for", f"{found.streams} request(s) of {found.context:,} tokens"
+    if found.obstacles:
+        yield from zip(
+            ("not served", *("" for _ in found.obstacles[1:])), found.obstacles, strict=True
+        )
+    else:
+        yield "kernels", found.kernels
 
 
 def _layout_rows(found: Plan) -> Iterator[tuple[str, ...]]:
@@ -182,14 +186,13 @@ def _write_commands(found: Plan) -> Iterator[str]:
 
 
 def _write_why_not(found: Plan) -> Iterator[str]:
-    for one in found.obstacles:
-        yield f"The server would not start: {one}."
+    if found.obstacles:
+        yield "No command: the server would not start, see above."
     if not found.chosen:
-        ways = (
-            ["a smaller --context or --streams"] if any(one.tokens for one in found.layouts) else []
-        )
-        ways += ["a 4-bit checkpoint"] if found.model.format in ("fp8", "bf16") else []
+        ways = []
         if found.fewest:
-            cards, layout = found.fewest
-            ways.insert(0, f"{cards.count} such cards ({layout.title})")
+            ways.append(f"{found.fewest[0].count} such cards ({found.fewest[1].title})")
+        ways += ["a 4-bit checkpoint"] if found.fits_in_4bit else []
+        if any(one.tokens for one in found.layouts):
+            ways.append("a smaller --context or --streams")
         yield f"Nothing fits. What would: {', or '.join(ways) or 'cards with more memory'}."
