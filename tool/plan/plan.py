@@ -24,7 +24,7 @@ from tool.plan.memory import (
     latent_row,
 )
 from tool.plan.model import Model
-from tool.plan.routes import NATIVE_SM120, OLDEST_SM, Route, route
+from tool.plan.routes import NATIVE_SM120, OLDEST_SM, OPTIONS, Route, route
 from tool.plan.weights import PREDICTION, list_weights, read_index_size, sum_stored
 
 DEFAULT_CONTEXT: Final = 32_768
@@ -87,6 +87,10 @@ def make_plan(
     Raises:
         UsageError: the request makes no sense, or the checkpoint is damaged.
     """
+    if not OPTIONS[-1][0] <= release:
+        raise UsageError(
+            f"there is no fork of sglang {release}", why=f"the first is of {OPTIONS[-1][0]}"
+        )
     _check_demand(model, context, streams)
     weights, source = list_weights(model)
     path = route(cards.sm, release, fork=True)

@@ -63,7 +63,8 @@ def plan(
         streams=streams,
     )
     result = {**_flatten(found), "assumptions": dict(list_assumptions(found))}
-    return Report(result, list(_write(found)), int(not found.commands), found.warnings)
+    session.warnings += found.warnings
+    return Report(result, list(_write(found)), int(not found.commands))
 
 
 def _parse_tokens(text: str) -> int:
