@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from tool.errors import EnvironmentFault, UsageError
 
@@ -21,6 +21,8 @@ FORMATS: Final = ("fp8", "nvfp4", "int4", "bf16")
 """Formats of the weights. Both 4-bit formats hold the routed experts in 4 bits and the rest in bf16."""
 HUB: Final = "https://huggingface.co"
 _LARGEST_CONFIG: Final = 2**22
+_MOST_LAYERS: Final = 500
+_T = TypeVar("_T")
 _SUFFIXES: Final = {
     "fp8": ("fp8",),
     "nvfp4": ("nvfp4",),
@@ -104,11 +106,10 @@ def find_model(given: str, weights: str | None, *, fetch: bool = False) -> Model
     if path.exists():
         folder = path if path.is_dir() else path.parent
         config = _load(folder / "config.json" if path.is_dir() else path)
-        beside = (
-            folder / "hf_quant_config.json"
-        )  # ModelOpt's checkpoints may state the format there
+        # ModelOpt's checkpoints may state their format in a file of its own.
+        beside = folder / "hf_quant_config.json"
         if isinstance(config, dict) and not config.get("quantization_config") and beside.is_file():
-            config["quantization_config"] = {"quant_method": "modelopt", **_load(beside)}
+            config["quantization_config"] = {"quant_method": "modelopt", "beside": _load(beside)}
         model = _read_config(config, str(folder))
         model = replace(model, name=folder.resolve().name, folder=folder)
     elif fetch:
@@ -119,10 +120,14 @@ def find_model(given: str, weights: str | None, *, fetch: bool = False) -> Model
     return model
 
 
+def _load_table() -> dict[str, Any]:
+    file = resources.files("tool.plan").joinpath("models.json")
+    table: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return table
+
+
 def _find_known(given: str, weights: str | None) -> Model:
-    table = json.loads(
-        resources.files("tool.plan").joinpath("models.json").read_text(encoding="utf-8")
-    )
+    table = _load_table()
     short = given.rsplit("/", 1)[-1]
     name, suffix = _SUFFIX.sub("", short).lower(), _SUFFIX.search(short)
     formats = _SUFFIXES[suffix[1].lower()] if suffix else FORMATS
@@ -135,7 +140,7 @@ def _find_known(given: str, weights: str | None) -> Model:
             form = weights or formats[0]
             path = entry["checkpoints"].get(form, f"PATH-OF-{known}-IN-{form.upper()}")
             model = _read_config(entry["config"], given if "/" in given else path)
-            return replace(model, name=known, format=form, options=entry["options"])
+            return replace(model, name=known, format=form)
     raise UsageError(
         f"--model {given!r} is neither a folder with config.json nor in the tool's table",
         why=f"the table has {', '.join(table)}",
@@ -196,13 +201,19 @@ class _Config:
 
     def size(self, name: str, default: int | None = None, *, least: int = 1) -> int:
         found = self.get(name, default)
-        if isinstance(found, bool) or not isinstance(found, int) or not least <= found < 2**40:
-            raise UsageError(
-                f"{name} of the model's config is {found!r}",
-                where=self._where,
-                why=f"an integer of at least {least} is needed",
-            )
+        if isinstance(found, bool) or not isinstance(found, int) or not least <= found < 2**32:
+            raise self.fault(name, f"an integer of at least {least} is needed")
+        return int(found)
+
+    def part(self, name: str, kind: type[_T]) -> _T | None:
+        found = self.get(name)
+        if found is not None and not isinstance(found, kind):
+            raise self.fault(name, f"a {kind.__name__} is needed")
         return found
+
+    def fault(self, name: str, why: str) -> UsageError:
+        message = f"{name} of the model's config is {self.get(name)!r}"
+        return UsageError(message, where=self._where, why=why)
 
 
 def _read_config(raw: Any, path: str) -> Model:
@@ -215,9 +226,8 @@ def _read_config(raw: Any, path: str) -> Model:
     """
     if not isinstance(raw, dict):
         raise UsageError("the model's config is no JSON object", where=path)
-    text = raw.get("text_config") or {}
-    config = _Config({**raw, **text} if isinstance(text, dict) else raw, path)
-    architecture = str((raw.get("architectures") or ["unknown"])[0])
+    config = _Config({**raw, **(_Config(raw, path).part("text_config", dict) or {})}, path)
+    architecture = str((config.part("architectures", list) or ["the model"])[0])
     if config.get("index_topk") is None or config.get("kv_lora_rank") is None:
         raise UsageError(
             f"{architecture} is no DSA model",
@@ -225,13 +235,18 @@ def _read_config(raw: Any, path: str) -> Model:
             why="its config has no index_topk and kv_lora_rank, so it has no sparse attention to plan for",
         )
     layers = config.size("num_hidden_layers")
+    if layers > _MOST_LAYERS:
+        raise config.fault("num_hidden_layers", f"at most {_MOST_LAYERS} are planned")
     linear = _find_linear(config, architecture, layers)
-    kda = _Config(config.get("linear_attn_config", {}), path) if linear else config
-    vision = raw.get("vision_config")
+    kda = _Config(config.part("linear_attn_config", dict) or {}, path)
+    vision = config.part("vision_config", dict)
+    known = [
+        one for one in _load_table().values() if architecture in one["config"]["architectures"]
+    ]
     return Model(
         name=path,
         path=path,
-        options="",
+        options=known[0]["options"] if known else "",
         architecture=architecture,
         format=_find_format(config, path),
         layers=layers,
@@ -260,12 +275,10 @@ def _read_config(raw: Any, path: str) -> Model:
         ),
         linear=linear,
         linear_heads=kda.size("num_heads", config.get("linear_num_heads", 64)) if linear else 0,
-        linear_dim=kda.size("head_dim", config.get("linear_head_dim", 128)) if linear else 0,
-        linear_conv=kda.size("short_conv_kernel_size", config.get("linear_conv_kernel_dim", 4))
-        if linear
-        else 0,
+        linear_dim=kda.size("head_dim", config.get("linear_head_dim", 128)),
+        linear_conv=kda.size("short_conv_kernel_size", config.get("linear_conv_kernel_dim", 4)),
         streams=config.size("hc_mult", 1) if linear else 1,
-        vision=_count_vision(_Config(vision, path)) if isinstance(vision, dict) else 0,
+        vision=_count_vision(_Config(vision, path)) if vision else 0,
         own_embedding=architecture.startswith("Deepseek"),
     )
 
@@ -274,19 +287,21 @@ def _find_linear(config: _Config, architecture: str, layers: int) -> frozenset[i
     """Layers of linear attention: every layer but each fourth, unless ``layer_types`` says otherwise."""
     if not architecture.startswith("Glm5Next"):
         return frozenset()
-    types = config.get("layer_types")
-    if isinstance(types, list):
+    types = config.part("layer_types", list)
+    if types is not None:
         return frozenset(i for i, kind in enumerate(types[:layers]) if kind == "linear_attention")
     return frozenset(i for i in range(layers) if i % 4 != 3)
 
 
 def _is_shared(config: _Config, layer: int) -> bool:
     """Whether the layer reuses the selection of a layer before it (``ada_dsa.index_sharing``)."""
-    types = config.get("indexer_types")
+    types = config.part("indexer_types", list)
     if types is not None:
         return bool(layer < len(types) and types[layer] == "shared")
     pattern = config.get("index_topk_pattern")
     if pattern is not None:
+        if not isinstance(pattern, str | list):
+            raise config.fault("index_topk_pattern", "one letter for each layer is needed")
         return bool(layer < len(pattern) and pattern[layer] == "S")
     freq = config.size("index_topk_freq", 1)
     offset = config.size("index_skip_topk_offset", 2)
@@ -295,7 +310,7 @@ def _is_shared(config: _Config, layer: int) -> bool:
 
 def _find_format(config: _Config, where: str) -> str:
     """One of FORMATS, from ``quantization_config``."""
-    given = config.get("quantization_config")
+    given = config.part("quantization_config", dict)
     if not given:
         return "bf16"
     method = str(given.get("quant_method", "")).lower()

@@ -94,7 +94,7 @@ def make_plan(
     _check_demand(model, context, streams)
     weights, source = list_weights(model)
     path = route(cards.sm, release, fork=True)
-    row = latent_row(model, _row_layout(model, cards.sm, release))
+    row = latent_row(model, _row_layout(cards.sm))
     running = streams or (RUNNING_LINEAR if model.linear else RUNNING)
     longest = min(context or model.max_context, model.max_context)
     setting = Setting(model, weights, cards, release, row, running, longest)
@@ -183,7 +183,7 @@ def _needs_options(model: Model, sm: int, release: Version) -> bool:
     return sm < 89 or (sm >= 120 and not native)
 
 
-def _row_layout(model: Model, sm: int, release: Version) -> str:
+def _row_layout(sm: int) -> str:
     """Format of the latent rows that the command of ``_write_commands`` leads to.
 
     sm_90 has bf16 by default, sm_100 fp8 rows of trtllm (``_dsa_kv_cache_dtype_default``). ada_dsa and
@@ -227,7 +227,7 @@ def list_assumptions(plan: Plan) -> list[tuple[str, str]]:
     found = [
         (
             "card",
-            f"{VISIBLE:.0%} of its nominal memory is there, {CONTEXT / GIB:.1f} GiB go to CUDA and NCCL",
+            f"{VISIBLE:.0%} of its memory is there, {CONTEXT / GIB:.1f} GiB of it for CUDA and NCCL",
         ),
         ("requests", f"{plan.running} at once (--max-running-requests)"),
         ("latent row", f"{plan.row} bytes a token and layer"),

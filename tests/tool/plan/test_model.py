@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ada_dsa import index_sharing
@@ -60,7 +60,7 @@ def test_a_folder_and_a_file(tmp_path: Path) -> None:
     model = find_model(str(folder), None)
     assert model.format == "bf16" and model.folder == folder and model.path == str(folder)
     known = find_model("GLM-5.2", "bf16")
-    same = replace(known, name=model.name, path=model.path, options="")
+    same = replace(known, name=model.name, path=model.path)
     assert same == model == find_model(str(folder / "config.json"), "bf16")
 
 
@@ -145,6 +145,30 @@ def test_a_damaged_config(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UsageError, match="JSON"):
         find_model(str(tmp_path), None)
+
+
+WRONG = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=5), st.integers(), max_size=2),
+)
+FIELDS = [*GLM, "quantization_config", "indexer_types", "index_topk_pattern", "text_config"]
+FIELDS += ["vision_config", "layer_types", "linear_attn_config", "n_shared_experts", "hc_mult"]
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(["GlmMoeDsaForCausalLM", "Glm5Next"]), st.sampled_from(FIELDS), WRONG)
+def test_a_wrong_field_is_a_usage_error_or_no_harm(kind: str, name: str, value: Any) -> None:
+    try:
+        model = models._read_config({**GLM, "architectures": [kind], name: value}, "x")
+    except UsageError as error:
+        assert name in str(error) or "no DSA model" in str(error) or "quantisation" in str(error)
+    else:
+        assert model.layers <= 500 and model.heads > 0
 
 
 rules = st.one_of(
