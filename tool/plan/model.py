@@ -226,8 +226,10 @@ def _read_config(raw: Any, path: str) -> Model:
     """
     if not isinstance(raw, dict):
         raise UsageError("the model's config is no JSON object", where=path)
-    config = _Config({**raw, **(_Config(raw, path).part("text_config", dict) or {})}, path)
-    architecture = str((config.part("architectures", list) or ["the model"])[0])
+    whole = _Config(raw, path)
+    text = whole.part("text_config", dict) or {}
+    config = _Config({**raw, **{k: v for k, v in text.items() if v is not None}}, path)
+    architecture = str((whole.part("architectures", list) or ["the model"])[0])
     if config.get("index_topk") is None or config.get("kv_lora_rank") is None:
         raise UsageError(
             f"{architecture} is no DSA model",
