@@ -20,7 +20,7 @@ from importlib.util import decode_source
 from typing import ClassVar, Final
 
 from tool.analysis.syntax import last_name, parse_syntax
-from tool.git import Git
+from tool.git import Git, Run, changed_runs
 
 MODULE: Final = "<module>"
 _REDEFINES: Final = {"overload", "setter", "getter", "deleter", "register"}
@@ -157,13 +157,15 @@ def _selector(opener: ast.AST) -> str:
 
 
 class Outlines:
-    """Outlines by blob id. An id means one content everywhere, so a process parses a file once."""
+    """Outlines by blob id, and what differs between two blobs. An id means one content everywhere, so a
+    process parses a file once and compares two of them once."""
 
     _known: ClassVar[dict[str, Outline]] = {}
 
     def __init__(self, git: Git) -> None:
         self._git = git
         self._syntax = lru_cache(maxsize=_KEPT)(self._parse)
+        self._runs = lru_cache(maxsize=_KEPT)(self._compare)
 
     def of(self, oid: str) -> Outline:
         """Raises SyntaxError when the file is not Python."""
@@ -174,6 +176,13 @@ class Outlines:
     def syntax(self, oid: str) -> ast.Module:
         """The syntax tree; only the last few are kept. Raises SyntaxError when it is not Python."""
         return self._syntax(oid)
+
+    def runs(self, before: str, after: str) -> tuple[Run, ...]:
+        """The runs of lines that turn one blob into another; only the last few answers are kept."""
+        return self._runs(before, after)
+
+    def _compare(self, before: str, after: str) -> tuple[Run, ...]:
+        return tuple(changed_runs(self._git, before, after))
 
     def _parse(self, oid: str) -> ast.Module:
         return parse_syntax(self._git.blobs([oid])[oid])
