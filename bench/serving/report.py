@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from bench.serving.plot import draw_steps
-
 STREAMS: Final = (1, 8, 64)
 CONTEXTS: Final = (2048, 32_768, 131_072)
 """Streams and contexts in tokens at which decoding is timed."""
@@ -276,6 +274,8 @@ def write(result: Mapping[str, Any], page: Path) -> None:
     }
     plot = page.with_suffix(".svg") if any(lines.values()) else None
     if plot is not None:
+        from bench.serving.plot import draw_steps  # the machine that measures may lack matplotlib
+
         draw_steps(lines, plot)
     page.write_text(markdown(result, plot.name if plot else None))
 
