@@ -89,6 +89,19 @@ def test_commands_and_options_exist(page: Path) -> None:
     assert [message for command in commands for message in wrong(command)] == []
 
 
+def test_the_container_file_copies_what_is_there() -> None:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    copied = {
+        source for line in re.findall(r"^COPY (.+)$", text, re.M) for source in line.split()[:-1]
+    }
+    built = {source for source in copied if source.startswith("dist/")}
+    assert len(built) == 1 and sorted(s for s in copied - built if not (ROOT / s).exists()) == []
+    # What the editable installation reads, and what the commands read beside it.
+    assert {"pyproject.toml", "README.md", "LICENSE", "tool", "ada_dsa"} <= copied
+    pin = re.search(r"^pin (\S+)$", (ROOT / "series.txt").read_text(encoding="utf-8"), re.M)
+    assert pin and f"ARG RELEASE={pin[1]}\n" in text
+
+
 def test_the_checks_above_find_what_is_wrong() -> None:
     assert paths("see `tool/no_such.py`, tests/tool/<package>/ and sglang/tool/x.py.") == {
         "tool/no_such.py",
