@@ -44,7 +44,8 @@ class Plan:
     """Sizes are bytes. ``checkpoint``: all weights; ``prediction``: those of the MTP layer among them.
 
     ``needed``: tokens of ``streams`` requests of ``context``. ``kernels``: what serves DSA with the commands.
-    ``on_request``: options that choose ada_dsa where the commands leave sglang's own kernels.
+    ``on_request``: options that choose ada_dsa where the commands leave sglang's own kernels, for models
+    that it serves.
     ``obstacles``: why the server would not start. ``fits_in_4bit``: it does not fit, and would in NVFP4.
     """
 
@@ -125,7 +126,7 @@ def make_plan(
         fewest=find_fewest(setting, needed),
         obstacles=obstacles,
         commands=commands,
-        on_request="" if chosen else path.options,
+        on_request="" if chosen or model.linear else path.options,
         fits_in_4bit=not layouts[0].fits and _fits_in_4bit(setting, needed),
         warnings=tuple(_compare_index(model, sum_stored(weights))),
     )

@@ -188,12 +188,13 @@ def _write_commands(found: Plan) -> Iterator[str]:
 
 def _write_why_not(found: Plan) -> Iterator[str]:
     if found.obstacles:
-        yield "No command: the server would not start, see above."
-    if not found.chosen:
-        ways = []
-        if found.fewest:
-            ways.append(f"{found.fewest[0].count} such cards ({found.fewest[1].title})")
-        ways += ["a 4-bit checkpoint"] if found.fits_in_4bit else []
-        if any(one.tokens for one in found.layouts):
-            ways.append("a smaller --context or --streams")
-        yield f"Nothing fits. What would: {', or '.join(ways) or 'cards with more memory'}."
+        either = "" if found.chosen else " It would not fit on these cards either."
+        yield f"No command, because the server would not start: see above.{either}"
+        return
+    ways = []
+    if found.fewest:
+        ways.append(f"{found.fewest[0].count} such cards ({found.fewest[1].title})")
+    ways += ["a 4-bit checkpoint"] if found.fits_in_4bit else []
+    if any(one.tokens for one in found.layouts):
+        ways.append("a smaller --context or --streams")
+    yield f"Nothing fits. What would: {', or '.join(ways) or 'cards with more memory'}."
