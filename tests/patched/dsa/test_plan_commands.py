@@ -40,8 +40,11 @@ def test_a_planned_command_starts(
     parser = argparse.ArgumentParser()
     ServerArgs.add_cli_args(parser)
     parsed = vars(parser.parse_args(words))
-    fields = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
-    given = {field: parsed[field] for field in fields - {"model_path", "host", "port"}}
+    # Some releases keep --tp-size under the name of its longer form.
+    stored = {word: parser._option_string_actions[word].dest for word in words if word[:2] == "--"}
+    given = {word[2:].replace("-", "_"): parsed[name] for word, name in stored.items()}
+    for name in ("model_path", "host", "port"):
+        del given[name]
     with fake_cuda.capability(*divmod(cards.sm, 10)):
         args = tree.server_args(configs[folder], **given)
         args.check_server_args()
