@@ -17,6 +17,7 @@ from tool.errors import EnvironmentFault
 
 SECTIONS: Final = {
     "Use the fork": {
+        "plan": "Compute what fits, and the launch command.",
         "apply": "Make a worktree of a patched release.",
         "build": "Build the wheel of the fork.",
         "verify": "Compare a wheel, worktree or installation with series.lock.",
