@@ -26,7 +26,10 @@ from tool.project import Session
 from tool.upstream import Request, find_release
 
 
-@command(reads=True)
+@command(
+    reads=True,
+    example=('tool plan --model GLM-5.2 --gpus "32x RTX 4090 48GB" --context 128K --streams 16',),
+)
 @release_option
 @click.option(
     "--model", required=True, metavar="ID|PATH", help="GLM-5.2, an id of the hub, or a folder."
