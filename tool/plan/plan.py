@@ -34,9 +34,6 @@ FIRST_GLM5_NEXT: Final = Version("0.5.20")
 FIRST_MARLIN_NVFP4: Final = Version("0.5.13")
 """The first release that runs NVFP4 below sm_100, through Marlin (``ModelOptFp4Config``)."""
 GLM5_NEXT: Final = "Glm5Next"
-ASKED_FOR: Final = (
-    "ada_dsa, which the command asks for: sglang's default has no kernel for this model on sm_{sm}"
-)
 
 
 @dataclass(frozen=True)
@@ -113,7 +110,7 @@ def make_plan(
         model=model,
         release=release,
         cards=cards,
-        kernels=path.text if not chosen else ASKED_FOR.format(sm=cards.sm),
+        kernels=_name_kernels(model, cards.sm, path, chosen),
         checkpoint=sum_stored(weights),
         prediction=sum(one.size for one in weights if one.place == PREDICTION),
         source=source,
@@ -130,6 +127,12 @@ def make_plan(
         fits_in_4bit=not layouts[0].fits and _fits_in_4bit(setting, needed),
         warnings=tuple(_compare_index(model, sum_stored(weights))),
     )
+
+
+def _name_kernels(model: Model, sm: int, path: Route, chosen: bool) -> str:
+    if chosen:
+        return f"ada_dsa, which the command asks for: sglang's default has no kernel for this model on sm_{sm}"
+    return "sglang's own kernels" if model.linear else path.text
 
 
 def _fits_in_4bit(setting: Setting, needed: int) -> bool:
