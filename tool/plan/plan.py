@@ -131,7 +131,8 @@ def make_plan(
 
 def _name_kernels(model: Model, sm: int, path: Route, chosen: bool) -> str:
     if chosen:
-        return f"ada_dsa, which the command asks for: sglang's default has no kernel for this model on sm_{sm}"
+        why = f"sglang's default has no kernel for this model on sm_{sm}"
+        return f"ada_dsa, which the command asks for: {why}"
     return "sglang's own kernels" if model.linear else path.text
 
 
