@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from ada_dsa import (
-    configs,
     act_quant,
+    configs,
     dequantize_k_cache,
     fast_topk_transform_fused,
     fp8_mqa_logits,

@@ -17,7 +17,7 @@ import pytest
 TOOL = Path(__file__).parents[2] / "tool"
 LAYERS = (
     ("errors", "atomic"),
-    ("git",),
+    ("git", "plan"),
     ("series", "analysis"),
     ("project",),
     ("upstream",),

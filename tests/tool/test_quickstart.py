@@ -19,7 +19,7 @@ from ada_dsa import index_sharing
 from tool import errors
 from tool.cli.app import SUMMARIES
 from tool.cli.output import PIPE_CLOSED
-from tool.doctor import diagnose
+from tool.plan import OPTIONS
 from tool.rebase import load_history
 from tool.series import load_series, lockfile, patchfile
 
@@ -81,7 +81,7 @@ def test_memory_is_what_division_gives() -> None:
 
 @PAGES
 def test_the_options_are_those_of_tool_doctor(page: str) -> None:
-    for _, options in diagnose.OPTIONS:
+    for _, options in OPTIONS:
         assert f"`{options}`" in page
 
 

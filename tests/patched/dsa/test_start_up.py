@@ -128,9 +128,9 @@ def test_what_tool_doctor_recommends_starts(
     configs: dict[str, str], device: tuple[int, int], model: str
 ) -> None:
     """The options that doctor prints for the GPU, or none where it says that ada_dsa is the default."""
-    from tool.doctor import diagnose
+    from tool import plan
 
-    found = diagnose.route(device[0] * 10 + device[1], releases.RELEASE, fork=True)
+    found = plan.route(device[0] * 10 + device[1], releases.RELEASE, fork=True)
     words = found.options.replace("--", "").split()
     options = {
         name.replace("-", "_"): value for name, value in zip(words[::2], words[1::2], strict=True)
