@@ -673,6 +673,22 @@ def test_a_pooled_indexer_is_refused_and_no_option_is_blamed(
     assert "--dsa" not in str(refusal.value)
 
 
+@releases.only(">=0.5.21")
+def test_speculation_on_pipeline_stages_names_the_variable_that_allows_it(
+    configs: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**SPEC, "pp_size": 2, "disable_overlap_schedule": True}
+
+    def start() -> None:
+        tree.server_args(configs["glm"], **options).check_server_args()
+
+    with fake_cuda.capability(8, 9):
+        with pytest.raises(AssertionError, match="SGLANG_ENABLE_PP_SPEC=1"):
+            start()
+        monkeypatch.setenv("SGLANG_ENABLE_PP_SPEC", "1")
+        start()
+
+
 # -- shared-expert fusion -------------------------------------------------------------------------
 
 
