@@ -101,7 +101,7 @@ def both(_selecting: _Selecting) -> tuple[dict[str, Any], dict[str, Any]]:
     """The selections of the stock tree and of the patched tree, as selections.py prints them."""
     found: list[dict[str, Any]] = []
     for process, folder in _selecting:
-        code = process.wait(timeout=300)
+        code = process.wait(timeout=1500)
         assert code == 0, (folder / "err").read_text()[-4000:]
         found.append(json.loads((folder / "out").read_text().splitlines()[-1]))
     return found[0], found[1]
