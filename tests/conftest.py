@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -51,6 +52,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A job in the background begins like this, and so would every command that a test interrupts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     wanted = selection.releases(ROOT, config.getoption("--sglang-ref") or ["pin"])
     config.stash[_trees] = PatchedTrees(wanted)
 

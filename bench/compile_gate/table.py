@@ -166,6 +166,7 @@ def record(out: Path) -> int:
 
     recorder = Recorder()
     options = ["-q", "-p", "no:cacheprovider", "--tb=no", "--rootdir", str(ROOT)]
+    options += ["-m", ""]  # every architecture, not the sample alone
     code = pytest.main([*options, *map(str, GATES)], plugins=[recorder])
     rows = [asdict(entry) for entry in recorder.records]
     about = {"triton": triton.__version__, "failures": recorder.failures, "rows": rows}

@@ -253,6 +253,7 @@ def one_in_twenty_missing(layer: int, scores: torch.Tensor, topk: int) -> torch.
     return chosen & (torch.arange(scores.shape[1]) % 20 != layer)
 
 
+@pytest.mark.exhaustive  # minutes, in bfloat16 on a CPU; it changes with the model alone
 def test_a_wrong_key_set_shows(tmp_path: Path) -> None:
     """Past 2048 tokens, against what rounding everything to bf16 does to the same weights."""
     spec = Spec(layers=5, heads=4, hidden=256, q_lora=256, dense=256, expert=128, vocab=1024)

@@ -27,6 +27,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 ARCHS = (80, 86, 89, 90, 110, 120, 121)
+SAMPLED = (86, 89, 120)
+"""Those that every run of the tests compiles for; ``-m exhaustive`` compiles for the others."""
 BORROWED = (110, 121)
 """Architectures without rows of their own: a kernel has to fit, but residency was chosen for another one."""
 BORROWED_SPILLS = 8

@@ -14,8 +14,8 @@ from ada_dsa.indexer import ragged_batched_kernel
 from ada_dsa.topk import api as topk
 from ada_dsa.topk import kernel as topk_kernel
 from ada_dsa.topk.plan import LaunchPlan, plan_launch
+from tests.ada_dsa.compile_gate import EACH
 from tests.support.aot import (
-    ARCHS,
     BORROWED,
     SHARED_LIMIT,
     SHARED_OPT_IN,
@@ -100,7 +100,7 @@ PAGED = {
 }
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", EACH)
 @pytest.mark.parametrize("shape", PAGED)
 def test_paged_logits(shape: str, arch: int) -> None:
     batch, next_n, heads, two_d = PAGED[shape]
@@ -113,7 +113,7 @@ def test_paged_logits(shape: str, arch: int) -> None:
     residency(compiled, config.blocks_per_sm)
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", EACH)
 @pytest.mark.parametrize(
     ("heads", "chunk", "compressed"),
     [(32, 32, 0), (32, 256, 4096), (64, 128, 0), (20, 32, 0), (128, 64, 0)],
@@ -132,7 +132,7 @@ def test_ragged_logits_of_several_queries_are_one_product(heads: int) -> None:
     assert "64x128x32" in ragged_launch(90, heads, 64).compile(90).sass
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", EACH)
 @pytest.mark.parametrize("next_n", [1, 2, 3, 4])
 def test_schedule(next_n: int, arch: int) -> None:
     compiled = compile_kernel(
@@ -185,7 +185,7 @@ TOPK = {
 }
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", EACH)
 @pytest.mark.parametrize("shape", TOPK)
 def test_topk(shape: str, arch: int) -> None:
     rows, width, k, mode, starts = TOPK[shape]
@@ -228,7 +228,7 @@ def test_only_a_row_for_sm_90_may_take_what_sm_90_has() -> None:
         check_limits(deep, row_arch=89)
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", EACH)
 @pytest.mark.parametrize("rounded", [False, True], ids=["scales", "powers of two"])
 def test_quantisation_of_keys_and_queries(rounded: bool, arch: int) -> None:
     from ada_dsa.indexer.quantize_kernel import quantize_blocks_kernel

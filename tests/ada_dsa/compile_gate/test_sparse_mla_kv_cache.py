@@ -15,6 +15,7 @@ import torch
 from ada_dsa.arch import has_native_fp8
 from ada_dsa.configs import ROWS, Config, pick
 from ada_dsa.kv_cache.layout import KvLayout
+from tests.ada_dsa.compile_gate import EACH
 from tests.support.aot import ARCHS, BORROWED, Compiled, check_limits, compile_kernel
 
 # Bytes per multiprocessor (CUDA C++ programming guide, technical specifications).
@@ -108,7 +109,7 @@ def main_loop(sass: str) -> str:
 @pytest.mark.parametrize("split", [True, False], ids=["split", "whole"])
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("layout", list(KvLayout), ids=lambda layout: layout.name)
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", EACH)
 def test_sparse_mla_fits(arch: int, layout: KvLayout, heads: int, split: bool) -> None:
     config = pick("sparse_mla", arch, heads=heads, layout=int(layout))
     assert_main_kernel(compile_main(config, arch, layout, heads, split), config)
@@ -126,7 +127,7 @@ def test_the_gate_covers_every_table_row() -> None:
 
 
 @pytest.mark.parametrize("block_s", [2, 8, 64])
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", EACH)
 def test_combine_fits(arch: int, block_s: int) -> None:
     from ada_dsa.sparse_mla.kernel import combine_splits_kernel
 
@@ -144,7 +145,7 @@ def test_combine_fits(arch: int, block_s: int) -> None:
 
 
 @pytest.mark.parametrize("indexed", [False, True], ids=["dense", "indexed"])
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", EACH)
 def test_kv_cache_kernels_fit(arch: int, indexed: bool) -> None:
     from ada_dsa.kv_cache.kernel import pack_rows_kernel, unpack_rows_kernel
 

@@ -29,7 +29,7 @@ def tool(tmp_path: Path, *args: str, code: int = 0) -> dict[str, object]:
 
 
 @pytest.mark.index
-@pytest.mark.parametrize("release", ["0.5.9", "0.5.23"])
+@pytest.mark.parametrize("release", [pytest.param("0.5.9", marks=pytest.mark.exhaustive), "0.5.23"])
 def test_the_fork_wheel_installs_and_verifies(
     released_wheel: Callable[[str], Path], tmp_path: Path, release: str
 ) -> None:
