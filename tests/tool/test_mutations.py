@@ -1,16 +1,19 @@
 """How strong the tests are: one-place changes to ``tool/``, of which a test must notice nearly all.
 
+    pip install coverage
     MUTATIONS=60 MUTATION_SEED=7 pytest -m mutations tests/tool/test_mutations.py -s
 
 ``MUTATION_PACKAGES=classify,apply`` takes the places from these packages alone. The changes are made one
-at a time in a copy of the tree. Of the tests, the file that mirrors the changed one runs first, then its
-folder, then the rest of tests/tool. They have all to pass before anything is changed.
+at a time in a copy of the tree. All tests of tests/tool run once without a change: they have to pass, and
+it is noted which of them run which line. A change is then shown to the tests that run its line, those of the
+file that mirrors the changed one first, and to the files whose tests run the tool as another process.
 """
 
 from __future__ import annotations
 
 import ast
 import copy
+import json
 import os
 import random
 import shutil
@@ -18,16 +21,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+WANTED = "not index and not gpu and not exhaustive and not mutations"
 INVERSE = {
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE,
     ast.LtE: ast.Gt, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
 }  # fmt: skip
-SECONDS = 1800.0
-"""A change that makes the tests hang is noticed too."""
 
 
 def mutate(node: ast.AST) -> ast.AST | None:
@@ -80,49 +83,87 @@ def write_changed(root: Path, file: Path, node: ast.AST) -> str:
     return text
 
 
-def list_stages(root: Path, file: Path) -> Iterator[list[str]]:
-    """Arguments of pytest for the test file that mirrors ``file``, for its folder, and for the rest."""
-    tests = Path("tests/tool")
-    folder = tests.joinpath(*file.parent.parts[1:2])
-    mirror = folder / f"test_{file.stem}.py"
-    ran = []
-    for place in (mirror, folder):
-        if place != tests and (root / place).exists():
-            yield [str(place), *(f"--ignore={path}" for path in ran)]
-            ran.append(place)
-    yield [str(tests), *(f"--ignore={path}" for path in ran)]
+class Tests:
+    """The tests in the copy ``root``, and what is known of them from a run without a change."""
 
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.env = {k: v for k, v in os.environ.items() if not k.startswith("MUTATION")}
+        self.env |= {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+        path = root / "line_map.json"
+        given = os.environ.get("MUTATION_MAP")
+        if given and Path(given).exists():  # made by an earlier run, of the same tree
+            path = Path(given)
+        else:
+            self.env["MUTATION_MAP"] = given or str(path)
+            begun = self.run(["-p", "tests.support.line_map", "tests/tool"], None)
+            assert begun, "the tests fail without a change"
+            path = Path(self.env.pop("MUTATION_MAP"))
+        known: dict[str, Any] = json.loads(path.read_text())
+        self.seconds: dict[str, float] = known["seconds"]
+        self.lines: dict[str, dict[str, list[str]]] = known["lines"]
 
-def run_tests(root: Path, arguments: list[str]) -> bool:
-    """Do they pass? Tests that hang do not."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("MUTATION")}
-    env |= {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
-    wanted = "not index and not gpu and not exhaustive and not mutations"
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-    try:
-        done = subprocess.run(
-            [*command, "-m", wanted, *arguments],
-            cwd=root, env=env, capture_output=True, timeout=SECONDS,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
+    def run(self, arguments: list[str], seconds: float | None) -> bool:
+        """Do they pass within ``seconds``? A change that makes them hang is noticed too."""
+        listed = self.root / "arguments"
+        listed.write_text("\n".join(arguments))
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        try:
+            done = subprocess.run(
+                [*command, "-m", WANTED, f"@{listed}"],
+                cwd=self.root, env=self.env, capture_output=True, timeout=seconds, text=True,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return False
+        if seconds is None and done.returncode:
+            print(done.stdout[-3000:])
+        return done.returncode in (0, 5)
+
+    def list_stages(self, file: Path, node: ast.AST) -> Iterator[list[str]]:
+        """The tests that run the line of ``node``, the nearest and fastest first; then whole files."""
+        assert isinstance(node, ast.expr | ast.stmt)
+        last = node.test.end_lineno if isinstance(node, ast.If) else node.end_lineno
+        lines = self.lines.get(str(file), {})
+        span = range(node.lineno, (last or node.lineno) + 1)
+        found = {test for line in span for test in lines.get(str(line), ()) if test}
+        folder = f"tests/tool/{'/'.join(file.parent.parts[1:2])}"
+        mirror = f"{folder}/test_{file.stem}.py"
+
+        def rank(test: str) -> tuple[bool, bool, str, float]:
+            path = test.partition("::")[0]
+            return path != mirror, not path.startswith(folder), path, self.seconds[test]
+
+        yield sorted(found, key=rank)
+        sources = sorted((self.root / "tests/tool").rglob("test_*.py"))
+        yield [
+            str(path.relative_to(self.root))
+            for path in sources
+            if '"-m", "tool"' in path.read_text() and path.name != Path(__file__).name
+        ]
+
+    def notice(self, file: Path, node: ast.AST) -> bool:
+        for tests in self.list_stages(file, node):
+            usual = sum(self.seconds.get(test, 30.0) for test in tests)
+            if tests and not self.run(tests, 120 + 4 * usual):
+                return True
         return False
-    return done.returncode in (0, 5)
 
 
 @pytest.mark.mutations
 @pytest.mark.skipif("MUTATIONS" not in os.environ, reason="set MUTATIONS to how many to try")
 def test_the_tests_notice_a_change(tmp_path: Path) -> None:
+    pytest.importorskip("coverage")
     number, seed = int(os.environ["MUTATIONS"]), int(os.environ.get("MUTATION_SEED", "1"))
     packages = [name for name in os.environ.get("MUTATION_PACKAGES", "").split(",") if name]
     chosen = random.Random(seed).sample(list_places(packages), number)
     root = tmp_path / "tree"
     shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__"))
-    assert run_tests(root, ["tests/tool"]), "the tests fail without a change"
+    tests = Tests(root)
     unnoticed = []
     for file, node in chosen:
         text = write_changed(root, file, node)
         place = f"{file}:{getattr(node, 'lineno', 0)}: {text}"
-        noticed = not all(run_tests(root, stage) for stage in list_stages(root, file))
+        noticed = tests.notice(file, node)
         print("noticed " if noticed else "SURVIVED", place, flush=True)
         unnoticed += [] if noticed else [place]
         shutil.copyfile(ROOT / file, root / file)

@@ -1,0 +1,46 @@
+"""A pytest plugin: which tests run which lines of ``tool/``, and how long each test takes.
+
+``pytest -p tests.support.line_map`` writes ``{"seconds": {test: s}, "lines": {file: {line: [test]}}}`` to the
+file that the environment variable MUTATION_MAP names. It needs the package coverage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import coverage
+import pytest
+
+_measured = coverage.Coverage(data_file=None, include=["tool/*"], config_file=False)
+_seconds: dict[str, float] = {}
+
+
+def pytest_sessionstart() -> None:
+    _measured.start()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    _measured.switch_context(item.nodeid)
+    begin = time.perf_counter()
+    try:
+        return (yield)
+    finally:
+        _seconds[item.nodeid] = time.perf_counter() - begin
+        _measured.switch_context("")
+
+
+def pytest_sessionfinish() -> None:
+    _measured.stop()
+    data = _measured.get_data()
+    lines: dict[str, Any] = {
+        str(Path(file).relative_to(Path.cwd())): data.contexts_by_lineno(file)
+        for file in data.measured_files()
+    }
+    text = json.dumps({"seconds": _seconds, "lines": lines})
+    Path(os.environ["MUTATION_MAP"]).write_text(text)
