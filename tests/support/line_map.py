@@ -1,7 +1,7 @@
-"""A pytest plugin: which tests run which lines of ``tool/``, and how long each test takes.
+"""A pytest plugin: which tests run which lines of ``tool/``, how long each takes, and which fail.
 
-``pytest -p tests.support.line_map`` writes ``{"seconds": {test: s}, "lines": {file: {line: [test]}}}`` to the
-file that the environment variable MUTATION_MAP names. It needs the package coverage.
+``pytest -p tests.support.line_map`` writes ``{"seconds": {test: s}, "lines": {file: {line: [test]}}, "failed":
+[test]}`` to the file that the environment variable MUTATION_MAP names. It needs the package coverage.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pytest
 
 _measured = coverage.Coverage(data_file=None, include=["tool/*"], config_file=False)
 _seconds: dict[str, float] = {}
+_failed: list[str] = []
 
 
 def pytest_sessionstart() -> None:
@@ -35,6 +36,11 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         _measured.switch_context("")
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.failed:
+        _failed.append(report.nodeid)
+
+
 def pytest_sessionfinish() -> None:
     _measured.stop()
     data = _measured.get_data()
@@ -42,5 +48,5 @@ def pytest_sessionfinish() -> None:
         str(Path(file).relative_to(Path.cwd())): data.contexts_by_lineno(file)
         for file in data.measured_files()
     }
-    text = json.dumps({"seconds": _seconds, "lines": lines})
+    text = json.dumps({"seconds": _seconds, "lines": lines, "failed": _failed})
     Path(os.environ["MUTATION_MAP"]).write_text(text)
