@@ -1,7 +1,7 @@
 """A pytest plugin: which tests run which lines of ``tool/``, how long each takes, and which fail.
 
-``pytest -p tests.support.line_map`` writes ``{"seconds": {test: s}, "lines": {file: {line: [test]}}, "failed":
-[test]}`` to the file that the environment variable MUTATION_MAP names. It needs the package coverage.
+``pytest -p tests.support.line_map`` writes ``{"seconds": {test: s}, "lines": {file: {line: [test]}},
+"failed": [test]}`` to the file that the environment variable MUTATION_MAP names. It needs coverage.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     MUTATIONS=60 MUTATION_SEED=7 pytest -m mutations tests/tool/test_mutations.py -s
 
 ``MUTATION_PACKAGES=classify,apply`` takes the places from these packages alone. The changes are made one
-at a time in a copy of the tree. All tests of tests/tool run once without a change: it is
-noted which of them run which line, and those that fail are left out. A change is then shown to the tests that run its line, those of the
-file that mirrors the changed one first, and to the files whose tests run the tool as another process.
+at a time in a copy of the tree. All tests of tests/tool run once without a change: it is noted which of them
+run which line, and those that fail are left out. A change is then shown to the tests that run its line, those
+of the file that mirrors the changed one first, and to the files whose tests run the tool as another process.
 """
 
 from __future__ import annotations
@@ -102,6 +102,8 @@ class Tests:
         self.seconds: dict[str, float] = known["seconds"]
         self.lines: dict[str, dict[str, list[str]]] = known["lines"]
         self.failed: list[str] = known["failed"]
+        # A test that cannot be named would look like one that fails.
+        assert self.run(["--collect-only", *self.seconds], None)
 
     def run(self, arguments: list[str], seconds: float | None) -> bool:
         """Do they pass within ``seconds``? A change that makes them hang is noticed too."""
