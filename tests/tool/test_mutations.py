@@ -19,7 +19,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,9 @@ class Tests:
 
 @pytest.mark.mutations
 @pytest.mark.skipif("MUTATIONS" not in os.environ, reason="set MUTATIONS to how many to try")
-def test_the_tests_notice_a_change(tmp_path: Path) -> None:
+def test_the_tests_notice_a_change(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     pytest.importorskip("coverage")
     number, seed = int(os.environ["MUTATIONS"]), int(os.environ.get("MUTATION_SEED", "1"))
     packages = [name for name in os.environ.get("MUTATION_PACKAGES", "").split(",") if name]
@@ -172,4 +174,6 @@ def test_the_tests_notice_a_change(tmp_path: Path) -> None:
         print("noticed " if noticed else "SURVIVED", place, flush=True)
         unnoticed += [] if noticed else [place]
         shutil.copyfile(ROOT / file, root / file)
+    record_property("tried", number)
+    record_property("not noticed", len(unnoticed))
     assert len(unnoticed) <= number // 20, "\n".join(unnoticed)
