@@ -74,7 +74,11 @@ ROWS: Final[Mapping[str, Row]] = {
     ),
     "sources": Row(
         "hostile git configurations, attributes and sources, and large or special files",
-        (f"{TOOL_TESTS}/git/test_isolation.py", f"{TOOL_TESTS}/verify/test_limits.py"),
+        (
+            *(f"{TOOL_TESTS}/git/test_isolation.py", f"{TOOL_TESTS}/verify/test_limits.py"),
+            *(f"{TOOL_TESTS}/upstream/test_resolve.py", f"{TOOL_TESTS}/apply/test_traps.py"),
+            *("-k", "not each_key_alone"),  # hours; run it with -m exhaustive
+        ),
         "a changed commit, patch or verdict; a program that ran; a hang; memory over the limit",
     ),
     "index": Row(
