@@ -256,7 +256,7 @@ def test_the_address_is_wrong(
     refuse(lab, command, 2 if url in ("a folder", "a file") else 6)
 
 
-@pytest.mark.parametrize("name", sample(FORGED, "method bzip2", "encrypted"))
+@pytest.mark.parametrize("name", sample(FORGED, "encrypted"))
 def test_a_new_wheel_with_a_forged_structure(lab: Lab, index: Index, name: str) -> None:
     """Nothing is known of a wheel that is not locked yet. It is locked or refused."""
     path = index.folder / f"sglang-{NEXT}-py3-none-any.whl"
