@@ -50,11 +50,11 @@ def mutate(node: ast.AST) -> ast.AST | None:
     return changed
 
 
-def list_places(packages: list[str]) -> list[tuple[Path, ast.AST]]:
+def list_places(root: Path, packages: list[str]) -> list[tuple[Path, ast.AST]]:
     """Every place that can be changed, in the order of the files. No package: all of ``tool/``."""
-    folders = [ROOT / "tool" / name for name in packages or [""]]
+    folders = [root / "tool" / name for name in packages or [""]]
     return [
-        (file.relative_to(ROOT), node)
+        (file.relative_to(root), node)
         for folder in folders
         for file in sorted(folder.rglob("*.py"))
         for node in ast.walk(ast.parse(file.read_text()))
@@ -161,19 +161,20 @@ def test_the_tests_notice_a_change(
     pytest.importorskip("coverage")
     number, seed = int(os.environ["MUTATIONS"]), int(os.environ.get("MUTATION_SEED", "1"))
     packages = [name for name in os.environ.get("MUTATION_PACKAGES", "").split(",") if name]
-    chosen = random.Random(seed).sample(list_places(packages), number)
     root = tmp_path / "tree"
     shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__"))
+    chosen = random.Random(seed).sample(list_places(root, packages), number)
     tests = Tests(root)
     print("left out, because they fail without a change:", tests.failed or "none")
     unnoticed = []
     for file, node in chosen:
+        before = (root / file).read_bytes()
         text = write_changed(root, file, node)
         place = f"{file}:{getattr(node, 'lineno', 0)}: {text}"
         noticed = tests.notice(file, node)
         print("noticed " if noticed else "SURVIVED", place, flush=True)
         unnoticed += [] if noticed else [place]
-        shutil.copyfile(ROOT / file, root / file)
+        (root / file).write_bytes(before)
     record_property("tried", number)
     record_property("not noticed", len(unnoticed))
     assert len(unnoticed) <= number // 20, "\n".join(unnoticed)
