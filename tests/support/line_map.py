@@ -16,6 +16,7 @@ from typing import Any
 import coverage
 import pytest
 
+_BEGUN_IN = Path.cwd()
 _measured = coverage.Coverage(data_file=None, include=["tool/*"], config_file=False)
 _seconds: dict[str, float] = {}
 _failed: list[str] = []
@@ -45,7 +46,7 @@ def pytest_sessionfinish() -> None:
     _measured.stop()
     data = _measured.get_data()
     lines: dict[str, Any] = {
-        str(Path(file).relative_to(Path.cwd())): data.contexts_by_lineno(file)
+        file.removeprefix(f"{_BEGUN_IN}/"): data.contexts_by_lineno(file)
         for file in data.measured_files()
     }
     text = json.dumps({"seconds": _seconds, "lines": lines, "failed": _failed})

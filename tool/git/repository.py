@@ -55,6 +55,7 @@ OFFLINE: Final = {"GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none"}
 
 _DISK_FULL: Final = (
     "No space left on device",
+    "Out of diskspace",
     "File too large",
     "Disk quota exceeded",
     f"died of signal {int(signal.SIGXFSZ)}",  # a checkout worker under ulimit -f
