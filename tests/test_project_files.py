@@ -12,7 +12,7 @@ import click
 import pytest
 import yaml
 
-from tool.cli.app import main
+from tool.cli.app import SUMMARIES, main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
@@ -87,6 +87,28 @@ def test_the_index_links_every_page() -> None:
 def test_commands_and_options_exist(page: Path) -> None:
     commands = _COMMAND.findall(page.read_text(encoding="utf-8"))
     assert [message for command in commands for message in wrong(command)] == []
+
+
+def test_the_container_file_copies_what_is_there() -> None:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    copied = {
+        source for line in re.findall(r"^COPY (.+)$", text, re.M) for source in line.split()[:-1]
+    }
+    built = {source for source in copied if source.startswith("dist/")}
+    assert len(built) == 1 and sorted(s for s in copied - built if not (ROOT / s).exists()) == []
+    # What the editable installation reads, and what the commands read beside it.
+    assert {"pyproject.toml", "README.md", "LICENSE", "tool", "ada_dsa"} <= copied
+    pin = re.search(r"^pin (\S+)$", (ROOT / "series.txt").read_text(encoding="utf-8"), re.M)
+    assert pin and f"ARG RELEASE={pin[1]}\n" in text
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_the_help_of_each_command_has_examples_that_exist(name: str) -> None:
+    command = main.get_command(click.Context(main), name)
+    assert command is not None and command.epilog is not None
+    found = _COMMAND.findall(command.epilog)
+    assert found and all(line.split()[0] == name for line in found)
+    assert [message for line in found for message in wrong(line)] == []
 
 
 def test_the_checks_above_find_what_is_wrong() -> None:

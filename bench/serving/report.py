@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +27,6 @@ LAYERS: Final = 78
 
 NAMES: Final = {"stock": "stock", "fork": "fork", "fork-sm89": "fork, sm_89 lowering"}
 NARROW: Final = "their logits, context's width"
-COLOURS: Final = {"stock": "#888888", "fork": "#1f6feb", "fork-sm89": "#d1242f"}
 
 HEAD: Final = """# Speed of serving, {heads} heads on a GPU
 
@@ -264,98 +260,23 @@ def _fallback(run: Mapping[str, Any]) -> list[str]:
     ]
 
 
-# -- the plot -------------------------------------------------------------------------------------
-
-WIDTH, HEIGHT, LEFT, TOP, GAP, SIDE = 900, 300, 58, 40, 34, 240
-
-
-def svg(result: Mapping[str, Any]) -> str:
-    """A plot of decode steps over contexts, a panel for each number of streams, with logarithmic axes.
-
-    Raises:
-        ValueError: there is no decode step to plot.
-    """
-    runs = by_flavour(result)
-    served = {name: times(runs[name]) for name in NAMES if name in runs}
-    decodes = [
-        (p, row["ms"]) for rows in served.values() for p, row in rows.items() if p[0] == "decode"
-    ]
-    if not decodes:
-        raise ValueError("the results have no decode step to plot")
-    contexts = sorted({p[2] for p, _ in decodes})
-    low = math.floor(math.log10(min(ms for _, ms in decodes)) * 2) / 2
-    high = math.ceil(math.log10(max(ms for _, ms in decodes)) * 2) / 2
-    high = high if high > low else low + 0.5
-
-    def x(panel: int, context: int) -> float:
-        first, last = math.log2(contexts[0]), math.log2(contexts[-1])
-        part = (math.log2(context) - first) / (last - first) if last > first else 0.5
-        return LEFT + panel * (SIDE + GAP) + part * SIDE
-
-    def y(ms: float) -> float:
-        return TOP + (high - math.log10(ms)) / (high - low) * (HEIGHT - TOP - 48)
-
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" '
-        'font-family="sans-serif" font-size="11">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-    ]
-    ticks = [10 ** (low + step / 2) for step in range(round((high - low) * 2) + 1)]
-    for panel, streams in enumerate(sorted({p[1] for p, _ in decodes})):
-        begin, end = x(panel, contexts[0]), x(panel, contexts[0]) + SIDE
-        title = f"{streams} stream{'s' if streams > 1 else ''}"
-        out.append(
-            f'<text x="{(begin + end) / 2:.0f}" y="{TOP - 12}" text-anchor="middle">{title}</text>'
-        )
-        for ms in ticks:
-            out.append(f'<path d="M{begin:.1f} {y(ms):.1f}H{end:.1f}" stroke="#dddddd"/>')
-            if panel == 0:
-                out.append(
-                    f'<text x="{begin - 6:.0f}" y="{y(ms) + 4:.1f}" text-anchor="end">{ms:.3g}</text>'
-                )
-        for context in contexts:
-            out.append(
-                f'<text x="{x(panel, context):.1f}" y="{HEIGHT - 32}" text-anchor="middle">'
-                f"{_context(context)}</text>"
-            )
-        for name, rows in served.items():
-            line = [
-                (x(panel, context), y(rows["decode", streams, context]["ms"]))
-                for context in contexts
-                if ("decode", streams, context) in rows
-            ]
-            if line:
-                path = "M" + "L".join(f"{px:.1f} {py:.1f}" for px, py in line)
-                out.append(
-                    f'<path d="{path}" fill="none" stroke="{COLOURS[name]}" stroke-width="2"/>'
-                )
-                out += [
-                    f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3" fill="{COLOURS[name]}"/>'
-                    for px, py in line
-                ]
-    for number, name in enumerate(served):
-        at = LEFT + number * 190
-        out.append(
-            f'<rect x="{at}" y="{HEIGHT - 18}" width="14" height="4" fill="{COLOURS[name]}"/>'
-        )
-        out.append(f'<text x="{at + 20}" y="{HEIGHT - 12}">{escape(NAMES[name])}</text>')
-    out.append(
-        f'<text x="{WIDTH - 8}" y="{HEIGHT - 12}" text-anchor="end">decode step in ms over context</text>'
-    )
-    out.append("</svg>")
-    return "\n".join(out) + "\n"
-
-
 def write(result: Mapping[str, Any], page: Path) -> None:
     """Write the page, and beside it the plot as ``.svg`` if there is a decode step to plot."""
-    plot: Path | None = page.with_suffix(".svg")
-    try:
-        drawn = svg(result)
-    except ValueError as err:
-        print(f"bench.serving.report: {err}", file=sys.stderr)
-        plot = None
-    else:
-        page.with_suffix(".svg").write_text(drawn)
+    runs = by_flavour(result)
+    lines = {
+        NAMES[name]: {
+            (streams, context): row["ms"]
+            for (kind, streams, context), row in times(runs[name]).items()
+            if kind == "decode"
+        }
+        for name in NAMES
+        if name in runs
+    }
+    plot = page.with_suffix(".svg") if any(lines.values()) else None
+    if plot is not None:
+        from bench.serving.plot import draw_steps  # the machine that measures may lack matplotlib
+
+        draw_steps(lines, plot)
     page.write_text(markdown(result, plot.name if plot else None))
 
 

@@ -17,6 +17,7 @@ from tool.analysis.references import (
     find_attributes,
     find_defined,
     find_missing,
+    find_names,
     find_unresolved,
 )
 from tool.analysis.syntax import parse_syntax
@@ -36,6 +37,7 @@ __all__ = [
     "find_defined",
     "find_duplicates",
     "find_missing",
+    "find_names",
     "find_new_duplicates",
     "find_unresolved",
     "import_origin",

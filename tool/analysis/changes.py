@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tool.analysis.outline import MODULE, Outline, Outlines
-from tool.git import NULL_OID, Git, changed_runs
+from tool.git import NULL_OID, Git
 
 _SIGNIFICANT: Final = 8
 """Letters and digits a run of lines must have before finding it somewhere says anything."""
@@ -115,7 +115,7 @@ def changed_blocks(
             run.added,
             old.symbol_at(run.old_line) if run.removed else new.symbol_at(run.new_line),
         )
-        for run in changed_runs(git, before, after)
+        for run in outlines.runs(before, after)
     )
 
 

@@ -15,12 +15,12 @@ import symtable
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from importlib.util import decode_source
 from typing import ClassVar, Final
 
 from tool.analysis.syntax import last_name, parse_syntax
-from tool.git import Git
+from tool.git import Git, Run, changed_runs
 
 MODULE: Final = "<module>"
 _REDEFINES: Final = {"overload", "setter", "getter", "deleter", "register"}
@@ -156,14 +156,25 @@ def _selector(opener: ast.AST) -> str:
             return type(opener).__name__
 
 
+def _parse(git: Git, oid: str) -> ast.Module:
+    return parse_syntax(git.blobs([oid])[oid])
+
+
+def _compare(git: Git, before: str, after: str) -> tuple[Run, ...]:
+    return tuple(changed_runs(git, before, after))
+
+
 class Outlines:
-    """Outlines by blob id. An id means one content everywhere, so a process parses a file once."""
+    """Outlines by blob id, and what differs between two blobs. An id means one content everywhere, so a
+    process parses a file once and compares two of them once."""
 
     _known: ClassVar[dict[str, Outline]] = {}
 
     def __init__(self, git: Git) -> None:
         self._git = git
-        self._syntax = lru_cache(maxsize=_KEPT)(self._parse)
+        # Not of methods: the cache would keep this object, and with it a process of git, for ever.
+        self._syntax = lru_cache(maxsize=_KEPT)(partial(_parse, git))
+        self._runs = lru_cache(maxsize=_KEPT)(partial(_compare, git))
 
     def of(self, oid: str) -> Outline:
         """Raises SyntaxError when the file is not Python."""
@@ -175,8 +186,9 @@ class Outlines:
         """The syntax tree; only the last few are kept. Raises SyntaxError when it is not Python."""
         return self._syntax(oid)
 
-    def _parse(self, oid: str) -> ast.Module:
-        return parse_syntax(self._git.blobs([oid])[oid])
+    def runs(self, before: str, after: str) -> tuple[Run, ...]:
+        """The runs of lines that turn one blob into another; only the last few answers are kept."""
+        return self._runs(before, after)
 
     def or_empty(self, oid: str) -> Outline:
         """The outline, or one without symbols for a file that is not Python."""

@@ -38,6 +38,36 @@ def find_unresolved(
     return reader.read(syntax.body, ())
 
 
+@dataclass(frozen=True)
+class Name:
+    """A name in code; ``attribute`` where it stands after a dot, ``binds`` where it is a variable that is
+    assigned to, a parameter, or what a definition defines."""
+
+    text: str
+    line: int
+    attribute: bool = False
+    binds: bool = False
+
+
+def find_names(syntax: ast.Module, lines: Collection[int]) -> Iterator[Name]:
+    """Every name on ``lines``, but for the keywords of calls and for imports: modules come from other
+    files."""
+    for node in _within(syntax, frozenset(lines)):
+        match node:
+            case ast.Name(id=text, ctx=context):
+                name = Name(text, node.lineno, binds=isinstance(context, ast.Store))
+            case ast.Attribute(attr=text):
+                name = Name(text, node.end_lineno or node.lineno, attribute=True)
+            case ast.arg(arg=text):
+                name = Name(text, node.lineno, binds=True)
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                name = Name(node.name, node.lineno, binds=True)
+            case _:
+                continue
+        if name.line in lines:
+            yield name
+
+
 def find_attributes(syntax: ast.Module, lines: Collection[int]) -> dict[str, int]:
     """Attributes read or set on ``lines``, also by ``getattr`` and its like, each with its first line."""
     found: dict[str, int] = {}

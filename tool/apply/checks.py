@@ -14,7 +14,7 @@ the author's result) and of (this base → our result) must be the same lines in
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,7 +28,7 @@ from tool.analysis import (
 from tool.apply.engine import Applied
 from tool.apply.kernels import DESTINATION
 from tool.errors import ConflictError, UpstreamedError
-from tool.git import NULL_OID, Git, add_blobs, changed_runs, find_blobs, private_index
+from tool.git import NULL_OID, Git, add_blobs, find_blobs, private_index
 from tool.series import FileChange, PatchFile
 
 UNBOUND: Final = "is used, and nothing in the file binds it any more"
@@ -56,22 +56,29 @@ def check_applied(git: Git, applied: Sequence[Applied], outlines: Outlines | Non
         UpstreamedError: upstream already has a part of a patch.
     """
     outlines = outlines or Outlines(git)
-    looked = 0
     for patch in applied:
-        modules = Modules(git, patch.tree, elsewhere=DESTINATION)
-        written = {f.path: f for f in patch.patch.files}
         intended = {} if patch.exact else compute_intended(git, patch.patch)
-        for change in patch.files:
-            looked += 1
-            if change.path.endswith(".py") and change.after != NULL_OID:
-                _check_python(patch, change, outlines)
-                if found := find_dangling(git, patch, change, outlines, modules):
-                    raise _failed(patch, found[0].place, found[0].message)
-            if change.path in intended:
-                before = written[change.path].before
-                _check_placement(git, patch, change, before, intended[change.path], outlines)
-        _check_paths(patch)
-    return looked
+        check_one(git, patch, outlines, intended)
+    return sum(len(patch.files) for patch in applied)
+
+
+def check_one(git: Git, patch: Applied, outlines: Outlines, intended: Mapping[str, str]) -> None:
+    """Prove one patch. ``intended`` is ``compute_intended``'s; empty for a patch that applied exactly.
+
+    Raises:
+        ToolError: as ``check_applied``.
+    """
+    modules = Modules(git, patch.tree, elsewhere=DESTINATION)
+    written = {f.path: f for f in patch.patch.files}
+    for change in patch.files:
+        if change.path.endswith(".py") and change.after != NULL_OID:
+            _check_python(patch, change, outlines)
+            if found := find_dangling(patch, change, outlines, modules):
+                raise _failed(patch, found[0].place, found[0].message)
+        if change.path in intended:
+            before = written[change.path].before
+            _check_placement(patch, change, before, intended[change.path], outlines)
+    _check_paths(patch)
 
 
 def _check_python(patch: Applied, change: FileChange, outlines: Outlines) -> None:
@@ -114,20 +121,20 @@ class Dangling:
 
 
 def find_dangling(
-    git: Git, patch: Applied, change: FileChange, outlines: Outlines, modules: Modules
+    patch: Applied, change: FileChange, outlines: Outlines, modules: Modules
 ) -> list[Dangling]:
     """References of the changed lines of a Python file that lead nowhere in the tree of the result."""
-    lines = list_added_lines(git, patch, change)
+    lines = list_added_lines(patch, change, outlines)
     if not lines:
         return []
     found = find_unresolved(outlines.syntax(change.after), change.path, lines, modules)
     return [Dangling(change.path, u.line, u.message) for u in found]
 
 
-def list_added_lines(git: Git, patch: Applied, change: FileChange) -> frozenset[int]:
+def list_added_lines(patch: Applied, change: FileChange, outlines: Outlines) -> frozenset[int]:
     """The 1-based lines of the result that the patch adds."""
     if not patch.exact and change.before != NULL_OID:
-        runs = changed_runs(git, change.before, change.after)
+        runs = outlines.runs(change.before, change.after)
         return frozenset(n for r in runs for n in range(r.new_line, r.new_line + len(r.added)))
     found: set[int] = set()
     for file in patch.patch.files:
@@ -156,13 +163,13 @@ def _check_paths(patch: Applied) -> None:
 
 
 def _check_placement(
-    git: Git, patch: Applied, change: FileChange, before: str, after: str, outlines: Outlines
+    patch: Applied, change: FileChange, before: str, after: str, outlines: Outlines
 ) -> None:
     """``before`` and ``after``: what the author of the patch had and made."""
     if change.before == before:
         return
-    intended = list(changed_lines(git, before, after, outlines))
-    actual = list(changed_lines(git, change.before, change.after, outlines))
+    intended = list(changed_lines(before, after, outlines))
+    actual = list(changed_lines(change.before, change.after, outlines))
     wanted, found = Counter(map(_key, intended)), Counter(map(_key, actual))
     if wanted == found:
         return
@@ -192,12 +199,12 @@ def compute_intended(git: Git, patch: PatchFile) -> dict[str, str]:
     return results | find_blobs(git, tree, [f.path for f in edited])
 
 
-def changed_lines(git: Git, before: str, after: str, outlines: Outlines) -> Iterator[ChangedLine]:
+def changed_lines(before: str, after: str, outlines: Outlines) -> Iterator[ChangedLine]:
     """The added and removed lines between two blobs, each with its symbol."""
     if NULL_OID in (before, after):
         return
     old, new = outlines.or_empty(before), outlines.or_empty(after)
-    for run in changed_runs(git, before, after):
+    for run in outlines.runs(before, after):
         for line, text in enumerate(run.removed, run.old_line):
             yield ChangedLine("-", text, old.symbol_at(line))
         for line, text in enumerate(run.added, run.new_line):

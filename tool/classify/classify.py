@@ -1,4 +1,4 @@
-"""Find the outcome on a patch: apply it, prove the result, or tell why it cannot be applied.
+"""Find the outcome of a patch: apply it and check the result, or tell why it cannot be applied.
 
 What each outcome means is in :mod:`tool.classify.outcome`.
 """
@@ -25,7 +25,7 @@ from tool.apply import (
     UNBOUND,
     Applied,
     apply_patch,
-    check_applied,
+    check_one,
     compute_intended,
     find_dangling,
     find_newly_unbound,
@@ -44,12 +44,12 @@ _SHOWN: Final = 6
 
 
 class Classifier:
-    """Judges patches one after another on ``index``; ``old`` is the tree of the release they come from."""
+    """Classifies patches one after another on ``index``. ``old`` is the tree of their release."""
 
     def __init__(self, index: Git, old: str | None, new: str) -> None:
         self._index = index
         self._outlines = Outlines(index)
-        self._presence = UpstreamDetector(index, self._outlines)
+        self._upstream = UpstreamDetector(index, self._outlines)
         self._search = RenameDetector(index, self._outlines, old, new)
         self._words = Vocabulary(index, old, new)
 
@@ -74,12 +74,13 @@ class Classifier:
             return self._already(patch, aims, merged=error.why == EMPTY_MERGE)
         except ConflictError as error:
             return self._refused(patch, self._aims(patch, tree), error)
+        aims = () if applied.exact else self._aims(patch, tree)
         try:
-            check_applied(self._index, [applied], self._outlines)
+            check_one(self._index, applied, self._outlines, {a.path: a.result for a in aims})
         except (ConflictError, UpstreamedError) as error:
-            return self._unproven(patch, applied, tree, error)
+            return self._unproven(patch, applied, aims or self._aims(patch, tree), error)
         outcome = self._carried(applied)
-        stale = () if applied.exact else tuple(self._stale(self._aims(patch, tree)))
+        stale = tuple(self._stale(aims))
         if stale := (*stale, *self._gone_words(applied, stale)):
             return Outcome(patch.name, OutcomeKind.STALE, stale + outcome.reasons)
         return outcome
@@ -126,7 +127,7 @@ class Classifier:
         """What upstream did, outside of the lines the patch touches, that empties it of its meaning."""
         for aim in aims:
             ids = sorted({aim.before, aim.result, aim.current} - {NULL_OID})
-            yield from find_semantic_conflicts(aim, self._index.blobs(ids))
+            yield from find_semantic_conflicts(aim, self._index.blobs(ids), self._outlines)
 
     def _gone_words(self, applied: Applied, told: Sequence[str]) -> Iterator[str]:
         """Attributes that the patch reads or sets, and that upstream took out of the whole package.
@@ -137,7 +138,7 @@ class Classifier:
         own: set[str] = set()
         for change in applied.files:
             if change.path.endswith(".py") and change.after != NULL_OID:
-                lines = list_added_lines(self._index, applied, change)
+                lines = list_added_lines(applied, change, self._outlines)
                 syntax = self._outlines.syntax(change.after)
                 own |= find_defined(syntax, lines)
                 for name, line in find_attributes(syntax, lines).items():
@@ -148,12 +149,15 @@ class Classifier:
             yield f"{used[name]}: the patch uses {name}, which no file of the release has"
 
     def _unproven(
-        self, patch: Patch, applied: Applied, tree: str, error: ConflictError | UpstreamedError
+        self,
+        patch: Patch,
+        applied: Applied,
+        aims: Sequence[FileVersions],
+        error: ConflictError | UpstreamedError,
     ) -> Outcome:
-        """git was content, the proofs are not."""
+        """git applied it, and a check of the result failed."""
         reasons: list[str] = []
         kind = OutcomeKind.CONFLICT
-        aims = self._aims(patch, tree)
         twice = [e for change in applied.files for e in self._twice(change)]
         if twice:
             kind, reasons = OutcomeKind.ELSEWHERE, twice
@@ -184,7 +188,7 @@ class Classifier:
         for name in find_newly_unbound(change, self._outlines):
             yield f"{change.path}: {name} {UNBOUND}"
         modules = Modules(self._index, applied.tree, elsewhere=DESTINATION)
-        for found in find_dangling(self._index, applied, change, self._outlines, modules):
+        for found in find_dangling(applied, change, self._outlines, modules):
             yield f"{found.place} {found.message}"
 
     def _part(self, applied: Applied, aims: Sequence[FileVersions]) -> list[str]:
@@ -215,11 +219,14 @@ class Classifier:
     def _already(self, patch: Patch, aims: Sequence[FileVersions], *, merged: bool) -> Outcome:
         """git says there is nothing left to do: is it the same change, or lines that look like it?"""
         pairs = [(aim, block) for aim in aims for block in aim.intended]
-        same = [any(block.same_change(other) for other in aim.upstream) for aim, block in pairs]
+        same = [
+            any(block.same_change(other) for other in self._upstream.changes(aim))
+            for aim, block in pairs
+        ]
         if all(same):
             return Outcome(patch.name, OutcomeKind.EXACT, tuple(_found(pairs)))
         held = [
-            ok or self._presence.holds(aim, block)
+            ok or self._upstream.holds(aim, block)
             for ok, (aim, block) in zip(same, pairs, strict=True)
         ]
         if merged or all(held):
@@ -258,9 +265,9 @@ class Classifier:
         open_blocks = 0
         for aim in aims:
             for block in aim.intended:
-                if self._presence.holds(aim, block):
+                if self._upstream.holds(aim, block):
                     held.append(f"{block.place}: the release has these lines: {summarize(block)}")
-                elif where := self._presence.elsewhere(aim, block):
+                elif where := self._upstream.elsewhere(aim, block):
                     elsewhere.append(where)
                 else:
                     open_blocks += 1
@@ -289,7 +296,7 @@ class Classifier:
 
     def _lost(self, aim: FileVersions) -> Iterator[str]:
         """Symbols the patch changes that the file no longer has."""
-        old, new = self._presence.source(aim.before), self._presence.source(aim.current)
+        old, new = self._upstream.source(aim.before), self._upstream.source(aim.current)
         if not new.parses:
             return
         symbols = {b.symbol for b in aim.intended if old.has(b.symbol)}
@@ -303,7 +310,7 @@ class Classifier:
             if within is not None:
                 yield f"{aim.path}: {symbol} is gone, upstream renamed it to {within}"
             elif heir is not None:
-                there = self._search.symbol(symbol, old, self._presence.source(heir.blob))
+                there = self._search.symbol(symbol, old, self._upstream.source(heir.blob))
                 yield f"{aim.path}: {symbol} is gone" + (
                     f", in {heir.name} as {there}" if there else ""
                 )
@@ -313,12 +320,13 @@ class Classifier:
     def _find_conflicts(self, aims: Sequence[FileVersions]) -> tuple[ConflictHunk, ...]:
         found: list[ConflictHunk] = []
         for aim in aims:
-            away = any(not self._presence.source(aim.current).has(b.symbol) for b in aim.intended)
+            away = any(not self._upstream.source(aim.current).has(b.symbol) for b in aim.intended)
             heir = None
             if aim.current != NULL_OID and (away or self._search.left(aim.before, aim.current)):
                 heir = self._search.file(aim.path, aim.before, aim.current)
+            changes = self._upstream.changes(aim)
             for block in aim.intended:
-                theirs = tuple(b for b in aim.upstream if b.touches(block))
+                theirs = tuple(b for b in changes if b.touches(block))
                 if theirs and not any(block.same_change(b) for b in theirs):
                     name = heir.name if heir else None
                     line = block.old_line
@@ -340,7 +348,6 @@ class Classifier:
                     result,
                     current,
                     changed_blocks(self._index, file.path, file.before, result, self._outlines),
-                    changed_blocks(self._index, file.path, file.before, current, self._outlines),
                 )
             )
         return tuple(aims)

@@ -9,27 +9,20 @@ release has.
 
 from __future__ import annotations
 
-import io
-import keyword
 import re
-import tokenize
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Final
 
-from tool.analysis import decode_line, is_significant
+from tool.analysis import Outlines, decode_line, find_names, is_significant
 from tool.classify.upstreamed import FileVersions
 from tool.git import NULL_OID
 
 _WORD: Final = re.compile(rb"[A-Za-z_]\w*")
-_OPENING: Final = frozenset("([{")
-_CLOSING: Final = frozenset(")]}")
-_LAYOUT: Final = frozenset(
-    {tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT}
-)
 
 
-def find_semantic_conflicts(aim: FileVersions, contents: Mapping[str, bytes]) -> Iterator[str]:
+def find_semantic_conflicts(
+    aim: FileVersions, contents: Mapping[str, bytes], outlines: Outlines
+) -> Iterator[str]:
     """Evidence that what the author of a patch meant for a file is not all it takes in the release.
 
     ``contents`` holds the three blobs of ``aim`` by id. Nothing is said of a file that is added or
@@ -39,7 +32,7 @@ def find_semantic_conflicts(aim: FileVersions, contents: Mapping[str, bytes]) ->
         return
     yield from _left_over(aim, contents)
     if aim.path.endswith(".py"):
-        yield from _nameless(aim, contents)
+        yield from _nameless(aim, contents, outlines)
 
 
 def _left_over(aim: FileVersions, contents: Mapping[str, bytes]) -> Iterator[str]:
@@ -59,58 +52,30 @@ def _left_over(aim: FileVersions, contents: Mapping[str, bytes]) -> Iterator[str
             )
 
 
-def _nameless(aim: FileVersions, contents: Mapping[str, bytes]) -> Iterator[str]:
+def _nameless(
+    aim: FileVersions, contents: Mapping[str, bytes], outlines: Outlines
+) -> Iterator[str]:
     """Names of the author's file that the patch uses and the release's file lacks."""
     lost = set(_WORD.findall(contents[aim.before])) - set(_WORD.findall(contents[aim.current]))
     if not any(lost.intersection(_WORD.findall(line)) for b in aim.intended for line in b.added):
         return  # the common case, without reading any Python
     added = {n for b in aim.intended for n in range(b.new_line, b.new_line + len(b.added))}
-    names = [n for n in _names(contents[aim.result]) if n.line in added]
-    # A variable or parameter of the patch is its own; an attribute the author found there is not.
-    own = {n.text for n in names if n.binds}
-    used = [n for n in names if n.text.encode() in lost and (n.attribute or n.text not in own)]
-    if not used:
-        return  # spares reading the file as the author had it
-    had = {(n.text, n.attribute) for n in _names(contents[aim.before])}
+    try:
+        names = list(find_names(outlines.syntax(aim.result), added))
+        # A variable or parameter of the patch is its own; an attribute the author found there is not.
+        own = {n.text for n in names if n.binds}
+        used = [n for n in names if n.text.encode() in lost and (n.attribute or n.text not in own)]
+        if not used:
+            return  # spares reading the file as the author had it
+        places = _list_lines(contents[aim.before], {n.text.encode() for n in used})
+        had = {(n.text, n.attribute) for n in find_names(outlines.syntax(aim.before), places)}
+    except SyntaxError:
+        return
     for name in dict.fromkeys(n.text for n in used if (n.text, n.attribute) in had):
         yield f"{aim.path}: the patch uses {name}, which this file of the release has not"
 
 
-@dataclass(frozen=True)
-class _Name:
-    """A name in code; ``attribute`` where it stands after a dot, ``binds`` where it is a variable
-    assigned to, or a parameter."""
-
-    text: str
-    line: int
-    attribute: bool
-    binds: bool
-
-
-def _names(source: bytes) -> Iterator[_Name]:
-    """Every name in Python code, but for the keywords of calls, and for imports: modules come from
-    other files."""
-    try:
-        tokens = list(tokenize.tokenize(io.BytesIO(source).readline))
-    except (tokenize.TokenError, SyntaxError):
-        return
-    starts, first, depth = True, "", 0
-    for before, token, after in zip(tokens, tokens[1:], tokens[2:], strict=False):
-        if token.type in _LAYOUT:
-            starts = starts or token.type == tokenize.NEWLINE
-            continue
-        depth += (token.string in _OPENING) - (token.string in _CLOSING)
-        if starts:
-            starts, first = token.string == "async", token.string
-        if (
-            first in ("from", "import")
-            or token.type != tokenize.NAME
-            or keyword.iskeyword(token.string)
-        ):
-            continue
-        attribute, assigned = before.string == ".", after.string == "="
-        if assigned and depth and not attribute and first != "def":
-            continue  # a keyword of a call
-        parameter = first == "def" and depth == 1 and before.string in ("(", ",", "*", "**")
-        binds = parameter or (assigned and not depth and not attribute)
-        yield _Name(token.string, token.start[0], attribute, binds)
+def _list_lines(source: bytes, words: set[bytes]) -> set[int]:
+    """The 1-based lines that hold one of ``words``."""
+    lines = enumerate(source.split(b"\n"), 1)
+    return {n for n, line in lines if not words.isdisjoint(_WORD.findall(line))}

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tool.analysis import Block, Outlines, Source, decode_line, is_significant
+from tool.analysis import (
+    Block,
+    Outlines,
+    Source,
+    changed_blocks,
+    decode_line,
+    is_significant,
+)
 from tool.git import NULL_OID, Git
 
 
@@ -21,7 +28,6 @@ class FileVersions:
     result: str
     current: str
     intended: tuple[Block, ...]
-    upstream: tuple[Block, ...]
 
 
 class UpstreamDetector:
@@ -29,6 +35,7 @@ class UpstreamDetector:
         self._git = git
         self._outlines = outlines
         self._sources: dict[str, Source] = {}
+        self._changes: dict[tuple[str, str, str], tuple[Block, ...]] = {}
 
     def source(self, blob: str) -> Source:
         """The file ``blob``, read once."""
@@ -36,9 +43,16 @@ class UpstreamDetector:
             self._sources[blob] = Source(self._git, self._outlines, blob)
         return self._sources[blob]
 
+    def changes(self, aim: FileVersions) -> tuple[Block, ...]:
+        """What upstream changed in the file since the author had it, computed once."""
+        key = (aim.path, aim.before, aim.current)
+        if key not in self._changes:
+            self._changes[key] = changed_blocks(self._git, *key, self._outlines)
+        return self._changes[key]
+
     def holds(self, aim: FileVersions, block: Block) -> bool:
         """Does the release hold this change in its symbol, where the pre-image did not?"""
-        if any(block.same_change(other) for other in aim.upstream):
+        if any(block.same_change(other) for other in self.changes(aim)):
             return True
         old, new = self.source(aim.before), self.source(aim.current)
         if block.added:

@@ -15,29 +15,42 @@ import click
 from tool.cli.output import drop_output, prepare_streams, print_warnings
 from tool.errors import EnvironmentFault
 
-SUMMARIES: Final = {
-    "apply": "Apply the series to a release: a worktree of commits.",
-    "build": "Build the fork wheel: the released wheel, patched.",
-    "check": "Check the series on every supported release.",
-    "diff": "Show how the series differs between two releases.",
-    "doctor": "Examine an environment: GPU, versions, kernels, self-test.",
-    "drift": "Show what carrying the series to a release would meet.",
-    "drop": "Take a patch out of the series.",
-    "explain": "Say what a patch is for and what depends on it.",
-    "export": "Write a worktree's commits back as patch files.",
-    "history": "Print what every rebase met, as Markdown.",
-    "import": "Make a patch of a diff or a mail.",
-    "lint": "Check headers, order file, form and security rules.",
-    "lock": "Apply and check the series; record it in series.lock.",
-    "new": "Make a patch of what is uncommitted in a worktree.",
-    "rebase": "Carry the series to another release.",
-    "refresh": "Fold what is uncommitted in a worktree into a patch.",
-    "repair": "Finish or undo what an interrupted command left.",
-    "status": "Show the pin, the cache, and each patch on a release.",
-    "verify": "Verify a fork wheel, a worktree or an installed fork.",
-    "watch": "Look for a newer release and preview the rebase.",
+SECTIONS: Final = {
+    "Use the fork": {
+        "apply": "Make a worktree of a patched release.",
+        "build": "Build the wheel of the fork.",
+        "verify": "Compare a wheel, worktree or installation with series.lock.",
+        "doctor": "Examine GPU, driver, versions and kernels.",
+    },
+    "Look": {
+        "status": "Show the pin, caches and patches.",
+        "explain": "Show purpose, releases and dependents of a patch.",
+        "diff": "Compare the series between two releases.",
+        "history": "Print the outcomes of every rebase.",
+    },
+    "Carry the series to another release": {
+        "watch": "Preview a rebase onto the newest release.",
+        "drift": "Preview a rebase onto a named release.",
+        "rebase": "Carry the series; stop where you decide.",
+    },
+    "Write patches": {
+        "new": "Make a patch of uncommitted changes.",
+        "refresh": "Add uncommitted changes to a patch.",
+        "import": "Make a patch of a diff or mail.",
+        "export": "Write commits of a worktree as patches.",
+        "drop": "Remove a patch from the series.",
+    },
+    "Keep the project sound": {
+        "lint": "Check patch files, headers and order.",
+        "check": "Apply every release; compare with series.lock.",
+        "lock": "Apply, check, and record in series.lock.",
+        "repair": "Finish or undo an interrupted command.",
+    },
 }
-"""Every command and what it does. ``import`` lives in ``import_.py``, because the name is a keyword."""
+"""Every command and what it does, by what a person wants. ``import`` lives in ``import_.py``, because the
+name is a keyword."""
+
+SUMMARIES: Final = {name: text for part in SECTIONS.values() for name, text in part.items()}
 
 
 class _Commands(click.Group):
@@ -51,7 +64,7 @@ class _Commands(click.Group):
             sys.exit(EnvironmentFault.exit_code)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(SUMMARIES)
+        return list(SUMMARIES)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in SUMMARIES:
@@ -61,8 +74,10 @@ class _Commands(click.Group):
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, SUMMARIES[name]) for name in self.list_commands(ctx)])
+        width = max(map(len, SUMMARIES))
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), text) for name, text in commands.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

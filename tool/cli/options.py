@@ -7,7 +7,7 @@ import errno
 import functools
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from tool.cli import interrupt
+from tool.cli.completion import complete_release
 from tool.cli.output import Report, print_error, print_report, print_warnings
 from tool.cli.progress import Terminal
 from tool.errors import EnvironmentFault, Interrupted, ToolError
@@ -26,14 +27,20 @@ _Function = Callable[..., Report]
 
 
 def command(
-    *, name: str | None = None, session: str = "", settle: bool = True, reads: bool = False
+    *,
+    example: Sequence[str],
+    name: str | None = None,
+    session: str = "",
+    settle: bool = True,
+    reads: bool = False,
 ) -> Callable[[_Function], click.Command]:
     """Make a click command of a function that takes a session and returns a report.
 
-    ``session`` names the options of the session besides ``--series``: ``offline``, ``quiet``, or both.
-    ``reads``: it changes nothing and waits for nobody; an interrupted change is only mentioned.
-    ``settle`` False leaves an interrupted write of the project to the function. The command prints the
-    report, or its one error, and leaves with the documented exit code.
+    ``example`` holds command lines for its help. ``session`` names the options of the session besides
+    ``--series``: ``offline``, ``quiet``, or both. ``reads``: it changes nothing and waits for nobody; an
+    interrupted change is only mentioned. ``settle`` False leaves an interrupted write of the project to
+    the function. The command prints the report, or its one error, and leaves with the documented exit
+    code.
     """
 
     def make(function: _Function) -> click.Command:
@@ -54,20 +61,30 @@ def command(
         json_option = click.option(
             "--json", "as_json", is_flag=True, help="Print one JSON envelope."
         )
-        return click.command(title)(json_option(wrapped))
+        return click.command(title, epilog=_format_examples(example))(json_option(wrapped))
 
     return make
 
 
-def report_command(function: _Function) -> click.Command:
+def report_command(*, example: Sequence[str]) -> Callable[[_Function], click.Command]:
     """Make a click command of a function that needs no project."""
 
-    @functools.wraps(function)
-    def run(*, as_json: bool, **values: Any) -> None:
-        sys.exit(_run(function.__name__, functools.partial(function, **values), as_json))
+    def make(function: _Function) -> click.Command:
+        title = function.__name__
 
-    option = click.option("--json", "as_json", is_flag=True, help="Print one JSON envelope.")
-    return click.command(function.__name__)(option(run))
+        @functools.wraps(function)
+        def run(*, as_json: bool, **values: Any) -> None:
+            sys.exit(_run(title, functools.partial(function, **values), as_json))
+
+        option = click.option("--json", "as_json", is_flag=True, help="Print one JSON envelope.")
+        return click.command(title, epilog=_format_examples(example))(option(run))
+
+    return make
+
+
+def _format_examples(lines: Sequence[str]) -> str:
+    title = "Example:" if len(lines) == 1 else "Examples:"
+    return "\n".join(["\b", title, *(f"  $ {line}" for line in lines)])
 
 
 def release_option(function: _Function) -> _Function:
@@ -77,6 +94,7 @@ def release_option(function: _Function) -> _Function:
         default="pin",
         show_default=True,
         metavar="REF",
+        shell_complete=complete_release,
         help="A release (v0.5.23), pin (the series' default), or a git ref.",
     )(function)
 
@@ -91,6 +109,7 @@ def source_options(function: _Function) -> _Function:
     release = click.option(
         "--release",
         metavar="RELEASE",
+        shell_complete=complete_release,
         help="With a git ref: the release whose patches to apply. Default: the pin.",
     )
     return source(release(function))
@@ -98,7 +117,11 @@ def source_options(function: _Function) -> _Function:
 
 def start_option(function: _Function) -> _Function:
     return click.option(
-        "--from", "start", metavar="RELEASE", help="Default: the newest carried one below."
+        "--from",
+        "start",
+        metavar="RELEASE",
+        shell_complete=complete_release,
+        help="Default: the newest carried one below.",
     )(function)
 
 

@@ -3,7 +3,7 @@
 It may import ``tool.errors`` and nothing else of the tool.
 """
 
-from tool.git.diff import TreeChange, canonical_diff, changed_files, changed_runs
+from tool.git.diff import Run, TreeChange, canonical_diff, changed_files, changed_runs
 from tool.git.history import Commit, list_commits
 from tool.git.index import (
     COMMIT_ENV,
@@ -65,6 +65,7 @@ __all__ = [
     "IDENTITY",
     "NULL_OID",
     "OFFLINE",
+    "Run",
     "TIMEOUT",
     "Worktree",
     "add_blobs",

@@ -7,11 +7,12 @@ takes part.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import git as gitpython
-from gitdb.exc import BadName, BadObject
+from typing import TYPE_CHECKING
 
 from tool.git.repository import Git, missing_object
+
+if TYPE_CHECKING:
+    import git as gitpython
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ def list_commits(git: Git, base: str, head: str) -> tuple[Commit, ...]:
     Raises:
         EnvironmentFault: a commit is missing.
     """
+    import git as gitpython  # it takes longer to import than most commands take, and few read commits
+
     oids = git.out("rev-list", "--reverse", "--topo-order", f"{base}..{head}").split()
     with gitpython.Repo(git.git_dir) as repository:
         repository.git.update_environment(**git.environment())
@@ -40,6 +43,8 @@ def list_commits(git: Git, base: str, head: str) -> tuple[Commit, ...]:
 
 
 def _read(repository: gitpython.Repo, oid: str, where: str) -> Commit:
+    from gitdb.exc import BadName, BadObject
+
     try:
         commit = repository.commit(oid)
         parents, message = commit.parents, commit.message

@@ -263,7 +263,9 @@ class _Reader:
         except BrokenPipeError:
             pass  # it died; its own words follow
         # A repository without file contents fetches one here, over a network that may hang.
-        if not select.select([process.stdout], [], [], TIMEOUT)[0]:
+        waiting = select.poll()  # select() fails where a process has more than 1024 files open
+        waiting.register(process.stdout, select.POLLIN)
+        if not waiting.poll(TIMEOUT * 1000):
             process.kill()
             raise EnvironmentFault(f"git cat-file did not answer in {TIMEOUT:.0f} s")
         line = process.stdout.readline()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import resource
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from tests.support.lab import TREE, UTILS, Lab, git
+from tests.support.lab import NEXT, TREE, UTILS, Lab, git
 from tool.errors import EnvironmentFault, UsageError
 from tool.git.objects import blob_id
 from tool.git.repository import Git, GitFailed, check_ref, failure
@@ -111,6 +113,33 @@ def test_a_process_that_died_is_an_error(lab: Lab) -> None:
     os.kill(int(reader), signal.SIGKILL)
     with pytest.raises(GitFailed, match="cat-file"):
         repository.has_objects([new])
+
+
+def test_a_process_that_stays_answers_where_a_thousand_files_are_open(lab: Lab) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 2048), hard))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert Git(lab.home.repository).find("1" * 40) is None
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("command", [("check",), ("drift", "--onto", f"v{NEXT}")])
+def test_the_processes_of_a_command_end_with_it_without_garbage_collection(
+    ready: Lab, command: tuple[str, ...]
+) -> None:
+    ready.release(NEXT, TREE)
+    gc.collect()
+    before = children()
+    gc.disable()
+    try:
+        ready.tool(*command, "--offline", code=None)
+        assert children() == before
+    finally:
+        gc.enable()
 
 
 def test_threads_do_not_take_each_others_answers(lab: Lab) -> None:

@@ -12,7 +12,13 @@ from tool.cli.output import Report, format_table
 from tool.project import Session
 
 
-@command(session="offline quiet")
+@command(
+    session="offline quiet",
+    example=(
+        "tool apply",
+        "tool apply --sglang-ref v0.5.17 --into ~/sglang",
+    ),
+)
 @release_option
 @source_options
 @click.option("--into", type=click.Path(path_type=Path), help="Default: ./sglang-vRELEASE.")

@@ -14,7 +14,7 @@ from tool.upstream import PYPI, Request
 from tool.wheel import build_wheel
 
 
-@command(session="offline quiet")
+@command(session="offline quiet", example=("tool build --python cp312 --out dist",))
 @release_option
 @click.option(
     "--out",

@@ -8,13 +8,21 @@ import os
 import click
 
 from tool.apply import CHECK_RULES, check_releases, select_releases
+from tool.cli.completion import complete_release
 from tool.cli.options import command
 from tool.cli.output import Report, format_table
 from tool.project import Session
 
 
-@command(session="offline quiet")
-@click.option("--refs", default="all", show_default=True, metavar="all|LIST", help="v0.5.9,v0.5.23")
+@command(session="offline quiet", example=("tool check --refs v0.5.9,v0.5.23",))
+@click.option(
+    "--refs",
+    default="all",
+    show_default=True,
+    metavar="all|LIST",
+    shell_complete=complete_release,
+    help="v0.5.9,v0.5.23",
+)
 @click.option(
     "--jobs", "-j", type=click.IntRange(1), default=os.cpu_count() or 1, help="Default: all cores."
 )

@@ -23,7 +23,7 @@ from tool.doctor import (
 )
 
 
-@report_command
+@report_command(example=("tool doctor --python ~/venv/bin/python",))
 @click.option(
     "--python",
     type=click.Path(path_type=Path),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from tool.cli.completion import complete_release
 from tool.cli.options import command, make_request, source_options, start_option
 from tool.cli.outcomes import report_preview
 from tool.cli.output import Report
@@ -12,8 +13,20 @@ from tool.rebase import preview_rebase
 from tool.series import parse_release
 
 
-@command(session="offline quiet")
-@click.option("--onto", required=True, metavar="REF", help="A release (v0.5.24) or a git ref.")
+@command(
+    session="offline quiet",
+    example=(
+        "tool drift --onto v0.5.24",
+        "tool drift --onto main --source git",
+    ),
+)
+@click.option(
+    "--onto",
+    required=True,
+    metavar="REF",
+    shell_complete=complete_release,
+    help="A release (v0.5.24) or a git ref.",
+)
 @start_option
 @source_options
 def drift(

@@ -6,14 +6,15 @@ import dataclasses
 
 import click
 
+from tool.cli.completion import complete_patch
 from tool.cli.options import command
 from tool.cli.output import Report
 from tool.project import Session
 from tool.rebase import explain_patch
 
 
-@command(session="offline quiet")
-@click.argument("patch")
+@command(session="offline quiet", example=("tool explain capability-guards",))
+@click.argument("patch", shell_complete=complete_patch)
 def explain(session: Session, patch: str) -> Report:
     """Say what a patch is for: life span, upstream, files, symbols, and which patches need it."""
     found = explain_patch(session, patch)

@@ -12,7 +12,7 @@ from tool.cli.output import Report
 from tool.project import Session
 
 
-@command()
+@command(example=("tool export sglang-v0.5.23",))
 @worktree_argument
 def export(session: Session, worktree: Path) -> Report:
     """Write a worktree's commits back as patch files, and their order and number to series.txt."""

@@ -8,7 +8,7 @@ from tool.project import Session
 from tool.rebase import load_history, render_markdown
 
 
-@command(reads=True)
+@command(reads=True, example=("tool history > docs/rebase-history.md",))
 def history(session: Session) -> Report:
     """Print what every rebase met, as Markdown: docs/rebase-history.md is made with it."""
     rebases = load_history(session.series)

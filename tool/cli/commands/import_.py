@@ -19,7 +19,13 @@ from tool.series import parse_release, read_regular_file
 _MAX_SIZE: Final = 32 << 20
 
 
-@command(name="import", session="offline quiet")
+@command(
+    name="import",
+    session="offline quiet",
+    example=(
+        "tool import fix.mbox my-change/v0.5.23.patch --change my-change --reason TEXT --drop-when TEXT",
+    ),
+)
 @click.argument("diff", type=click.Path(allow_dash=True, path_type=Path))
 @click.argument("name")
 @click.option("--sglang-ref", "release", metavar="RELEASE", help="Default: the pin.")

@@ -11,7 +11,7 @@ from tool.project import Session
 from tool.series import lint_series
 
 
-@command(reads=True)
+@command(reads=True, example=("tool lint --json",))
 def lint(session: Session) -> Report:
     """Check headers, order file, canonical form, imports and the security rules; exit 1 on findings."""
     series = session.series

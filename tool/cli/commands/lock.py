@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import click
 
 from tool.apply import update_lock
+from tool.cli.completion import complete_release
 from tool.cli.options import command
 from tool.cli.output import Report
 from tool.errors import UsageError
@@ -14,9 +15,20 @@ from tool.project import Session
 from tool.upstream import Request, complete_wheels, find_release
 
 
-@command(session="offline quiet")
+@command(
+    session="offline quiet",
+    example=(
+        "tool lock --sglang-ref v0.5.23",
+        "tool lock --wheels",
+    ),
+)
 @click.option(
-    "--sglang-ref", "refs", multiple=True, metavar="RELEASE", help="Default: every one locked."
+    "--sglang-ref",
+    "refs",
+    multiple=True,
+    metavar="RELEASE",
+    shell_complete=complete_release,
+    help="Default: every one locked.",
 )
 @click.option(
     "--wheels",

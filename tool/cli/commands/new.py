@@ -14,7 +14,12 @@ from tool.errors import UsageError
 from tool.project import Session
 
 
-@command(session="offline quiet")
+@command(
+    session="offline quiet",
+    example=(
+        "tool new my-change sglang-v0.5.23 --change my-change --subject TEXT --reason TEXT --drop-when TEXT",
+    ),
+)
 @click.argument("name")
 @worktree_argument
 @header_options

@@ -11,6 +11,7 @@ import click
 
 from tool.analysis import Block
 from tool.classify import UPSTREAM, OutcomeKind
+from tool.cli.completion import complete_patch
 from tool.cli.options import command, start_option
 from tool.cli.outcomes import make_step_result
 from tool.cli.output import Report, format_table
@@ -33,7 +34,14 @@ from tool.upstream import Request
 _HUNK_LINES: Final = 24
 
 
-@command(session="offline quiet", settle=False)
+@command(
+    session="offline quiet",
+    settle=False,
+    example=(
+        "tool rebase --onto v0.5.24",
+        "tool rebase --continue",
+    ),
+)
 @click.option("--onto", metavar="RELEASE", help="The release to carry the series to.")
 @start_option
 @click.option(
@@ -41,6 +49,7 @@ _HUNK_LINES: Final = 24
     "edits",
     multiple=True,
     metavar="PATCH",
+    shell_complete=complete_patch,
     help="With --onto: stop at PATCH in any case.",
 )
 @click.option("--continue", "resume", is_flag=True, help="Take the worktree as resolved; go on.")

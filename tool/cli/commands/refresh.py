@@ -7,14 +7,15 @@ from pathlib import Path
 import click
 
 from tool.authoring import refresh_patch
+from tool.cli.completion import complete_patch
 from tool.cli.header import report_edit
 from tool.cli.options import command, worktree_argument
 from tool.cli.output import Report
 from tool.project import Session
 
 
-@command(session="offline quiet")
-@click.argument("patch")
+@command(session="offline quiet", example=("tool refresh capability-guards sglang-v0.5.23",))
+@click.argument("patch", shell_complete=complete_patch)
 @worktree_argument
 @click.option(
     "--split", is_flag=True, help="Into a new patch file, from the worktree's release on."

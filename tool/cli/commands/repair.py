@@ -12,7 +12,7 @@ from tool.project import Session, repair_project
 from tool.rebase import repair_state
 
 
-@command(settle=False)
+@command(settle=False, example=("tool repair --dry-run",))
 @click.option("--dry-run", is_flag=True, help="Say what would be done; change nothing.")
 def repair(session: Session, dry_run: bool) -> Report:
     """Finish or undo what an interrupted command left.

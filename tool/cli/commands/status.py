@@ -11,7 +11,7 @@ from tool.rebase import RebaseStatus, read_status
 from tool.upstream import Request, find_release
 
 
-@command(reads=True)
+@command(reads=True, example=("tool status --sglang-ref v0.5.17",))
 @release_option
 def status(session: Session, ref: str) -> Report:
     """Show the pin, what is cached, and what each patch does on a release."""

@@ -23,7 +23,11 @@ _ENDS: Final = {
 """Headline and exit code of each outcome."""
 
 
-@command(session="offline quiet", reads=True)
+@command(
+    session="offline quiet",
+    reads=True,
+    example=("tool verify ~/venv/lib/python3.11/site-packages",),
+)
 @click.argument("artifact", type=click.Path(exists=True, path_type=Path))
 def verify(session: Session, artifact: Path) -> Report:
     """Verify a fork wheel, a worktree or an installed fork (its site-packages) against series.lock.

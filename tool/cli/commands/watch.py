@@ -10,7 +10,7 @@ from tool.rebase import find_newer, preview_rebase
 from tool.upstream import Request
 
 
-@command(session="quiet")
+@command(session="quiet", example=("tool watch --json",))
 def watch(session: Session) -> Report:
     """Look for a newer release on the index and show what carrying the series there would meet.
 

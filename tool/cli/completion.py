@@ -1,0 +1,42 @@
+"""What a shell completes: releases, and patches by file or by change. Silent where there is no project."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import click
+
+from tool.errors import ToolError
+from tool.series import find_root, load_series, lockfile
+
+
+def complete_release(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Releases that series.lock holds, and ``pin``."""
+
+    def list_releases(root: Path) -> Iterable[str]:
+        releases = lockfile.load(load_series(root).lock_path).releases
+        return ("pin", *(f"v{version}" for version in releases))
+
+    return _complete(ctx, incomplete, list_releases)
+
+
+def complete_patch(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Changes and patch files of series.txt."""
+
+    def list_patches(root: Path) -> Iterable[str]:
+        series = load_series(root)
+        changes = dict.fromkeys(series.change_of(patch).name for patch in series.patches)
+        return (*changes, *(patch.name for patch in series.patches))
+
+    return _complete(ctx, incomplete, list_patches)
+
+
+def _complete(
+    ctx: click.Context, incomplete: str, names: Callable[[Path], Iterable[str]]
+) -> list[str]:
+    try:
+        root = ctx.params.get("series_dir") or find_root(Path.cwd())
+        return [name for name in names(root) if name.startswith(incomplete)]
+    except (ToolError, OSError):
+        return []
