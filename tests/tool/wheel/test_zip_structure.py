@@ -8,6 +8,7 @@ archive, all three see the same members with the same bytes.
 from __future__ import annotations
 
 import io
+import os
 import random
 import shutil
 import struct
@@ -460,10 +461,11 @@ def install(tmp_path: Path, data: bytes, *installer: str) -> dict[str, bytes]:
 def test_many_fuzzed_structures(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """10,000 archives; those that are accepted are also installed, with pip and, if it is there, uv."""
-    installers = [(sys.executable, "-m", "pip")]
-    if uv := shutil.which("uv"):
-        installers.append((uv, "pip"))
+    """10,000 archives; those that are accepted are also installed, with pip and with every uv in PATH."""
+    installers: list[tuple[str, ...]] = [(sys.executable, "-m", "pip")]
+    for folder in dict.fromkeys(os.environ["PATH"].split(os.pathsep)):
+        if uv := shutil.which("uv", path=folder):
+            installers.append((uv, "pip"))
     accepted = fuzz(tmp_path, 10_000, first=1000)
     assert 0 < len(accepted) < 1000
     for data in sorted(set(accepted)):
