@@ -158,7 +158,9 @@ class Scene:
             return None
         if (place / ".git").exists():
             head = git(place, "rev-parse", "HEAD", "--abbrev-ref", "HEAD")
-            return head, git(place, "status", "--porcelain")
+            # Which files differ from HEAD. Whether git's index has them already does not matter.
+            changes = git(place, "status", "--porcelain").splitlines()
+            return head, sorted(line.split(maxsplit=1)[1] for line in changes)
         if place.is_file():
             return digest(place)
         return {path.name: digest(path) for path in sorted(place.iterdir())}
