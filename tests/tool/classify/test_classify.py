@@ -6,12 +6,15 @@ The patch is written for 0.5.23; each test makes its own 0.5.24 and asks `tool d
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.lab import B_ONLY, NEXT, TREE, TWIN, TWINS, UTILS, Lab
 from tests.support.rebases import LIMITS, STOCK, WANTED
+from tool.analysis.changes import Block
+from tool.classify.upstreamed import summarize
 
 SOURCE = '''\
 """Limits."""
@@ -195,6 +198,56 @@ class TestNearMisses:
         upstream = SOURCE[:start] + SOURCE[end:]
         patch = drift({LIMITS: ours}, {LIMITS: upstream}, code=1)
         assert patch["outcome"] == "target gone" and "Pool.grow is gone" in patch["reasons"][0]
+
+
+class TestConflicts:
+    """A stop of `tool rebase` lists each conflicting hunk, and nothing else."""
+
+    CONFLICT = SOURCE.replace(STOCK, "        total = self.blocks * self.page_size\n")
+
+    def conflicts(
+        self, lab: Lab, patched: str, upstream: dict[str, str | None], into: Path
+    ) -> list[dict[str, Any]]:
+        before = TREE | {"sglang/srt/limits.py": SOURCE}
+        lab.release("0.5.23", before)
+        lab.patch("demo/ours.patch", {LIMITS: patched})
+        lab.relock()
+        after = {path.removeprefix("python/"): text for path, text in upstream.items()}
+        lab.release(NEXT, {n: t for n, t in (before | after).items() if t is not None})
+        words = ("--onto", f"v{NEXT}", "--into", str(into), "--offline")
+        result: dict[str, Any] = lab.json("rebase", *words, code=3)["result"]
+        return list(result["stop"]["conflicts"])
+
+    def test_a_hunk_that_upstream_left_alone_is_none(self, lab: Lab, tmp_path: Path) -> None:
+        ours = OURS.replace("return last\n", "return last or None\n")
+        (found,) = self.conflicts(lab, ours, {LIMITS: self.CONFLICT}, tmp_path / "r")
+        assert found["symbol"] == "Pool.size" and len(found["upstream"]) == 2
+
+    def test_a_file_that_is_where_it_was_has_no_other_name(self, lab: Lab, tmp_path: Path) -> None:
+        copy = "python/sglang/srt/other.py"
+        upstream = {LIMITS: self.CONFLICT, copy: SOURCE}
+        (found,) = self.conflicts(lab, OURS, upstream, tmp_path / "r")
+        assert found["renamed_to"] is None
+
+    def test_a_file_whose_code_moved_has(self, lab: Lab, tmp_path: Path) -> None:
+        moved = "python/sglang/srt/other.py"
+        upstream = {LIMITS: f"from .other import *\n\n{HELPER}", moved: SOURCE}
+        found = self.conflicts(lab, OURS, upstream, tmp_path / "r")
+        assert {one["renamed_to"] for one in found} == {moved}
+
+
+@pytest.mark.parametrize(
+    ("removed", "added", "text"),
+    [
+        ((b"old\n",), (b"  new\n", b"more\n"), "+new (+2/-1 lines)"),
+        ((b"old\n", b"gone\n"), (), "-old (+0/-2 lines)"),
+        ((b"old\n",), (b"\n",), "-old (+1/-1 lines)"),
+    ],
+)
+def test_a_change_in_a_line(
+    removed: tuple[bytes, ...], added: tuple[bytes, ...], text: str
+) -> None:
+    assert summarize(Block("x.py", 1, 1, removed, added, "f")) == text
 
 
 class TestTheTargetIsGone:

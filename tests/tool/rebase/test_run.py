@@ -518,6 +518,37 @@ def _restore(lab: Lab, contents: dict[str, bytes]) -> None:
         (lab.root / name).write_bytes(data)
 
 
+class TestOptions:
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("--skip",),
+            ("--why", "W"),
+            ("--continue", "--why", "W"),
+            ("--skip", "--continue", "--why", "W"),
+            ("--abort", "--restart"),
+            ("--onto", f"v{NEXT}", "--continue"),
+            ("--edit", "demo/twins.patch"),
+            ("--edit", "demo/twins.patch", "--continue"),
+            ("--skip", "--why", " "),
+        ],
+    )
+    def test_that_do_not_go_together(self, three: Lab, words: tuple[str, ...]) -> None:
+        conflicting(three)
+        state = (three.folder / "rebase.json").read_bytes()
+        error = rebase(three, *words, code=2)
+        assert error["next"] and (three.folder / "rebase.json").read_bytes() == state
+
+    @pytest.mark.parametrize(
+        "words", [("--continue",), ("--skip", "--why", "W"), ("--abort",), ("--restart",), ()]
+    )
+    def test_without_a_rebase(self, three: Lab, words: tuple[str, ...]) -> None:
+        before = project(three)
+        error = rebase(three, *words, code=2)
+        assert error["message"] == "no rebase is under way" and "--onto" in error["next"]
+        assert project(three) == before
+
+
 class TestInterrupted:
     """The same command again ends as if it had not been interrupted."""
 
