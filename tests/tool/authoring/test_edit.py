@@ -58,6 +58,16 @@ class TestNew:
         anew(lab, fork)
         assert (fork / "python/sglang/srt/more.py").read_text() == "MORE = 1\n"
 
+    @pytest.mark.parametrize("where", [("--detach",), ("-c", "own")])
+    def test_a_branch_that_apply_did_not_make(
+        self, lab: Lab, fork: Path, where: tuple[str, ...]
+    ) -> None:
+        git(fork, "switch", "-q", *where)
+        edit(fork, UTILS, "return 5\n", "return 55\n")
+        for words in (("new", "more", str(fork), *WORDS), ("refresh", "answer", str(fork))):
+            error = lab.json(*words, "--offline", code=2)["error"]
+            assert "is not on a branch that tool apply made" in error["message"]
+
     def test_again_after_it_was_interrupted(
         self, lab: Lab, fork: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -297,6 +297,24 @@ def test_the_first_release_that_breaks_it(lab: Lab) -> None:
     assert result["summary"] == {"conflict": 1}
 
 
+def test_each_patch_has_its_own_first_release_that_breaks_it(lab: Lab) -> None:
+    lab.release("0.5.23", TREE | {"sglang/srt/limits.py": SOURCE})
+    lab.patch("demo/ours.patch", {LIMITS: OURS})
+    lab.patch("demo/twins.patch", {TWINS: B_ONLY})
+    lab.patch("demo/answer.patch", {UTILS: TREE["sglang/srt/utils.py"] + "ANSWER = 1\n"})
+    lab.relock()
+    limits = {"sglang/srt/limits.py": SOURCE.replace(STOCK, "        total = 0\n")}
+    twins = {"sglang/srt/twins.py": TWIN.replace("y = x + 1", "y = x")}
+    lab.release("0.5.24", TREE | limits)
+    lab.release("0.5.25", TREE | limits | twins)
+    result = lab.json("drift", "--onto", "v0.5.25", "--offline", code=1)["result"]
+    assert {p["patch"]: p["first_broken_by"] for p in result["patches"]} == {
+        "demo/ours.patch": "0.5.24",
+        "demo/twins.patch": "0.5.25",
+        "demo/answer.patch": None,
+    }
+
+
 def test_a_release_older_than_the_series_knows(lab: Lab) -> None:
     lab.patch("demo/ours.patch", {TWINS: B_ONLY})
     lab.relock()

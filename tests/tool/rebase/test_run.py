@@ -518,6 +518,22 @@ def _restore(lab: Lab, contents: dict[str, bytes]) -> None:
         (lab.root / name).write_bytes(data)
 
 
+def test_a_series_that_is_not_the_locked_one_elsewhere_is_refused(lab: Lab) -> None:
+    """series.txt was edited for an older release, and nobody ran `tool lock`."""
+    lab.release("0.5.22", TREE)
+    lab.patch(
+        "demo/answer.patch", {UTILS: TREE["sglang/srt/utils.py"] + "A = 1\n"}, releases=">=0.5.22"
+    )
+    lab.relock("0.5.22", "0.5.23")
+    upgrade(lab, {})
+    path = lab.root / "series.txt"
+    path.write_text(path.read_text().replace("answer.patch >=0.5.22", "answer.patch >=0.5.23"))
+    before = project(lab)
+    error = onto(lab, code=5)
+    assert "v0.5.22" in error["message"] and "tool check" in error["next"]
+    assert project(lab) == before
+
+
 class TestOptions:
     @pytest.mark.parametrize(
         "words",
