@@ -14,7 +14,10 @@ def run() -> None:
     interrupt.leave_at_once()
     from tool.cli.app import main  # the import takes a while, and Ctrl-C may come meanwhile
 
-    main()
+    try:
+        main()
+    finally:
+        interrupt.ignore()
 
 
 if __name__ == "__main__":

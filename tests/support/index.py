@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 import pytest
 
+Answer = Callable[[BaseHTTPRequestHandler, bytes], None]
+"""Answers a request in place of the index, which would have sent these bytes."""
+
 
 class Index:
-    """Serves the wheels in ``folder``. ``status`` other than 200 is the answer to everything."""
+    """Serves the wheels in ``folder``. ``status`` other than 200 is the answer to everything.
+
+    ``on_page`` and ``on_file`` answer instead where the list of files, or a wheel, is asked for.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.status = 200
         self.content_type = "text/html"
+        self.on_page: Answer | None = None
+        self.on_file: Answer | None = None
         self.requests: list[str] = []
         self.url = ""
 
@@ -42,6 +50,11 @@ def serve(folder: Path) -> Iterator[Index]:
         def do_GET(self) -> None:  # noqa: N802
             index.requests.append(self.path)
             body = self.body() if index.status == 200 else b""
+            instead = index.on_page if self.path.startswith("/simple/") else index.on_file
+            if instead is not None:
+                with contextlib.suppress(OSError):  # whoever asked has had enough
+                    instead(self, body or b"")
+                return
             self.send_response(404 if body is None else index.status)
             self.send_header("Content-Type", index.content_type)
             self.send_header("Content-Length", str(len(body or b"")))

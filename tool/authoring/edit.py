@@ -233,16 +233,37 @@ def new_patch(session: Session, fields: HeaderFields, folder: Path) -> Edited:
     Raises:
         UsageError: nothing is changed there, or the name is taken.
     """
-    _check_name(session.series, fields)
     with session.exclusive():
         author = Author(session)
         worktree = read_worktree(session, folder)
+        if done := _finish_new(author, fields, worktree):
+            return done
+        _check_name(author.series, fields)
         worktree.require_changes()
         base, applied = author.applied(worktree.release)
         before = applied[-1].tree if applied else base.tree
         tree = _merge(author.git, before, worktree.diff, fields.name)
         done = _add(author, fields, worktree.release, before, tree)
         return replace(done, worktree_moved=author.move_worktree(worktree))
+
+
+def _finish_new(author: Author, fields: HeaderFields, worktree: EditedWorktree) -> Edited | None:
+    """Bring the worktree up to date after a ``tool new`` that was interrupted when the patch was written.
+
+    None unless the series holds the patch, the worktree does not, and its files are what the series gives.
+    """
+    release, git = worktree.release, author.git
+    listed = [patch.name for patch in author.series.for_release(release)]
+    known = worktree.branch.list_patches(git, worktree.branch.head)
+    if not worktree.diff or fields.name not in listed or fields.name in known:
+        return None
+    base, applied = author.applied(release)
+    tip = applied[-1].commit
+    if git.tree_of(commit_kernels(git, base, tip, author.series.kernel_dir)) != worktree.tree:
+        return None
+    author.tips[release] = (base, tip)
+    moved = author.move_worktree(worktree)
+    return Edited(fields.name, (fields.name,), (), (release,), worktree.files, moved)
 
 
 def refresh_patch(session: Session, name: str, folder: Path, *, split: bool = False) -> Edited:

@@ -9,6 +9,8 @@ from typing import Final
 
 EXIT_CODE: Final = 130
 """128 + SIGINT, as shells report it."""
+_ours = False
+"""Is the handler of SIGINT this module's affair? Not where a test calls a command in its own process."""
 
 
 def leave_at_once() -> None:
@@ -16,14 +18,22 @@ def leave_at_once() -> None:
 
     Where the caller has SIGINT ignored (``nohup``, a shell's background job) it stays ignored.
     """
+    global _ours
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
+        _ours = True
 
 
 def raise_error() -> None:
     """From now on Ctrl-C raises KeyboardInterrupt, so that what was begun is undone."""
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def ignore() -> None:
+    """From now on Ctrl-C does nothing: the result stands, and only a message or Python's end is left."""
+    if _ours:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

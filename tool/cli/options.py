@@ -185,6 +185,7 @@ def _run(title: str, work: Callable[[], Report], as_json: bool) -> int:
         interrupt.raise_error()
         report = work()
         print_report(title, report, as_json=as_json)
+        interrupt.ignore()
         return report.exit_code
     except KeyboardInterrupt:
         error: ToolError = Interrupted(
@@ -200,6 +201,7 @@ def _run(title: str, work: Callable[[], Report], as_json: bool) -> int:
         with contextlib.suppress(OSError):
             traceback.print_exc()
         error = ToolError(f"internal error: {unknown!r}")
+    interrupt.ignore()
     print_error(title, error, as_json=as_json)
     return error.exit_code
 

@@ -55,10 +55,13 @@ OFFLINE: Final = {"GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none"}
 
 _DISK_FULL: Final = (
     "No space left on device",
+    "Out of diskspace",
     "File too large",
     "Disk quota exceeded",
     f"died of signal {int(signal.SIGXFSZ)}",  # a checkout worker under ulimit -f
 )
+_NOT_WRITTEN: Final = ("couldn't write", "could not write", "unable to write", "cannot write")
+"""git leaves out why. A full disk is one reason."""
 _REF: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]*")
 _OID: Final = re.compile(r"[0-9a-f]{40}")
 _ANSWER: Final = re.compile(r"([0-9a-f]{40}) ([a-z]+) ([0-9]+)\n")
@@ -295,6 +298,13 @@ def failure(args: Sequence[str], code: int, stderr: bytes) -> ToolError:
             "no space left while git was writing",
             why=last_line(stderr) or "a file size limit (ulimit -f) was reached",
             next_step="free some space and run the same command again; nothing was changed",
+        )
+    if any(sign in words for sign in _NOT_WRITTEN):
+        return EnvironmentFault(
+            "git could not write",
+            why=last_line(stderr),
+            next_step="see that there is space left and that the place is yours to write, then run the same "
+            "command again; nothing was changed",
         )
     last = "\n".join(words.splitlines()[-8:])
     return GitFailed(f"git {args[0]} failed with exit code {code}", why=last or None)

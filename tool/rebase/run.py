@@ -104,11 +104,15 @@ def start_rebase(
     """
     with session.exclusive():
         if running := load_state(session.folder):
-            raise UsageError(
-                f"a rebase onto v{running.onto} is under way",
-                where=running.root,
-                next_step="go on with it: tool rebase --continue, or give it up: tool rebase --abort",
-            )
+            if running.decisions or _has_stopped(session, running):
+                raise UsageError(
+                    f"a rebase onto v{running.onto} is under way",
+                    where=running.root,
+                    next_step="go on with it: tool rebase --continue, or give it up: tool rebase --abort",
+                )
+            # Interrupted before its first stop: nobody has seen it, and nothing is lost with it.
+            _close(session, running)
+            remove_state(session.folder)
         return _run(session, _begin(session, request, source, into, edits))
 
 
@@ -235,7 +239,7 @@ def skip_patch(session: Session, why: str) -> RebaseResult:
     """Leave out the patch the rebase stopped at; ``why`` goes into its header.
 
     Raises:
-        UsageError: no rebase is stopped at a patch, or ``why`` is empty.
+        UsageError: no rebase is under way, or ``why`` is empty.
     """
     reason = " ".join(why.split())
     if not reason:
@@ -243,10 +247,9 @@ def skip_patch(session: Session, why: str) -> RebaseResult:
     with session.exclusive():
         state = _require_state(session)
         stop = state.stop
-        if stop is None:
-            raise UsageError(
-                "the rebase has not stopped at a patch", next_step="tool rebase --continue"
-            )
+        if stop is None or not _has_stopped(session, state):
+            # Interrupted before the worktree was whole: nobody has seen the patch that it is for.
+            return _run(session, state)
         decision = Decision(stop.kind, stop.reasons, skipped=reason)
         state = replace(state, decisions={**state.decisions, stop.patch: decision}, stop=None)
         save_state(session.folder, state)
@@ -260,30 +263,35 @@ def abort_rebase(session: Session) -> Version:
         UsageError: none is under way.
     """
     with session.exclusive(settle=False):
-        if load_state(session.folder) is None and session.is_writing(STATE_FILE):
-            session.roll_back()  # killed while it was written, its state removed already
-        state = require_state(session.folder)
-        session.roll_back()
-        try:
-            _close(session, state)
-        except UsageError as foreign:
-            session.warn(f"{foreign.where}: {foreign.message}")
+        state = _take_back(session)
         remove_state(session.folder)
     return state.onto
 
 
 def restart_rebase(session: Session) -> RebaseResult:
-    """The same rebase from its beginning, with the same stops, without the decisions made so far."""
+    """The same rebase from its beginning, with the same stops, without the decisions made so far.
+
+    Raises:
+        UsageError: none is under way.
+    """
     with session.exclusive(settle=False):
-        state = require_state(session.folder)
-    abort_rebase(session)
-    return start_rebase(
-        session,
-        Request(f"v{state.onto}"),
-        source=state.source,
-        into=Path(state.folder),
-        edits=state.edits,
-    )
+        state = _take_back(session)
+        again = Request(f"v{state.onto}")
+        begun = _begin(session, again, state.source, Path(state.folder), state.edits)
+        return _run(session, begun)
+
+
+def _take_back(session: Session) -> State:
+    """The rebase under way, with the project as it was before and without its worktree."""
+    if load_state(session.folder) is None and session.is_writing(STATE_FILE):
+        session.roll_back()  # killed while it was written, its state removed already
+    state = require_state(session.folder)
+    session.roll_back()
+    try:
+        _close(session, state)
+    except UsageError as foreign:
+        session.warn(f"{foreign.where}: {foreign.message}")
+    return state
 
 
 def _require_state(session: Session) -> State:

@@ -47,6 +47,8 @@ _WHEEL: Final = re.compile(rf"/({PROJECT}-[^/\s#?]+\.whl)\b")
 _FAILED: Final = re.compile(r"Could not fetch URL (\S+): (.+?)(?: - skipping)?$", re.MULTILINE)
 _ABSENT: Final = re.compile(r"404 Client Error\b")
 """pip's words for this status begin so; the digits alone also occur in ports and paths."""
+_IGNORED: Final = re.compile(r"located at (\S+) is (not a trusted or secure host)\b")
+"""An index without TLS that nobody told pip to trust: pip does not ask it."""
 _NOT_INDEX: Final = re.compile(r"Skipping page (\S+) because (.+?)\.?$", re.MULTILINE)
 
 
@@ -67,7 +69,8 @@ class _Answer:
         """The places that could not be asked, each with the reason. A page that is not there is an answer."""
         found = _FAILED.findall(self.log)
         failed = [f"{url}: {why}" for url, why in found if not _ABSENT.match(why)]
-        return failed + [f"{url}: {why}" for url, why in _NOT_INDEX.findall(self.log)]
+        others = (*_NOT_INDEX.findall(self.log), *_IGNORED.findall(self.log))
+        return failed + [f"{url}: {why}" for url, why in others]
 
 
 def list_wheels() -> dict[str, Version]:

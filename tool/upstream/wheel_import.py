@@ -8,6 +8,7 @@ dates and modes are fixed.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Final
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 PACKAGE: Final = "sglang/"
 PREFIX: Final = "python/"
+_METHODS: Final = (0, 8)
+"""Stored and deflated."""
 
 
 def is_imported(member: str) -> bool:
@@ -42,29 +45,18 @@ def import_wheel(git: Git, path: Path, release: Version, *, progress: Progress =
     Raises:
         IntegrityError: the archive is damaged or has unsafe member names.
     """
-    import zipfile  # slow to import, and the engine needs only this module's constants
-
     ref = release_ref(release)
     process = git.start("fast-import", "--quiet", "--done", "--date-format=raw")
     assert process.stdin is not None and process.stderr is not None
     try:
         with (
-            zipfile.ZipFile(path) as archive,
+            _open(path) as archive,
             progress.bar(f"importing sglang {release}") as step,
         ):
             _write_stream(process.stdin, archive, ref, release, step)
         process.stdin.close()
     except BrokenPipeError:
         pass  # fast-import died; its own words follow
-    except (zipfile.BadZipFile, EOFError, OSError) as err:
-        process.kill()
-        process.wait()
-        raise IntegrityError(
-            "the wheel cannot be read",
-            where=str(path),
-            why=str(err),
-            next_step="delete it and try again",
-        ) from err
     except BaseException:
         process.kill()
         process.wait()
@@ -80,21 +72,46 @@ def import_wheel(git: Git, path: Path, release: Version, *, progress: Progress =
 
 def compute_base_tree(path: Path) -> str:
     """The tree that importing the wheel ``path`` gives; git is not asked. Errors as for the import."""
-    import zipfile
+    with _open(path) as archive:
+        return tree_id(
+            {
+                PREFIX + info.filename: (
+                    file_mode(info.external_attr >> 16),
+                    blob_id(archive.read(info)),
+                )
+                for info in _members(archive)
+            }
+        )
 
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The wheel, for a block that reads it. zipfile and its decoders raise errors of many types."""
+    import struct
+    import zipfile  # slow to import, and the engine needs only this module's constants
+    import zlib
+
+    damage = (
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        EOFError,
+        OSError,
+        RuntimeError,
+        ValueError,
+    )
     try:
         with zipfile.ZipFile(path) as archive:
-            return tree_id(
-                {
-                    PREFIX + info.filename: (
-                        file_mode(info.external_attr >> 16),
-                        blob_id(archive.read(info)),
-                    )
-                    for info in _members(archive)
-                }
-            )
-    except (zipfile.BadZipFile, EOFError) as err:
-        raise IntegrityError("the wheel cannot be read", where=str(path), why=str(err)) from err
+            yield archive
+    except BrokenPipeError:
+        raise  # whoever took what was read has stopped
+    except damage as err:
+        raise IntegrityError(
+            "the wheel cannot be read",
+            where=str(path),
+            why=f"{type(err).__name__}: {err}",
+            next_step="delete it and try again",
+        ) from err
 
 
 def _write_stream(
@@ -118,15 +135,28 @@ def _write_stream(
 
 def _members(archive: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
     seen: set[str] = set()
+    folders: set[str] = set()
     for info in archive.infolist():
-        if not is_imported(info.filename):
+        name = info.filename
+        if not is_imported(name):
             continue
-        parts = PurePosixPath(info.filename).parts
-        if ".." in parts or ".git" in parts or "\\" in info.filename or info.filename in seen:
+        if info.compress_type not in _METHODS:
             raise IntegrityError(
-                f"unsafe or repeated member {info.filename!r}", where=str(archive.filename)
+                f"{name!r} is packed by method {info.compress_type}",
+                where=str(archive.filename),
+                why="a wheel's files are stored or deflated",
+                next_step="delete it and try again",
             )
-        seen.add(info.filename)
+        above = {str(parent) for parent in PurePosixPath(name).parents}
+        unsafe = any(part in ("", ".", "..") or part.lower() == ".git" for part in name.split("/"))
+        if unsafe or "\\" in name or name in seen or name in folders or above & seen:
+            raise IntegrityError(
+                f"unsafe or repeated member {name!r}",
+                where=str(archive.filename),
+                next_step="delete it and try again",
+            )
+        seen.add(name)
+        folders |= above
         yield info
 
 

@@ -62,6 +62,19 @@ def test_an_edited_patch_file(two: Lab) -> None:
     assert found[0]["where"] == "patches/demo/answer.patch"
 
 
+def test_the_table_marks_each_rule(two: Lab) -> None:
+    good = two.tool("check", "--offline").stdout.splitlines()
+    path = two.root / "patches" / "demo/answer.patch"
+    path.write_bytes(path.read_bytes().replace(b"Because", b"Perhaps because"))
+    bad = two.tool("check", "--offline", code=1).stdout.splitlines()
+    assert good[0].split("  ")[0] == "release" and " lock " in good[0]
+    for line, other in zip(good[1:3], bad[1:3], strict=True):
+        marks, others = (
+            [word for word in text.split() if word in ("ok", "FAILED")] for text in (line, other)
+        )
+        assert marks == ["ok"] * 4 and others == ["ok", "FAILED", "ok", "ok"]
+
+
 def test_a_lock_with_another_tree(two: Lab) -> None:
     path = two.root / "series.lock"
     tree = final_tree(two, "0.5.23")

@@ -10,6 +10,7 @@ from packaging.version import Version
 
 from tests.support.lab import B_ONLY, TREE, TWINS, UTILS, Lab, git
 from tests.support.rebases import check
+from tool.authoring.edit import Author
 from tool.series import model as series
 
 STOCK = TREE["sglang/srt/utils.py"]
@@ -56,6 +57,39 @@ class TestNew:
         check(lab)
         anew(lab, fork)
         assert (fork / "python/sglang/srt/more.py").read_text() == "MORE = 1\n"
+
+    @pytest.mark.parametrize("where", [("--detach",), ("-c", "own")])
+    def test_a_branch_that_apply_did_not_make(
+        self, lab: Lab, fork: Path, where: tuple[str, ...]
+    ) -> None:
+        git(fork, "switch", "-q", *where)
+        edit(fork, UTILS, "return 5\n", "return 55\n")
+        for words in (("new", "more", str(fork), *WORDS), ("refresh", "answer", str(fork))):
+            error = lab.json(*words, "--offline", code=2)["error"]
+            assert "is not on a branch that tool apply made" in error["message"]
+
+    def test_again_after_it_was_interrupted(
+        self, lab: Lab, fork: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The patch is written and the worktree still has the change: it is brought up to date."""
+        edit(fork, UTILS, "return 5\n", "return 55\n")
+
+        def stop(*_: object) -> bool:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Author, "move_worktree", stop)
+            lab.tool("new", "more", str(fork), *WORDS, "--offline", code=130)
+        assert names(lab)[-1] == "demo/more.patch"
+        (fork / "python/sglang/srt/other.py").write_text("OTHER = 1\n")
+        lab.tool("new", "more", str(fork), *WORDS, "--offline", code=2)
+        (fork / "python/sglang/srt/other.py").unlink()
+        assert lab.json("new", "more", str(fork), *WORDS, "--offline")["result"]["worktree_moved"]
+        assert (
+            git(fork, "status", "--porcelain") == "" and "return 55\n" in (fork / UTILS).read_text()
+        )
+        lab.tool("new", "more", str(fork), *WORDS, "--offline", code=2)
+        check(lab)
 
     def test_in_a_change_of_its_own(self, lab: Lab, fork: Path) -> None:
         edit(fork, UTILS, "return 5\n", "return 55\n")

@@ -6,12 +6,15 @@ The patch is written for 0.5.23; each test makes its own 0.5.24 and asks `tool d
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.lab import B_ONLY, NEXT, TREE, TWIN, TWINS, UTILS, Lab
 from tests.support.rebases import LIMITS, STOCK, WANTED
+from tool.analysis.changes import Block
+from tool.classify.upstreamed import summarize
 
 SOURCE = '''\
 """Limits."""
@@ -197,6 +200,56 @@ class TestNearMisses:
         assert patch["outcome"] == "target gone" and "Pool.grow is gone" in patch["reasons"][0]
 
 
+class TestConflicts:
+    """A stop of `tool rebase` lists each conflicting hunk, and nothing else."""
+
+    CONFLICT = SOURCE.replace(STOCK, "        total = self.blocks * self.page_size\n")
+
+    def conflicts(
+        self, lab: Lab, patched: str, upstream: dict[str, str | None], into: Path
+    ) -> list[dict[str, Any]]:
+        before = TREE | {"sglang/srt/limits.py": SOURCE}
+        lab.release("0.5.23", before)
+        lab.patch("demo/ours.patch", {LIMITS: patched})
+        lab.relock()
+        after = {path.removeprefix("python/"): text for path, text in upstream.items()}
+        lab.release(NEXT, {n: t for n, t in (before | after).items() if t is not None})
+        words = ("--onto", f"v{NEXT}", "--into", str(into), "--offline")
+        result: dict[str, Any] = lab.json("rebase", *words, code=3)["result"]
+        return list(result["stop"]["conflicts"])
+
+    def test_a_hunk_that_upstream_left_alone_is_none(self, lab: Lab, tmp_path: Path) -> None:
+        ours = OURS.replace("return last\n", "return last or None\n")
+        (found,) = self.conflicts(lab, ours, {LIMITS: self.CONFLICT}, tmp_path / "r")
+        assert found["symbol"] == "Pool.size" and len(found["upstream"]) == 2
+
+    def test_a_file_that_is_where_it_was_has_no_other_name(self, lab: Lab, tmp_path: Path) -> None:
+        copy = "python/sglang/srt/other.py"
+        upstream = {LIMITS: self.CONFLICT, copy: SOURCE}
+        (found,) = self.conflicts(lab, OURS, upstream, tmp_path / "r")
+        assert found["renamed_to"] is None
+
+    def test_a_file_whose_code_moved_has(self, lab: Lab, tmp_path: Path) -> None:
+        moved = "python/sglang/srt/other.py"
+        upstream = {LIMITS: f"from .other import *\n\n{HELPER}", moved: SOURCE}
+        found = self.conflicts(lab, OURS, upstream, tmp_path / "r")
+        assert {one["renamed_to"] for one in found} == {moved}
+
+
+@pytest.mark.parametrize(
+    ("removed", "added", "text"),
+    [
+        ((b"old\n",), (b"  new\n", b"more\n"), "+new (+2/-1 lines)"),
+        ((b"old\n", b"gone\n"), (), "-old (+0/-2 lines)"),
+        ((b"old\n",), (b"\n",), "-old (+1/-1 lines)"),
+    ],
+)
+def test_a_change_in_a_line(
+    removed: tuple[bytes, ...], added: tuple[bytes, ...], text: str
+) -> None:
+    assert summarize(Block("x.py", 1, 1, removed, added, "f")) == text
+
+
 class TestTheTargetIsGone:
     def test_a_deleted_file(self, drift: Drift) -> None:
         patch = drift({LIMITS: OURS}, {LIMITS: None}, code=1)
@@ -242,6 +295,24 @@ def test_the_first_release_that_breaks_it(lab: Lab) -> None:
     result = lab.json("drift", "--onto", "v0.5.26", "--offline", code=1)["result"]
     assert result["patches"][0]["first_broken_by"] == "0.5.25"
     assert result["summary"] == {"conflict": 1}
+
+
+def test_each_patch_has_its_own_first_release_that_breaks_it(lab: Lab) -> None:
+    lab.release("0.5.23", TREE | {"sglang/srt/limits.py": SOURCE})
+    lab.patch("demo/ours.patch", {LIMITS: OURS})
+    lab.patch("demo/twins.patch", {TWINS: B_ONLY})
+    lab.patch("demo/answer.patch", {UTILS: TREE["sglang/srt/utils.py"] + "ANSWER = 1\n"})
+    lab.relock()
+    limits = {"sglang/srt/limits.py": SOURCE.replace(STOCK, "        total = 0\n")}
+    twins = {"sglang/srt/twins.py": TWIN.replace("y = x + 1", "y = x")}
+    lab.release("0.5.24", TREE | limits)
+    lab.release("0.5.25", TREE | limits | twins)
+    result = lab.json("drift", "--onto", "v0.5.25", "--offline", code=1)["result"]
+    assert {p["patch"]: p["first_broken_by"] for p in result["patches"]} == {
+        "demo/ours.patch": "0.5.24",
+        "demo/twins.patch": "0.5.25",
+        "demo/answer.patch": None,
+    }
 
 
 def test_a_release_older_than_the_series_knows(lab: Lab) -> None:

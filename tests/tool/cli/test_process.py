@@ -121,6 +121,19 @@ class TestInterrupt:
             assert process.returncode in (0, 130), words
             assert "Traceback" not in words
 
+    @pytest.mark.parametrize("args", [("status",), ("explain", "nothing"), ("--help",)])
+    def test_after_everything_was_said(self, ready: Lab, args: tuple[str, ...]) -> None:
+        """Ctrl-C while Python ends: the result stands."""
+        code = "import atexit, os; atexit.register(lambda: os.kill(os.getpid(), 2))\n"
+        code += "import tool.__main__ as m; m.run()"
+        series = () if args == ("--help",) else ("--series", str(ready.root))
+        done = subprocess.run(
+            [sys.executable, "-c", code, *args, *series],
+            env=ready.environ, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == (2 if "nothing" in args else 0), done.stderr
+        assert "interrupted" not in done.stderr and "Exception" not in done.stderr
+
     def test_of_a_waiting_command(self, ready: Lab) -> None:
         with ready.home.exclusive():
             process = subprocess.Popen(

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -182,10 +183,13 @@ def test_git_documents_several_hundred_keys() -> None:
 
 
 @pytest.mark.parametrize("nth", range(len(VALUES)), ids=VALUES)
-def test_all_keys_at_once_change_nothing(machine: Machine, nth: int) -> None:
+def test_all_keys_at_once_change_nothing(
+    machine: Machine, nth: int, record_property: Callable[[str, object], None]
+) -> None:
     expected = machine.results()
     chosen = {key: values(key, machine.hostile) for key in KEYS}
     machine.configure("".join(setting(key, of[nth % len(of)]) for key, of in chosen.items()))
+    record_property("tried", len(chosen))
     # The control: these settings stop git itself.
     assert subprocess.run(
         ["git", "status"], cwd=machine.place / "first", capture_output=True

@@ -159,3 +159,20 @@ def test_a_full_disk_is_told_from_other_failures() -> None:
 
 def test_the_repository_is_a_plain_one_a_person_can_read(lab: Lab) -> None:
     assert git(lab.home.repository, "fsck", "--strict") == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("error: unable to write file x\nfatal: y: No space left on device", "no space left"),
+        ("fatal: sha1 file 'a/index.lock' write error. Out of diskspace", "no space left"),
+        ("fatal: prepare: cannot update ref 'r': couldn't write 'r.lock'", "could not write"),
+        ("error: unable to write file x", "could not write"),
+        ("fatal: bad object", "exit code 128"),
+    ],
+)
+def test_what_git_could_not_write_is_told_from_other_failures(words: str, message: str) -> None:
+    error = failure(("x",), 128, words.encode())
+    assert message in error.message
+    assert isinstance(error, EnvironmentFault) == ("write" in words)
+    assert "space" in f"{error.message} {error.next_step}" or "write" not in words

@@ -17,7 +17,9 @@ import pytest
 
 from tests.support.lab import EDITED, TREE, UTILS, Lab, git
 
-POINTS = 200
+POINTS = 100
+"""Kills of each kind; a sample of them runs by default."""
+SAMPLE = 6
 
 
 @pytest.fixture
@@ -71,8 +73,9 @@ def duration(lab: Lab, tree: Path) -> float:
 
 
 @pytest.mark.parametrize("kind", ["first", "update"])
-def test_kill_at_random_points(ready: Lab, tmp_path: Path, kind: str) -> None:
-    """SIGKILL at POINTS/2 moments spread over a first apply, and as many over an update."""
+@pytest.mark.parametrize("points", [SAMPLE, pytest.param(POINTS, marks=pytest.mark.exhaustive)])
+def test_kill_at_random_points(ready: Lab, tmp_path: Path, kind: str, points: int) -> None:
+    """SIGKILL at moments spread over a first apply, or over an update."""
     tree = tmp_path / "place" / "fork"
     kernels(ready, "new")
     whole = duration(ready, tree)
@@ -83,7 +86,7 @@ def test_kill_at_random_points(ready: Lab, tmp_path: Path, kind: str) -> None:
     assert old and new and old != new
     seen = {old: 0, new: 0, None: 0}
     rng = random.Random(kind)
-    for _ in range(POINTS // 2):
+    for _ in range(points):
         if kind == "first":
             _forget(ready, tree)
         before = state(tree)
@@ -101,7 +104,7 @@ def test_kill_at_random_points(ready: Lab, tmp_path: Path, kind: str) -> None:
             ready.apply(tree)
     git(ready.home.repository, "fsck", "--no-dangling")
     assert len(list((ready.home.repository / "worktrees").iterdir())) == 1, "stale worktree entries"
-    assert seen[new] < POINTS // 2, "no kill came before the end: the test measured nothing"
+    assert seen[new] < points, "no kill came before the end: the test measured nothing"
 
 
 def _forget(lab: Lab, tree: Path) -> None:

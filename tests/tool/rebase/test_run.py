@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from packaging.version import Version
@@ -29,9 +30,12 @@ from tests.support.rebases import (
     upgrade,
 )
 from tool.cli.app import main
+from tool.rebase import run
 from tool.series import model as series
 
-POINTS = 200
+POINTS = 100
+"""Kills of each stage; a sample of them runs by default."""
+SAMPLE = 6
 
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -434,8 +438,9 @@ START = ("--onto", f"v{NEXT}", "--offline")
 
 
 @pytest.mark.parametrize("stage", ["start", "continue"])
-def test_kill_at_random_points(three: Lab, stage: str) -> None:
-    """SIGKILL at POINTS/2 moments of a start that stops, or of the --continue that finishes the rebase.
+@pytest.mark.parametrize("points", [SAMPLE, pytest.param(POINTS, marks=pytest.mark.exhaustive)])
+def test_kill_at_random_points(three: Lab, stage: str, points: int) -> None:
+    """SIGKILL at random moments of a start that stops, or of the --continue that finishes the rebase.
 
     After a kill either --abort must restore the old bytes, or the rebase must continue to its end. The
     two alternate, and both must hold again in the next round.
@@ -451,7 +456,7 @@ def test_kill_at_random_points(three: Lab, stage: str) -> None:
     assert new != old
     rng = random.Random(stage)
     seen = {"old": 0, "new": 0}
-    for number in range(POINTS // 2):
+    for number in range(points):
         _restore(three, contents)
         if stage == "start":
             kill_after(three, rng.uniform(0, whole), *START)
@@ -511,3 +516,91 @@ def _restore(lab: Lab, contents: dict[str, bytes]) -> None:
         (lab.root / name).unlink()
     for name, data in contents.items():
         (lab.root / name).write_bytes(data)
+
+
+def test_a_series_that_is_not_the_locked_one_elsewhere_is_refused(lab: Lab) -> None:
+    """series.txt was edited for an older release, and nobody ran `tool lock`."""
+    lab.release("0.5.22", TREE)
+    lab.patch(
+        "demo/answer.patch", {UTILS: TREE["sglang/srt/utils.py"] + "A = 1\n"}, releases=">=0.5.22"
+    )
+    lab.relock("0.5.22", "0.5.23")
+    upgrade(lab, {})
+    path = lab.root / "series.txt"
+    path.write_text(path.read_text().replace("answer.patch >=0.5.22", "answer.patch >=0.5.23"))
+    before = project(lab)
+    error = onto(lab, code=5)
+    assert "v0.5.22" in error["message"] and "tool check" in error["next"]
+    assert project(lab) == before
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("--skip",),
+            ("--why", "W"),
+            ("--continue", "--why", "W"),
+            ("--skip", "--continue", "--why", "W"),
+            ("--abort", "--restart"),
+            ("--onto", f"v{NEXT}", "--continue"),
+            ("--edit", "demo/twins.patch"),
+            ("--edit", "demo/twins.patch", "--continue"),
+            ("--skip", "--why", " "),
+        ],
+    )
+    def test_that_do_not_go_together(self, three: Lab, words: tuple[str, ...]) -> None:
+        conflicting(three)
+        state = (three.folder / "rebase.json").read_bytes()
+        error = rebase(three, *words, code=2)
+        assert error["next"] and (three.folder / "rebase.json").read_bytes() == state
+
+    @pytest.mark.parametrize(
+        "words", [("--continue",), ("--skip", "--why", "W"), ("--abort",), ("--restart",), ()]
+    )
+    def test_without_a_rebase(self, three: Lab, words: tuple[str, ...]) -> None:
+        before = project(three)
+        error = rebase(three, *words, code=2)
+        assert error["message"] == "no rebase is under way" and "--onto" in error["next"]
+        assert project(three) == before
+
+
+class TestInterrupted:
+    """The same command again ends as if it had not been interrupted."""
+
+    COMMANDS: ClassVar = {
+        "--onto": ("--onto", f"v{NEXT}", "--offline"),
+        "--continue": ("--continue",),
+        "--skip": ("--skip", "--why", "W"),
+        "--restart": ("--restart",),
+    }
+
+    @pytest.mark.parametrize(
+        ("command", "place"),
+        [(c, p) for c in COMMANDS for p in ("open_worktree", "replay_series")]
+        + [("--onto", "_begin"), ("--restart", "_begin")],
+    )
+    def test_again(
+        self, three: Lab, monkeypatch: pytest.MonkeyPatch, command: str, place: str
+    ) -> None:
+        """Two patches conflict: a decision on the first leads to the second."""
+        upgrade(
+            three,
+            {"sglang/srt/limits.py": THEIRS, "sglang/srt/twins.py": TWIN.replace("x + 1", "x")},
+        )
+        if command != "--onto":
+            worktree = Path(onto(three, code=3)["worktree"])
+            (worktree / LIMITS).write_text(MERGED)
+        words = self.COMMANDS[command]
+        before = project(three)
+
+        def stop(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(run, place, stop)
+            assert rebase(three, *words, code=130)
+        assert project(three) == before
+        stopped = rebase(three, *words, code=3)["stop"]["patch"]
+        decided = command in ("--continue", "--skip")
+        assert stopped == ("demo/twins.patch" if decided else "demo/limits.patch")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from packaging.version import Version
 
 from tests.support.lab import TREE, Lab
+from tests.tool.wheel.test_zip_structure import ARCHIVE, FORGED, mutate
 from tool.errors import IntegrityError
 from tool.project.workspace import Workspace
 from tool.series import lockfile
@@ -60,6 +62,27 @@ def test_a_truncated_wheel_leaves_no_ref(lab: Lab, tmp_path: Path) -> None:
     with pytest.raises(IntegrityError):
         wheel_import.import_wheel(lab.home.open_repository(), path, Version("9.9"))
     assert lab.home.open_repository().resolve(wheel_import.release_ref(Version("9.9"))) is None
+
+
+def test_any_damage_is_refused_in_the_same_way(lab: Lab, tmp_path: Path) -> None:
+    """Encrypted members, unknown methods, broken names and streams: zipfile has an error for each."""
+    git, path = lab.home.open_repository(), tmp_path / "bad.whl"
+    fuzzed = (mutate(ARCHIVE, random.Random(seed)) for seed in range(150))
+    refused = 0
+    for number, data in enumerate([*(change(ARCHIVE) for change in FORGED.values()), *fuzzed]):
+        path.write_bytes(data)
+        try:
+            tree = wheel_import.compute_base_tree(path)
+        except IntegrityError as error:
+            refused += 1
+            assert error.where == str(path)
+        else:
+            assert number % 10 or git.tree_of(wheel_import.import_wheel(git, path, V)) == tree
+            continue
+        if number % 3 == 0:  # git is started for each
+            with pytest.raises(IntegrityError):
+                wheel_import.import_wheel(git, path, V)
+    assert refused > 100
 
 
 @pytest.mark.index

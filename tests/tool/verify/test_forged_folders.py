@@ -34,6 +34,7 @@ from tests.support.forks import (
     make_fork,
     plant,
 )
+from tool.git.objects import blob_id
 from tool.verify.bytecode import same_code
 from tool.verify.checks import VerifyReport
 from tool.verify.verify import verify_installed, verify_tree
@@ -530,6 +531,18 @@ def test_forged_worktree(
     )
     assert report.outcome == "refuted", report.unproven
     assert path in named(report) or (not with_git and "sglang/" in named(report))
+
+
+def test_what_is_expected_and_what_is_found(genuine: tuple[Fork, Path], tmp_path: Path) -> None:
+    fork, tree = genuine[0], tmp_path / "tree"
+    plant(fork, tree)
+    (tree / "python" / TOUCHED).unlink()
+    write(f"python/{DELETED}", b"back = 1\n")(tree)
+    report = verify_tree(tree, lock=fork.lock, version=fork.version, kernels=fork.kernels)
+    shown = {d.path: (d.expected, d.found) for d in report.differences}
+    blobs = {c.path.removeprefix("python/"): c for p in fork.locked.patches for c in p.files}
+    assert shown[TOUCHED] == (blobs[TOUCHED].after, None)
+    assert shown[DELETED] == (None, blob_id(b"back = 1\n"))
 
 
 def test_module_in_the_root_of_a_worktree_is_listed(

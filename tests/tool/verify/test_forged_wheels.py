@@ -339,7 +339,12 @@ def test_the_table_is_large_enough_and_the_original_is_proven(
 
 
 @pytest.mark.parametrize("name", FORGERIES)
-def test_forged_wheel(genuine: tuple[Fork, bytes, str], tmp_path: Path, name: str) -> None:
+def test_forged_wheel(
+    genuine: tuple[Fork, bytes, str],
+    tmp_path: Path,
+    name: str,
+    record_property: Callable[[str, object], None],
+) -> None:
     fork, data, filename = genuine
     path = tmp_path / filename
     path.write_bytes(data)
@@ -351,6 +356,7 @@ def test_forged_wheel(genuine: tuple[Fork, bytes, str], tmp_path: Path, name: st
     assert report.outcome == forgery.alone, (report.first, report.unproven)
     if forgery.alone == "not proven" and forgery.path:
         assert forgery.path in {u.path for u in report.unproven}
+    record_property("tried", 2)
 
 
 def check_random_forgeries(genuine: tuple[Fork, bytes, str], tmp_path: Path, count: int) -> None:
@@ -379,5 +385,10 @@ def test_random_forgeries(genuine: tuple[Fork, bytes, str], tmp_path: Path) -> N
 
 
 @pytest.mark.exhaustive
-def test_many_random_forgeries(genuine: tuple[Fork, bytes, str], tmp_path: Path) -> None:
+def test_many_random_forgeries(
+    genuine: tuple[Fork, bytes, str],
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
     check_random_forgeries(genuine, tmp_path, 3000)
+    record_property("tried", 6000)  # with and without the released wheel

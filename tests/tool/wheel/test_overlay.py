@@ -21,6 +21,7 @@ import pytest
 from packaging.metadata import Metadata
 from packaging.version import Version
 
+from tests.support import forks
 from tests.support.forks import (
     ADDED,
     COMMA,
@@ -509,3 +510,25 @@ def test_real_release(released_wheel: ReleasedWheel, tmp_path: Path, version: st
     pinned = any(r.name == "tilelang" for r in before.requires_dist or ())
     assert extra == ({"triton>=3.5"} if pinned else {"triton>=3.5", "tilelang>=0.1.11"})
     assert after.description == before.description
+
+
+@pytest.mark.parametrize(
+    "row", [b"", b"sglang/srt/engine.py,,\n", b"sglang/srt/engine.py,sha256=AAAA,1\n"]
+)
+def test_a_released_wheel_whose_record_does_not_fit_is_not_built_on(
+    tmp_path: Path, row: bytes
+) -> None:
+    source = forks.write_wheel(tmp_path, "0.5.23", forks.release_files("0.5.23"))
+
+    def change(files: dict[str, tuple[bytes, int]]) -> None:
+        name = "sglang-0.5.23.dist-info/RECORD"
+        lines = files[name][0].splitlines(keepends=True)
+        kept = [line for line in lines if not line.startswith(forks.UNTOUCHED.encode())]
+        assert len(kept) == len(lines) - 1
+        files[name] = (b"".join([*kept, row]), 0o644)
+
+    forks.rewrite(source, change)
+    fork = forks.Fork(source, forks.lock_for(source, forks.PATCHED))
+    with pytest.raises(IntegrityError):
+        fork.build(tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.whl"))

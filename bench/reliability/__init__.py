@@ -1,0 +1,3 @@
+"""How the tool stands interruptions, forgeries and failures, in numbers."""
+
+from __future__ import annotations

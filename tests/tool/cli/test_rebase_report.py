@@ -1,0 +1,56 @@
+"""What `tool rebase` says to a person at a stop. The JSON form has tests of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.lab import NEXT, TREE, TWIN, Lab
+from tests.support.rebases import LIMITS, MERGED, OURS, SOURCE, STOCK, THEIRS, WANTED, upgrade
+
+ONTO = ("rebase", "--onto", f"v{NEXT}", "--offline")
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
+
+def test_both_sides_of_a_conflict_and_what_to_do(three: Lab) -> None:
+    upgrade(three, {"sglang/srt/limits.py": THEIRS})
+    text = three.tool(*ONTO, code=3).stdout
+    assert "stopped at demo/limits.patch: conflict" in text
+    upstream, _, ours = text.partition("  the patch, in the same place:")
+    assert f"{LIMITS}, Pool.size: upstream, since the patch was written:" in upstream
+    theirs = THEIRS.splitlines()[SOURCE.splitlines().index(STOCK.rstrip())]
+    assert theirs.strip() in upstream and WANTED.strip() in ours
+    assert (
+        "next: resolve the conflicts, then: tool rebase --continue; or tool rebase --skip" in text
+    )
+    (Path.cwd() / f"sglang-v{NEXT}-rebase" / LIMITS).write_text(MERGED)
+    text = three.tool("rebase", code=3).stdout
+    assert "next: look at the merge; nothing is left to resolve: tool rebase --continue" in text
+
+
+def test_a_conflict_in_a_file_that_moved_shows_no_hunks(three: Lab) -> None:
+    moved = SOURCE.replace(STOCK, STOCK.replace("self.page", "self.page_size"))
+    stub = "from sglang.srt.bounds import *\n"
+    upgrade(three, {"sglang/srt/limits.py": stub, "sglang/srt/bounds.py": moved})
+    text = three.tool(*ONTO, code=3).stdout
+    assert "target gone" in text and "upstream, since the patch was written" not in text
+
+
+@pytest.mark.parametrize("twins", [TWIN, TWIN.replace("y = x + 1", "y = x + 3")])
+def test_a_part_that_upstream_has(lab: Lab, twins: str) -> None:
+    both = {LIMITS: OURS, "python/sglang/srt/twins.py": TWIN.replace("y = x + 1", "y = x + 2")}
+    lab.release("0.5.23", _files(SOURCE, TWIN))
+    lab.patch("demo/both.patch", dict(both))
+    lab.relock()
+    lab.release(NEXT, _files(OURS, twins))
+    text = lab.tool(*ONTO, code=4).stdout
+    assert "stopped at demo/both.patch: partial" in text
+    (step,) = [line for line in text.splitlines() if line.startswith("next: ")]
+    assert "tool rebase --continue keeps what upstream lacks" in step
+    assert step.startswith("next: resolve the conflicts, then: ") == (twins != TWIN)
+
+
+def _files(limits: str, twins: str) -> dict[str, str]:
+    return TREE | {"sglang/srt/limits.py": limits, "sglang/srt/twins.py": twins}
