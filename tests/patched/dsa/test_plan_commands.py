@@ -9,6 +9,7 @@ import fake_cuda
 import pytest
 import releases
 import tree
+from boundaries import HEADS
 from packaging.version import Version
 
 from tool.plan import find_model, make_plan, parse_gpus
@@ -45,6 +46,8 @@ def test_a_planned_command_starts(
     given = {word[2:].replace("-", "_"): parsed[name] for word, name in stored.items()}
     for name in ("model_path", "host", "port"):
         del given[name]
+    # The tiny models have fewer heads, and a rank shall have as many as the model's would.
+    given["tp_size"] = max(1, given["tp_size"] * HEADS // plan.model.heads)
     with fake_cuda.capability(*divmod(cards.sm, 10)):
         args = tree.server_args(configs[folder], **given)
         args.check_server_args()

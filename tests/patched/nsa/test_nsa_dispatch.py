@@ -383,25 +383,27 @@ def test_attention(
 def test_each_phase_follows_its_own_choice(
     model: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    args = nsa_tree.server_args(
-        model, nsa_prefill_backend="ada_dsa", nsa_decode_backend="tilelang", **SPECULATIVE
-    )
-    face = nsa_tree.runner(args)
-    built = nsa_tree.backend(args, face)
-    other: list[str] = []
-    monkeypatch.setattr(built, "_forward_tilelang", lambda **_: other.append("tilelang"))
-    for mode, rows, extends in (
-        ("EXTEND", 9, [5, 4]),
-        ("DECODE", 2, None),
-        ("TARGET_VERIFY", 8, None),
-        ("DRAFT_EXTEND", 9, [5, 4]),
-    ):
-        batch = nsa_tree.batch(face, mode, [70, 30], extends)
-        built.init_forward_metadata(batch)
-        nope, rope = queries(rows)
-        forward = built.forward_decode if mode == "DECODE" else built.forward_extend
-        indices = torch.zeros(rows, TOPK, dtype=torch.int32)
-        forward(nope, None, None, layer(), batch, q_rope=rope, topk_indices=indices)
+    monkeypatch.setenv("SGLANG_ADA_DSA_OVERRIDE_ARCH", "sm89")  # no dense prefill
+    with fake_cuda.capability(9, 0):  # where TileLang is accepted
+        args = nsa_tree.server_args(
+            model, nsa_prefill_backend="ada_dsa", nsa_decode_backend="tilelang", **SPECULATIVE
+        )
+        face = nsa_tree.runner(args)
+        built = nsa_tree.backend(args, face)
+        other: list[str] = []
+        monkeypatch.setattr(built, "_forward_tilelang", lambda **_: other.append("tilelang"))
+        for mode, rows, extends in (
+            ("EXTEND", 9, [5, 4]),
+            ("DECODE", 2, None),
+            ("TARGET_VERIFY", 8, None),
+            ("DRAFT_EXTEND", 9, [5, 4]),
+        ):
+            batch = nsa_tree.batch(face, mode, [70, 30], extends)
+            built.init_forward_metadata(batch)
+            nope, rope = queries(rows)
+            forward = built.forward_decode if mode == "DECODE" else built.forward_extend
+            indices = torch.zeros(rows, TOPK, dtype=torch.int32)
+            forward(nope, None, None, layer(), batch, q_rope=rope, topk_indices=indices)
     assert len(recorder.of("sparse_mla_fwd")) == 1
     assert other == ["tilelang"] * 3
 
@@ -463,9 +465,17 @@ def test_other_backends_are_not_asked(model: str, asked: list[dict[str, Any]]) -
 
 @pytest.mark.parametrize("phase", ["nsa_prefill_backend", "nsa_decode_backend"])
 def test_trtllm_cannot_be_mixed_in(model: str, recorder: Recorder, phase: str) -> None:
-    args = nsa_tree.server_args(model, **{phase: "trtllm"})
-    with pytest.raises(ValueError, match="Set both of them to ada_dsa"):
-        nsa_tree.backend(args)
+    backends = {"nsa_prefill_backend": "ada_dsa", "nsa_decode_backend": "ada_dsa", phase: "trtllm"}
+    with fake_cuda.capability(10, 0):  # where trtllm has a kernel
+        args = nsa_tree.server_args(model, **backends)
+        with pytest.raises(ValueError, match="Set both of them to ada_dsa"):
+            nsa_tree.backend(args)
+
+
+@pytest.mark.parametrize("phase", ["nsa_prefill_backend", "nsa_decode_backend"])
+def test_trtllm_is_refused_where_it_has_no_kernel(model: str, phase: str) -> None:
+    with pytest.raises(ValueError, match=f"--{phase.replace('_', '-')} trtllm has no kernel"):
+        nsa_tree.server_args(model, **{phase: "trtllm"})
 
 
 def test_override_leaves_out_the_dense_prefill_of_hopper(
