@@ -9,6 +9,7 @@ import torch
 
 from ada_dsa import configs, selftest
 from ada_dsa.indexer import api as indexer
+from ada_dsa.indexer import quantize
 from ada_dsa.kv_cache import api as kv_cache
 from ada_dsa.kv_cache.layout import PACKED_BYTES, detect_layout
 from ada_dsa.sparse_mla import api as sparse_mla
@@ -123,6 +124,15 @@ class Launched:
             topk=indices.shape[1],
         )
         return sparse_mla.launch(q, q_rope, kv[:, 0], layout, indices, scale, plan, return_lse)
+
+    def act_quant(
+        self, x: torch.Tensor, block_size: int, scale_fmt: str | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        blocks = x.view(-1, block_size)
+        codes = torch.empty(blocks.shape, dtype=torch.float8_e4m3fn)
+        scales = torch.empty(len(blocks))
+        quantize.launch(blocks, codes, scales, scale_fmt is not None, self.bytes_only)
+        return codes.view(x.shape), scales.view(*x.shape[:-1], -1)
 
     def quantize_k_cache(self, rows: torch.Tensor) -> torch.Tensor:
         out = torch.empty(rows.shape[0], PACKED_BYTES, dtype=torch.uint8)
