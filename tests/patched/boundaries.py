@@ -30,6 +30,7 @@ QUANTISED: dict[str, dict[str, Any]] = {
     "nvfp4": {"quant_method": "modelopt", "quant_algo": "NVFP4", "kv_cache_scheme": None},
 }
 BOTH = ("prefill", "decode")
+TOPK_V2 = "SGLANG_OPT_USE_TOPK_V2"
 KERNELS = (
     "ada_dsa",
     "flashmla_kv",
@@ -109,6 +110,7 @@ def cells(
         kind: the prefix of the DSA options in this era, ``dsa`` or ``nsa``.
     """
     found: dict[str, Any] = {}
+    os.environ.pop(TOPK_V2, None)  # a start before this one may have set it
     started_with = dict(os.environ)
     paths: dict[tuple[str, str], str] = {}
     for config, weights in itertools.product(MODELS.values(), ("", *QUANTISED)):
@@ -150,7 +152,7 @@ def _outcome(resolve: Callable[..., Any], path: str, given: dict[str, Any], kind
         if isinstance(value, plain) and field not in left_out and not field.startswith("_")
     }
     digest = hashlib.sha256(json.dumps(rest).encode()).hexdigest()
-    topk = os.environ.get("SGLANG_OPT_USE_TOPK_V2", "")
+    topk = os.environ.get(TOPK_V2, "")
     return {**{k: resolved.get(f) for k, f in named.items()}, "topk v2": topk, "rest": digest}
 
 
