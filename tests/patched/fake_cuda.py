@@ -12,6 +12,7 @@ import functools
 import importlib
 import importlib.abc
 import importlib.machinery
+import os
 import sys
 import types
 from collections.abc import Iterator, Sequence
@@ -153,15 +154,20 @@ def _tolerate_missing_ops() -> None:
 
 @contextmanager
 def capability(major: int, minor: int) -> Iterator[None]:
-    """Inside the block the device is sm_<major><minor>, also for what sglang has cached."""
+    """Inside the block the device is sm_<major><minor>, also for what sglang has cached.
+
+    Variables that a start sets for this device are gone after the block.
+    """
     global _capability
-    before = _capability
+    before, environ = _capability, dict(os.environ)
     _capability = (major, minor)
     clear_caches()
     try:
         yield
     finally:
         _capability = before
+        os.environ.clear()
+        os.environ.update(environ)
         clear_caches()
 
 
