@@ -52,3 +52,19 @@ def at(specifier: str) -> bool:
 def only(specifier: str) -> pytest.MarkDecorator:
     """Mark a test of something that only these releases have."""
     return pytest.mark.skipif(not at(specifier), reason=f"for sglang {specifier}")
+
+
+def recommended_options(device: tuple[int, int]) -> dict[str, str]:
+    """The options that ``tool doctor`` prints for a GPU of this compute capability, by field name.
+
+    Empty where it says that ada_dsa is the default.
+    """
+    from tool import plan
+
+    found = plan.route(device[0] * 10 + device[1], RELEASE, fork=True)
+    words = found.options.replace("--", "").split()
+    options = {
+        name.replace("-", "_"): value for name, value in zip(words[::2], words[1::2], strict=True)
+    }
+    assert bool(options) == (found.kind == "request")
+    return options

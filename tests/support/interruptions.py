@@ -22,13 +22,12 @@ from typing import Any
 
 import pytest
 
-from tests.support.lab import B_ONLY, NEXT, TREE, TWINS, UTILS, Lab, git
+from tests.support.lab import B_ONLY, EDITED, NEXT, TREE, TWINS, UTILS, Lab, git
 from tests.support.rebases import LIMITS, MERGED, OURS, SOURCE, THEIRS
 from tool.project import transaction
 
 LATER = "0.5.25"
 """A release in which a patch of the scene conflicts."""
-ANSWER = TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")
 HEADER = ("--change", "demo", "--drop-when", "never", "--subject", "S", "--reason", "R")
 STOP = ("rebase", "--onto", f"v{LATER}", "--into", "{rebased}", "--offline")
 HANG = 120
@@ -67,7 +66,7 @@ class Scene:
         first = TREE | {"sglang/srt/limits.py": SOURCE}
         lab.release("0.5.23", first)
         for name, edits in {
-            "answer": {UTILS: ANSWER}, "limits": {LIMITS: OURS}, "twins": {TWINS: B_ONLY}
+            "answer": {UTILS: EDITED}, "limits": {LIMITS: OURS}, "twins": {TWINS: B_ONLY}
         }.items():  # fmt: skip
             lab.patch(f"demo/{name}.patch", dict(edits))
         lab.release(NEXT, first | {"sglang/version.py": f"__version__ = '{NEXT}'\n"})

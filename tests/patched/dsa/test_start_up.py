@@ -128,14 +128,7 @@ def test_what_tool_doctor_recommends_starts(
     configs: dict[str, str], device: tuple[int, int], model: str
 ) -> None:
     """The options that doctor prints for the GPU, or none where it says that ada_dsa is the default."""
-    from tool import plan
-
-    found = plan.route(device[0] * 10 + device[1], releases.RELEASE, fork=True)
-    words = found.options.replace("--", "").split()
-    options = {
-        name.replace("-", "_"): value for name, value in zip(words[::2], words[1::2], strict=True)
-    }
-    assert bool(options) == (found.kind == "request")
+    options = releases.recommended_options(device)
     with fake_cuda.capability(*device):
         built = tree.backend(tree.server_args(configs[model], **options))
         assert (built.dsa_prefill_impl, built.dsa_decode_impl) == ("ada_dsa", "ada_dsa")

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import boundaries
 import pytest
 import releases
+from stock_parity import Found, of
+from stock_parity import (
+    test_every_difference_of_a_start_has_a_reason as test_every_difference_of_a_start_has_a_reason,
+)
 
 UNCHANGED = ["sm_90", "sm_100"]
-Found = dict[str, Any]
-
-
-def of(found: Found, sm: str) -> Found:
-    return {key: value for key, value in found.items() if key.startswith(f"{sm} ")}
 
 
 @pytest.mark.parametrize("sm", UNCHANGED)
@@ -47,16 +43,6 @@ def test_glm_over_fp8_rows_on_sm120_is_stocks(both: tuple[Found, Found]) -> None
     )
     assert len(stock) > 10
     assert patched == stock
-
-
-def test_every_difference_of_a_start_has_a_reason(both: tuple[Found, Found]) -> None:
-    """The matrix of GPUs, models and options; docs/boundaries.md is its table of reasons."""
-    stock, patched = both
-    cells = [key for key in stock if key.startswith("boundary ")]
-    assert len(cells) == len(boundaries.SMS) * len(boundaries.MODELS) * len(boundaries.OPTIONS)
-    assert list(boundaries.compare(stock, patched, releases.RELEASE)) == []
-    assert sum(patched[key] != stock[key] for key in cells) > 150
-    assert sum(isinstance(stock[key], dict) for key in cells) > len(cells) * 3 / 5
 
 
 @pytest.mark.parametrize("sm", ["sm_89", "sm_120"])

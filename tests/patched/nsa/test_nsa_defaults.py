@@ -61,15 +61,7 @@ def test_what_tool_doctor_recommends_starts(
     models: dict[str, str], device: tuple[int, int]
 ) -> None:
     """The options that doctor prints for the GPU, or none where it says that ada_dsa is the default."""
-    from tool import plan
-
-    found = plan.route(device[0] * 10 + device[1], releases.RELEASE, fork=True)
-    words = found.options.replace("--", "").split()
-    options = {
-        name.replace("-", "_"): value for name, value in zip(words[::2], words[1::2], strict=True)
-    }
-    assert bool(options) == (found.kind == "request")
-    assert chosen(models["glm"], device, **options) == ADA
+    assert chosen(models["glm"], device, **releases.recommended_options(device)) == ADA
 
 
 def test_page_size_and_attention_backend_are_stocks(models: dict[str, str]) -> None:

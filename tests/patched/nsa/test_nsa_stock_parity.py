@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import boundaries
 import pytest
 import releases
+from stock_parity import Found, of
+from stock_parity import (
+    test_every_difference_of_a_start_has_a_reason as test_every_difference_of_a_start_has_a_reason,
+)
 
 NEW_FLAG = "enforce_shared_experts_fusion"
-Found = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +21,6 @@ def compared(both: tuple[Found, Found]) -> tuple[Found, Found]:
             if key.endswith(" arguments") and isinstance(value, dict):
                 assert value.pop(NEW_FLAG) == "False"
     return stock, patched
-
-
-def of(found: Found, sm: str) -> Found:
-    return {key: value for key, value in found.items() if key.startswith(f"{sm} ")}
 
 
 @pytest.mark.parametrize("sm", ["sm_90", "sm_100"])
@@ -56,16 +52,6 @@ def test_what_is_not_dsa_is_stocks(sm: str, compared: tuple[Found, Found]) -> No
     )
     assert len(stock) > 10
     assert patched == stock
-
-
-def test_every_difference_of_a_start_has_a_reason(both: tuple[Found, Found]) -> None:
-    """The matrix of GPUs, models and options; docs/boundaries.md is its table of reasons."""
-    stock, patched = both
-    cells = [key for key in stock if key.startswith("boundary ")]
-    assert len(cells) == len(boundaries.SMS) * len(boundaries.MODELS) * len(boundaries.OPTIONS)
-    assert list(boundaries.compare(stock, patched, releases.RELEASE)) == []
-    assert sum(patched[key] != stock[key] for key in cells) > 150
-    assert sum(isinstance(stock[key], dict) for key in cells) > len(cells) * 3 / 5
 
 
 def test_the_comparison_sees_real_selections(compared: tuple[Found, Found]) -> None:

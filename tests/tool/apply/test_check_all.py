@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from tests.support.lab import TREE, TWINS, UTILS, Lab, header
+from tests.support.lab import EDITED, TREE, TWINS, UTILS, Lab, header
 from tool.series import lockfile
 
-EDITED = TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")
 LATER = TREE | {"sglang/srt/utils.py": "# a line more\n" + TREE["sglang/srt/utils.py"]}
 
 

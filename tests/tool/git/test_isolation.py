@@ -16,12 +16,11 @@ from typing import Final
 
 import pytest
 
-from tests.support.lab import NEXT, TREE, UTILS, Lab, git
+from tests.support.lab import EDITED, NEXT, TREE, UTILS, Lab, git
 from tool.errors import IntegrityError
 from tool.git.isolation import isolated_folder
 from tool.git.repository import Git
 
-EDITED: Final = TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")
 AGAIN: Final = EDITED.replace("return 20\n", "return 200\n")
 UPSTREAM: Final = TREE["sglang/srt/utils.py"].replace("return 4\n", "return 44\n")
 """The next line that upstream changes: near the patch, so that a merge has something to decide."""

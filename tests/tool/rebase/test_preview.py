@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from tests.support.lab import TREE, UTILS, Lab, write_wheel
+from tests.support.lab import EDITED, TREE, UTILS, Lab, write_wheel
 
 STOCK = TREE["sglang/srt/utils.py"]
-EDITED = STOCK.replace("return 3\n", "return 33\n")
 
 
 class Index:

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.lab import RELEASE, TREE, UTILS, Lab, write_wheel
-
-EDITED = TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")
+from tests.support.lab import EDITED, RELEASE, TREE, UTILS, Lab, write_wheel
 
 
 @pytest.fixture

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from packaging.version import Version
 
-from tests.support.index import Index, serve, use
-from tests.support.lab import NEXT, RELEASE, TREE, UTILS, Lab, write_wheel
+from tests.support.index import Index, serve
+from tests.support.lab import EDITED, NEXT, RELEASE, TREE, Lab, write_wheel
 from tool.errors import UsageError
 from tool.series import LockedRelease, LockedWheel
 from tool.upstream import choose_wheel, list_available
 
-EDITED = TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")
 X86, ARM = "manylinux_2_34_x86_64", "manylinux_2_34_aarch64"
-
-
-@pytest.fixture
-def index(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
-    """pip's only index. It holds the project's release; the cache holds nothing."""
-    lab.patch("demo/answer.patch", {UTILS: EDITED}, releases=">=0.5.23")
-    lab.relock()
-    with serve(tmp_path / "index") as index:
-        for path in lab.home.wheels.glob("*.whl"):
-            path.rename(index.folder / path.name)
-        lab.home.open_repository().run("update-ref", "-d", f"refs/ada/base/v{RELEASE}")
-        use(index, monkeypatch)
-        yield index
 
 
 def offer(index: Index, version: str, *tags: str, files: dict[str, str] | None = None) -> None:

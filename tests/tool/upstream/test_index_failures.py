@@ -13,18 +13,17 @@ import socket
 import struct
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.support.index import Answer, Index, serve, use
-from tests.support.lab import NEXT, RELEASE, TREE, UTILS, Lab, write_wheel
+from tests.support.index import Answer, Index
+from tests.support.lab import NEXT, RELEASE, TREE, Lab, write_wheel
 from tests.tool.wheel.test_zip_structure import FORGED
 
-EDITED = TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")
 PATIENCE = 90
 """Seconds; pip gives up after two without a word."""
 Handler = BaseHTTPRequestHandler
@@ -173,19 +172,12 @@ FILES: Final[Mapping[str, Callable[[bytes], bytes]]] = {
 
 
 @pytest.fixture
-def index(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
-    """pip's only index, with the locked release and the next one. The cache holds nothing."""
-    lab.patch("demo/answer.patch", {UTILS: EDITED}, releases=">=0.5.23")
-    lab.relock()
-    with serve(tmp_path / "index") as index:
-        for path in lab.home.wheels.glob("*.whl"):
-            path.rename(index.folder / path.name)
-        write_wheel(index.folder, NEXT, TREE)
-        lab.home.open_repository().run("update-ref", "-d", f"refs/ada/base/v{RELEASE}")
-        use(index, monkeypatch)
-        monkeypatch.setenv("PIP_DEFAULT_TIMEOUT", "2")
-        monkeypatch.chdir(tmp_path)
-        yield index
+def index(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
+    """The index has the next release too, and pip gives up soon."""
+    write_wheel(index.folder, NEXT, TREE)
+    monkeypatch.setenv("PIP_DEFAULT_TIMEOUT", "2")
+    monkeypatch.chdir(tmp_path)
+    return index
 
 
 def sample(names: Mapping[str, object], *chosen: str) -> list[object]:

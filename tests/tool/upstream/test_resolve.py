@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.lab import TREE, UTILS, Lab, git
+from tests.support.lab import EDITED, TREE, UTILS, Lab, git
 from tool.errors import EnvironmentFault
 from tool.git.repository import OFFLINE, Git
 from tool.upstream.resolve import split_login
 
-EDITED = TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")
 TOKEN = "t0ken"
 
 
