@@ -6,6 +6,7 @@ on every platform.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from typing import TYPE_CHECKING
@@ -92,13 +93,20 @@ def has_native_fp8(arch: int) -> bool:
     return arch >= 89
 
 
+@functools.cache  # every layer asks, and the GPU of a process stays the same
 def lacks_e4m3() -> bool:
     """Whether Triton has no e4m3 type for the current NVIDIA GPU, so that codes are written as bytes.
 
     False on other platforms.
     """
+    return nvidia_sm() is not None and not has_native_fp8(target_arch())
+
+
+def nvidia_sm() -> int | None:
+    """Compute capability of the current GPU as ``major * 10 + minor``; None if it is not NVIDIA's."""
     import torch
 
     if torch.version.cuda is None or not torch.cuda.is_available():
-        return False
-    return not has_native_fp8(target_arch())
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return int(major * 10 + minor)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .arch import forces_sm89_path, prefers_ada_dsa, selects_dsa
+from .arch import forces_sm89_path, nvidia_sm, prefers_ada_dsa, selects_dsa
 
 _logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def settle_backends(
     Raises:
         ValueError: neither sglang nor ada_dsa has a kernel for these options on this GPU.
     """
-    device_sm = _nvidia_sm()
+    device_sm = nvidia_sm()
     if device_sm is None or not selects_dsa(args):
         return {}
     names = backend_fields(args)
@@ -194,16 +194,15 @@ def _find_obstacle(args: Any, hf_config: Any) -> _Obstacle | None:
         return _Obstacle(f"--dcp-size {dcp_size}", "Drop --dcp-size.")
     pool = _read(hf_config, "index_kpool", 1)
     if pool > 1:
-        return _Obstacle(
-            f"{hf_config.architectures[0]} with a pooled indexer (index_kpool {pool})",
-            "No option changes this: serve this model on a GPU of compute capability 9.0 or 10.x.",
-        )
-    if _read(hf_config, "learnable_sink", False):
-        return _Obstacle(
-            f"{hf_config.architectures[0]} with learnable attention sinks",
-            "No option changes this: serve this model on a GPU of compute capability 9.0 or 10.x.",
-        )
-    return None
+        what = f"a pooled indexer (index_kpool {pool})"
+    elif _read(hf_config, "learnable_sink", False):
+        what = "learnable attention sinks"
+    else:
+        return None
+    return _Obstacle(
+        f"{hf_config.architectures[0]} with {what}",
+        "No option changes this: serve this model on a GPU of compute capability 9.0 or 10.x.",
+    )
 
 
 def _check_weights(args: Any, hf_config: Any, device_sm: int) -> None:
@@ -242,13 +241,3 @@ def _read(hf_config: Any, name: str, default: Any) -> Any:
         if (value := getattr(config, name, None)) is not None:
             return value
     return default
-
-
-def _nvidia_sm() -> int | None:
-    """Compute capability of the current GPU as ``major * 10 + minor``; None if it is not NVIDIA's."""
-    import torch
-
-    if torch.version.cuda is None or not torch.cuda.is_available():
-        return None
-    major, minor = torch.cuda.get_device_capability()
-    return int(major * 10 + minor)
