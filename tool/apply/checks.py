@@ -47,7 +47,7 @@ class ChangedLine:
 
 
 def check_applied(git: Git, applied: Sequence[Applied], outlines: Outlines | None = None) -> int:
-    """Prove every patch of ``applied``; returns the number of files looked at.
+    """Check every patch of ``applied``; returns the number of files looked at.
 
     ``outlines`` may be shared between calls, so that a file is parsed once.
 
@@ -63,7 +63,7 @@ def check_applied(git: Git, applied: Sequence[Applied], outlines: Outlines | Non
 
 
 def check_one(git: Git, patch: Applied, outlines: Outlines, intended: Mapping[str, str]) -> None:
-    """Prove one patch. ``intended`` is ``compute_intended``'s; empty for a patch that applied exactly.
+    """Check one patch. ``intended`` is ``compute_intended``'s; empty for a patch that applied exactly.
 
     Raises:
         ToolError: as ``check_applied``.

@@ -58,10 +58,7 @@ def command(
         shared = session.split() if reads else [*session.split(), "wait"]
         for option in ("series", *reversed(shared)):
             wrapped = _SESSION_OPTIONS[option](wrapped)
-        json_option = click.option(
-            "--json", "as_json", is_flag=True, help="Print one JSON envelope."
-        )
-        return click.command(title, epilog=_format_examples(example))(json_option(wrapped))
+        return _make_command(title, wrapped, example)
 
     return make
 
@@ -76,15 +73,19 @@ def report_command(*, example: Sequence[str]) -> Callable[[_Function], click.Com
         def run(*, as_json: bool, **values: Any) -> None:
             sys.exit(_run(title, functools.partial(function, **values), as_json))
 
-        option = click.option("--json", "as_json", is_flag=True, help="Print one JSON envelope.")
-        return click.command(title, epilog=_format_examples(example))(option(run))
+        return _make_command(title, run, example)
 
     return make
 
 
-def _format_examples(lines: Sequence[str]) -> str:
-    title = "Example:" if len(lines) == 1 else "Examples:"
-    return "\n".join(["\b", title, *(f"  $ {line}" for line in lines)])
+def _make_command(
+    title: str, function: Callable[..., None], example: Sequence[str]
+) -> click.Command:
+    """A click command with ``--json``, and with examples below its options."""
+    option = click.option("--json", "as_json", is_flag=True, help="Print one JSON envelope.")
+    head = "Example:" if len(example) == 1 else "Examples:"
+    lines = ["\b", head, *(f"  $ {line}" for line in example)]
+    return click.command(title, epilog="\n".join(lines))(option(function))
 
 
 def release_option(function: _Function) -> _Function:

@@ -24,7 +24,7 @@ from tool.plan.memory import (
     latent_row,
 )
 from tool.plan.model import Model
-from tool.plan.routes import NATIVE_SM120, OLDEST_SM, OPTIONS, Route, route
+from tool.plan.routes import OLDEST_SM, OPTIONS, Route, route
 from tool.plan.weights import PREDICTION, list_weights, read_index_size, sum_stored
 
 DEFAULT_CONTEXT: Final = 32_768
@@ -100,7 +100,10 @@ def make_plan(
     needed = asked * (streams or 1)
     layouts = tuple(rank_layouts(setting, needed))
     obstacles = tuple(_find_obstacles(model, cards.sm, release, path))
-    chosen = bool(path.options) and _needs_options(model, cards.sm, release)
+    # sglang's own kernel for sm_12x serves GLM alone, so another model's command asks for ada_dsa.
+    chosen = (
+        bool(path.options) and cards.sm >= 120 and not model.architecture.startswith("GlmMoeDsa")
+    )
     commands: tuple[str, ...] = ()
     if layouts[0].fits and not obstacles:
         commands = tuple(
@@ -180,12 +183,6 @@ def _find_obstacles(model: Model, sm: int, release: Version, path: Route) -> Ite
         yield f"sglang has no fp8 MoE kernel for sm_{sm}: take a 4-bit checkpoint (--weights int4 or nvfp4)"
     if model.format == "nvfp4" and sm < 100 and release < FIRST_MARLIN_NVFP4:
         yield f"sglang {release} runs NVFP4 on sm_100 only; sm_{sm} needs {FIRST_MARLIN_NVFP4} or later"
-
-
-def _needs_options(model: Model, sm: int, release: Version) -> bool:
-    """Whether stock's default has no kernel here, so that ada_dsa must be asked for."""
-    native = model.architecture.startswith("GlmMoeDsa") and release >= NATIVE_SM120
-    return sm < 89 or (sm >= 120 and not native)
 
 
 def _row_layout(sm: int) -> str:

@@ -236,10 +236,10 @@ def _read_header(file: Path) -> Iterator[tuple[str, int]]:
 
 
 def _place(model: Model, name: str, size: int) -> Weight:
+    if "visual." in name:
+        return Weight("vision", FIRST, size, True)
     found = _LAYER.search(name)
-    if "visual." in name or not found:
-        if "visual." in name:
-            return Weight("vision", FIRST, size, True)
+    if not found:
         if "embed_tokens" in name:
             return Weight("embedding", FIRST, size, True)
         return Weight("head", LAST, size, "lm_head" in name)
