@@ -10,9 +10,11 @@
 # serve         stock and fork, natively and under other lowerings, against the witness
 # hicache       a prompt that comes back from the host's memory
 # speculation   drafts of the prediction layer; answers that are right to the word
-# parallel      two GPUs: tensor and pipeline parallel
+# deepseek      DeepSeek-V3.2's shape
+# parallel      two GPUs: tensor, data and pipeline parallel, drafts on two stages
 # soak          SOAK seconds (default 600) of mixed load on SOAK_FLAVOUR (default fork-sm89)
 # bench8        decode and prefill times of a model with 8 heads, into FOLDER/serve-8.json; bench64 of one with 64
+# drafts        tokens a second with drafts and without, into FOLDER/drafts.json
 #
 # Default: all but the benchmarks. Steps joined by + run at the same time. A step takes the GPUs that follow its
 # name: soak@2+serve@0+parallel@0,1+kit@1. Needs the folders of support/stage.py. A step ends after LIMIT seconds
@@ -27,7 +29,7 @@ home=${ADA_GPU_HOME:-$HOME/.cache/ada-dsa/gpu}
 out=
 [ "${1:-}" = -o ] && { out=$2; shift 2; }
 out=${out:-$(mktemp -d)}
-steps=${*:-check+verify kit+fusion serve hicache speculation parallel soak}
+steps=${*:-check+verify kit+fusion serve hicache speculation deepseek parallel soak}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 export ADA_GPU_HOME=$home ADA_GPU_OUT=$out PYTHONUNBUFFERED=1 GIT_PYTHON_REFRESH=quiet
@@ -67,11 +69,12 @@ one() { # WORD[@GPUS]
     verify) step verify python3 -m tool verify "$home/fork" ;;
     kit) suite kit test_kit.py ;;
     fusion) suite fusion test_fusion.py ;;
-    serve | hicache | speculation | parallel) suite "$1" "test_$1.py" ;;
+    serve | hicache | speculation | deepseek | parallel) suite "$1" "test_$1.py" ;;
     soak)
         LIMIT=$((SOAK + LIMIT)) step soak python3 -m tests.serving.support.soak "$out/.model" \
             --flavour "${SOAK_FLAVOUR:-fork-sm89}" --seconds "$SOAK" --out "$out/soak.json"
         ;;
+    drafts) step drafts python3 -m bench.serving.drafts --json "$out/drafts.json" ;;
     bench*)
         step "$1" python3 -m bench.serving.steps --heads "${1#bench}" --json "$out/serve-${1#bench}.json"
         ;;
@@ -81,7 +84,7 @@ one() { # WORD[@GPUS]
 for words in $steps; do
     for word in ${words//+/ }; do
         case ${word%@*} in
-        check | verify | kit | fusion | serve | hicache | speculation | parallel | soak | bench8 | bench64) ;;
+        check | verify | kit | fusion | serve | hicache | speculation | deepseek | parallel | soak | bench8 | bench64 | drafts) ;;
         *) echo "unknown step $word; the first lines of tests/serving/run.sh list them" >&2 && exit 2 ;;
         esac
     done

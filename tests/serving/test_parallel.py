@@ -1,4 +1,5 @@
-"""Several GPUs: TP=2, and PP=2 with a second stage that starts on a full layer, and on a shared one.
+"""Several GPUs: TP=2, data-parallel attention, PP=2 with a second stage that starts on a full layer, and on a
+shared one, and drafts on two stages.
 
 Against one GPU: the same prompts must be answered no further from the witness. A stage that starts on a
 shared layer must be handed the keys that the stage before selected, or the server must refuse to start
@@ -9,19 +10,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+import statistics
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pytest
 
-from tests.serving.support import comparison, engines, metrics, prompts
+from tests.serving.support import (
+    comparison,
+    engines,
+    metrics,
+    recall_model,
+    short,
+    speculation,
+    tiny_model,
+)
 from tests.serving.support.engines import Job, Served
-from tests.serving.support.flavours import FLAVOURS
+from tests.serving.support.flavours import FLAVOURS, MAIN
+from tests.serving.support.short import Runs
 
-LENGTHS: Final = (64, 2049, 3000, 6000)
 PARTITION: Final = "SGLANG_PP_LAYER_PARTITION"
 REFUSAL: Final = re.compile(r"(Error|error|refus).*(partition|PARTITION|pipeline|stage|index)")
 
@@ -31,7 +40,7 @@ class Layout:
     """How the layers and heads lie on GPUs. ``partition`` counts the layers of each stage."""
 
     name: str
-    sizes: dict[str, int]
+    sizes: dict[str, Any]
     partition: tuple[int, ...] = ()
 
     def environment(self) -> dict[str, str]:
@@ -44,67 +53,68 @@ class Layout:
 LAYOUTS: Final = (
     Layout("one", {}),
     Layout("tp2", {"tp_size": 2}),
+    Layout("dp2", {"tp_size": 2, "dp_size": 2, "enable_dp_attention": True}),
     Layout("pp2-full", {"pp_size": 2}, (6, 2)),
     Layout("pp2-shared", {"pp_size": 2}, (4, 4)),
 )
 SEVERAL: Final = [layout.name for layout in LAYOUTS if layout.sizes]
+STAGES: Final = Layout("pp2", {"pp_size": 2}, (recall_model.COPYING, 8 - recall_model.COPYING))
+"""The layer that copies the answer begins the second stage; the first one selects its keys."""
 
 
 def jobs(model: Path) -> list[Job]:
-    steps = [
-        engines.warm_up(),
-        *engines.single_steps(LENGTHS),
-        engines.Step("crowd", prompts.crowd(8), new_tokens=16),
-    ]
     fork = FLAVOURS["fork"]
     return [
         Job(
             layout.name,
             fork,
             engines.arguments(fork, model, **engines.PARALLEL, **layout.sizes),
-            steps,
+            short.steps(),
             layout.environment(),
         )
         for layout in LAYOUTS
     ]
 
 
-@dataclass(frozen=True)
-class Runs:
-    served: Mapping[str, Served]
-    witness: engines.Witness
+def drafting_jobs(model: Path) -> list[Job]:
+    """Two stages with drafts, each of MAIN."""
+    return [
+        Job(
+            f"{name}-eagle",
+            FLAVOURS[name],
+            engines.arguments(
+                FLAVOURS[name], model, **engines.PARALLEL, **STAGES.sizes, **speculation.EAGLE
+            ),
+            speculation.steps(),
+            {**STAGES.environment(), "SGLANG_ENABLE_PP_SPEC": "1"},
+        )
+        for name in MAIN
+    ]
 
-    def answers(self, layout: str) -> dict[int, dict[str, Any]]:
-        return {n: self.served[layout].answer(f"single-{n}") for n in LENGTHS}
 
-    def away(self, layout: str) -> dict[str, comparison.Logprobs]:
-        return comparison.against_witness(self.answers(layout), self.witness.exact)
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def need_two_gpus() -> None:
     import torch
 
     if (count := torch.cuda.device_count()) < 2:
         pytest.skip(f"{count} GPU: tensor and pipeline parallel need 2")
     if missing := engines.missing_sites():
         pytest.skip(missing)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    need_two_gpus()
     folder = tmp_path_factory.mktemp("parallel")
     model = engines.make_model(folder / "model", "--heads", "16")
-    served = engines.serve(jobs(model), folder, "parallel", at_once=2)
-    seen = sequences(served.values())
-    return Runs(served, engines.witness_of(model, seen, folder / "witness"))
+    return short.run(jobs(model), model, folder, "parallel", at_once=2)
 
 
-def sequences(served: Iterable[Served]) -> dict[str, list[int]]:
-    """What the witness must see."""
-    seen = {}
-    for one in served:
-        for length in LENGTHS:
-            for answer in one.answers.get(f"single-{length}", []):
-                tokens = comparison.sequence(prompts.single(length), answer)
-                seen[comparison.name_of(tokens)] = tokens
-    return seen
+@pytest.fixture(scope="module")
+def drafting(tmp_path_factory: pytest.TempPathFactory) -> speculation.Runs:
+    need_two_gpus()
+    folder = tmp_path_factory.mktemp("drafting")
+    model = recall_model.write(folder / "model", recall_model.spec(heads=16))
+    return speculation.Runs(engines.serve(drafting_jobs(model), folder, "drafting"))
 
 
 def refused(served: Served) -> str:
@@ -133,45 +143,60 @@ def test_one_gpu_answers(runs: Runs) -> None:
 @pytest.mark.parametrize("layout", SEVERAL)
 def test_no_further_from_the_witness_than_one_gpu(runs: Runs, layout: str) -> None:
     carried(runs, layout)
-    ours, one = runs.away(layout), runs.away("one")
-    found = {
-        group: why
-        for group in one
-        if (why := metrics.no_further(ours[group].distance, one[group].distance))
-    }
-    assert not found
+    assert not runs.further(layout, "one")
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("layout", SEVERAL)
 def test_a_crowd_is_answered_as_its_prompts_are_alone(runs: Runs, layout: str) -> None:
-    apart_by = {}
-    for name in ("one", layout):
-        served = carried(runs, name)
-        pairs = [
-            (served.answer("crowd", index), served.answer(f"single-{len(prompt)}"))
-            for index, prompt in enumerate(prompts.crowd(8))
-            if len(prompt) in LENGTHS and prompt == prompts.single(len(prompt))
-        ]
-        assert len(pairs) >= 3
-        apart_by[name] = comparison.tails_apart(pairs)
-    slack = runs.witness.rounding.mean
-    assert not metrics.no_further(apart_by[layout], apart_by["one"], slack=slack)
+    carried(runs, layout)
+    assert len(runs.alike(layout)) >= 3
+    assert not runs.crowd_further(layout, "one")
 
 
 @pytest.mark.gpu
 def test_the_figures(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
-    engines.show_figures(report(runs), "parallel", capsys)
+    engines.show_figures(runs.report("layout"), "parallel", capsys)
 
 
-def report(runs: Runs) -> str:
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", MAIN)
+def test_two_stages_with_drafts_answer_right_to_the_word(
+    drafting: speculation.Runs, name: str
+) -> None:
+    served = drafting.served[f"{name}-eagle"]
+    assert not served.problems(), served.why()
+    assert served.result["resolved"]["speculative_algorithm"] == "EAGLE"
+    assert served.result["resolved"]["pp_size"] == 2
+    assert not drafting.wrong(f"{name}-eagle")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [name for name in MAIN if name != "stock"])
+def test_two_stages_accept_as_many_drafts_as_stock(drafting: speculation.Runs, name: str) -> None:
+    ours, stock = (
+        statistics.mean(drafting.accepted(one, length) for length in speculation.LENGTHS)
+        for one in (name, "stock")
+    )
+    assert stock > 1.5
+    assert abs(ours - stock) <= speculation.NOISE
+
+
+@pytest.mark.gpu
+def test_the_figures_of_two_stages(
+    drafting: speculation.Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [
-        [name, group, *asdict(logprobs.distance).values()]
-        for name in ("one", *SEVERAL)
-        if not runs.served[name].problems()
-        for group, logprobs in runs.away(name).items()
+        [name, length, drafting.accepted(name, length)]
+        for name in MAIN
+        if not drafting.served[f"{name}-eagle"].problems()
+        for length in speculation.LENGTHS
     ]
-    return metrics.table(["layout", "tokens of", "tokens", "mean", "p99", "max"], rows)
+    tables = [
+        metrics.table(["flavour", "prompt", "tokens a step"], rows),
+        drafting.report_answers(),
+    ]
+    engines.show_figures("\n".join(tables), "drafting", capsys)
 
 
 # -- the parts, anywhere --------------------------------------------------------------------------
@@ -179,8 +204,6 @@ def report(runs: Runs) -> str:
 
 def test_the_partitions_start_where_their_names_say(tmp_path: Path) -> None:
     """The layouts fit the configuration of the model that is served."""
-    from tests.serving.support import tiny_model
-
     (tmp_path / "config.json").write_text(json.dumps(tiny_model.config(tiny_model.Spec(heads=16))))
     kinds = json.loads((tmp_path / "config.json").read_text())["indexer_types"]
     starts = {}
@@ -189,6 +212,9 @@ def test_the_partitions_start_where_their_names_say(tmp_path: Path) -> None:
             assert sum(layout.partition) == len(kinds)
             starts[layout.name] = kinds[layout.partition[0]]
     assert starts == {"pp2-full": "full", "pp2-shared": "shared"}
+    assert sum(STAGES.partition) == len(kinds)
+    assert kinds[STAGES.partition[0]] == "shared"
+    assert recall_model.INDEXED < STAGES.partition[0] == recall_model.COPYING
 
 
 def test_each_layout_is_asked_for(tmp_path: Path) -> None:
@@ -197,6 +223,10 @@ def test_each_layout_is_asked_for(tmp_path: Path) -> None:
     assert found["pp2-full"][0]["pp_size"] == 2 and found["pp2-full"][1][PARTITION] == "6,2"
     assert found["pp2-shared"][1][PARTITION] == "4,4"
     assert not {"tp_size", "pp_size"} & set(found["one"][0])
+    assert found["dp2"][0]["enable_dp_attention"] and found["dp2"][0]["dp_size"] == 2
+    for job in drafting_jobs(tmp_path):
+        assert job.arguments["speculative_algorithm"] == "EAGLE" and job.arguments["pp_size"] == 2
+        assert (job.environ()[PARTITION], job.environ()["SGLANG_ENABLE_PP_SPEC"]) == ("3,5", "1")
 
 
 @pytest.mark.parametrize(

@@ -176,13 +176,19 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     reason="transformers before 5.17 turns the indexer's rope the other way",
 )
 @pytest.mark.parametrize("length", [20, 80])  # fewer and more tokens than top-k
-def test_the_witness_says_what_transformers_says(tmp_path: Path, length: int) -> None:
-    twin = tiny_model.write(tmp_path, SMALL, bf16=True)
-    theirs = transformers.GlmMoeDsaForCausalLM.from_pretrained(
-        twin, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+@pytest.mark.parametrize("architecture", [tiny_model.GLM, tiny_model.DEEPSEEK])
+def test_the_witness_says_what_transformers_says(
+    tmp_path: Path, length: int, architecture: tiny_model.Architecture
+) -> None:
+    spec = replace(SMALL, architecture=architecture)
+    twin = tiny_model.write(tmp_path, spec, bf16=True)
+    theirs = (
+        getattr(transformers, architecture.name)
+        .from_pretrained(twin, dtype=torch.float32, attn_implementation="eager")
+        .eval()
+    )
     for module in theirs.modules():
-        if type(module).__name__ == "GlmMoeDsaRMSNorm":
+        if type(module).__name__.endswith("RMSNorm"):
             module.variance_epsilon = 1e-5  # theirs is 1e-6 within attention
     ids = prompt(length, SMALL.vocab)
     with torch.no_grad():

@@ -31,7 +31,7 @@ ADA_DSA: Final = {
     "dsa_paged_mqa_logits_backend": "ada_dsa",
 }
 BF16: Final = {"kv_cache_dtype": "bfloat16"}
-"""sglang's own kernel that packs e4m3 rows does not compile for sm_86."""
+SM86: Final = {"TRITON_OVERRIDE_ARCH": "sm86"}
 ONE_PTXAS: Final = {
     "TRITON_PTXAS_BLACKWELL_PATH": str(HOME / "stack/triton/backends/nvidia/bin/ptxas")
 }
@@ -72,9 +72,8 @@ FLAVOURS: Final = {
         Flavour("stock", "stack", FLASHMLA),
         Flavour("fork", "fork", ADA_DSA),
         Flavour("fork-sm89", "fork", {}, SM89),  # no option: the fork's own defaults
-        Flavour(
-            "fork-sm86", "fork", {**ADA_DSA, **BF16}, {"TRITON_OVERRIDE_ARCH": "sm86"}, bf16=True
-        ),
+        Flavour("fork-sm86", "fork", ADA_DSA, SM86, bf16=True),
+        Flavour("fork-sm86-bf16", "fork", {**ADA_DSA, **BF16}, SM86, bf16=True),
         Flavour("fork-sm120", "fork", ADA_DSA, {"TRITON_OVERRIDE_ARCH": "sm120", **ONE_PTXAS}),
     )
 }

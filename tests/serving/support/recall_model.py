@@ -32,15 +32,17 @@ import torch
 from tests.serving.support import tiny_model
 from tests.serving.support.tiny_model import (
     CONSTANT,
+    GLM,
     INDEX_DIM,
-    INDEX_HEADS,
     LATENT,
-    NOPE,
     ROPE,
-    VALUE,
     Spec,
     normal,
 )
+
+NOPE: Final = GLM.nope
+VALUE: Final = GLM.value
+INDEX_HEADS: Final = GLM.index_heads
 
 PREVIOUS: Final = 0
 INDEXED: Final = 2
@@ -222,9 +224,9 @@ def tensors(given: Spec) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"model.layers.{layer}.{name}", tensor
 
 
-def write(folder: Path, given: Spec) -> Path:
+def write(folder: Path, given: Spec, *, bf16: bool = False) -> Path:
     """Write the model folder; the same bytes for the same spec. Returns the folder."""
-    return tiny_model.write(folder, given, tensors=tensors)
+    return tiny_model.write(folder, given, bf16=bf16, tensors=tensors)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,7 +5,8 @@
 64, 192 + 64 per query head, 256 per value head, 32 index heads of 128, top-k 2048, indexers on layers 0,
 1, 2 and every fourth after, three dense layers, one shared expert, a prediction (MTP) layer at the end.
 Hidden size, ranks, experts and vocabulary are small. ``--heads 8`` is what one of eight ranks holds of
-64.
+64. ``--deepseek`` writes DeepSeek-V3.2's structure instead: 128 + 64 per query head, 128 per value head, 64
+index heads, an indexer on every layer, whose rope turns channels half its width apart.
 
 Names, dtypes and quantised modules are those of GLM-5.2-FP8: e4m3 with one fp32 scale per block of
 128 x 128, but for embeddings, head, norms, router, index weights and the prediction layer's ``eh_proj``.
@@ -37,9 +38,6 @@ from safetensors.torch import save_file
 
 LATENT: Final = 512
 ROPE: Final = 64
-NOPE: Final = 192
-VALUE: Final = 256
-INDEX_HEADS: Final = 32
 INDEX_DIM: Final = 128
 BLOCK: Final = 128
 E4M3_MAX: Final = 448.0
@@ -64,6 +62,32 @@ CONSTANT: Final = 4.0
 
 
 @dataclass(frozen=True)
+class Architecture:
+    """What differs between the models with DSA.
+
+    ``nope`` and ``value`` are channels of a head, without rope and of its values. ``shares`` says whether
+    only some layers have an indexer, and whether the indexer's rope turns neighbouring channels.
+    """
+
+    name: str
+    model_type: str
+    nope: int
+    value: int
+    index_heads: int
+    shares: bool
+
+
+GLM: Final = Architecture("GlmMoeDsaForCausalLM", "glm_moe_dsa", 192, 256, 32, shares=True)
+DEEPSEEK: Final = Architecture("DeepseekV32ForCausalLM", "deepseek_v32", 128, 128, 64, shares=False)
+
+
+def rope_order(interleaved: bool) -> torch.Tensor:
+    """The channels of an indexer's rope, int64 ``[ROPE]``, as neighbouring pairs that turn together."""
+    channels = torch.arange(ROPE)
+    return channels if interleaved else channels.view(2, -1).T.flatten()
+
+
+@dataclass(frozen=True)
 class Spec:
     """What to make. Sizes in channels; ``topk`` in keys.
 
@@ -83,6 +107,7 @@ class Spec:
     vocab: int = 4096
     topk: int = 2048
     positions: int = 262_144
+    architecture: Architecture = GLM
 
     def __post_init__(self) -> None:
         for name in ("hidden", "q_lora", "dense", "expert"):
@@ -104,7 +129,7 @@ class Spec:
 
     def indexed_by(self, layer: int) -> int:
         """The layer whose indexer selects the keys of ``layer``; the prediction layer has its own."""
-        if layer == self.layers:
+        if layer == self.layers or not self.architecture.shares:
             return layer
         return layer - max(layer - 2, 0) % 4
 
@@ -116,37 +141,41 @@ class Spec:
 
 
 def config(spec: Spec) -> dict[str, Any]:
-    """``config.json`` with the fields of GLM-5.2-FP8's."""
+    """``config.json`` with the fields of GLM-5.2-FP8's, or of DeepSeek-V3.2's."""
+    made = spec.architecture
     layers = range(spec.layers)
+    sharing = {
+        "index_share_for_mtp_iteration": True,
+        "index_skip_topk_offset": 3,
+        "index_topk_freq": 4,
+        "index_topk_pattern": None,
+        "indexer_rope_interleave": True,
+        "indexer_types": ["full" if spec.is_full(layer) else "shared" for layer in layers],
+        "mlp_layer_types": ["dense" if spec.is_dense(layer) else "sparse" for layer in layers],
+        "moe_router_dtype": "float32",
+    }
     return {
-        "architectures": ["GlmMoeDsaForCausalLM"],
+        **(sharing if made.shares else {}),
+        "architectures": [made.name],
         "attention_bias": False,
         "attention_dropout": 0.0,
         "dtype": "bfloat16",
         "eos_token_id": [spec.vocab - 3, spec.vocab - 2, spec.vocab - 1],
         "ep_size": 1,
         "first_k_dense_replace": 3,
-        "head_dim": NOPE,
+        "head_dim": made.nope,
         "hidden_act": "silu",
         "hidden_size": spec.hidden,
         "index_head_dim": INDEX_DIM,
-        "index_n_heads": INDEX_HEADS,
-        "index_share_for_mtp_iteration": True,
-        "index_skip_topk_offset": 3,
+        "index_n_heads": made.index_heads,
         "index_topk": spec.topk,
-        "index_topk_freq": 4,
-        "index_topk_pattern": None,
-        "indexer_rope_interleave": True,
-        "indexer_types": ["full" if spec.is_full(layer) else "shared" for layer in layers],
         "initializer_range": 0.02,
         "intermediate_size": spec.dense,
         "kv_lora_rank": LATENT,
         "max_position_embeddings": spec.positions,
-        "mlp_layer_types": ["dense" if spec.is_dense(layer) else "sparse" for layer in layers],
-        "model_type": "glm_moe_dsa",
+        "model_type": made.model_type,
         "moe_intermediate_size": spec.expert,
         "moe_layer_freq": 1,
-        "moe_router_dtype": "float32",
         "n_group": 1,
         "n_routed_experts": spec.experts,
         "n_shared_experts": 1,
@@ -159,8 +188,8 @@ def config(spec: Spec) -> dict[str, Any]:
         "pad_token_id": spec.vocab - 3,
         "pretraining_tp": 1,
         "q_lora_rank": spec.q_lora,
-        "qk_head_dim": NOPE + ROPE,
-        "qk_nope_head_dim": NOPE,
+        "qk_head_dim": made.nope + ROPE,
+        "qk_nope_head_dim": made.nope,
         "qk_rope_head_dim": ROPE,
         "quantization_config": {
             "activation_scheme": "dynamic",
@@ -179,7 +208,7 @@ def config(spec: Spec) -> dict[str, Any]:
         "topk_method": "noaux_tc",
         "transformers_version": "5.12.0",
         "use_cache": True,
-        "v_head_dim": VALUE,
+        "v_head_dim": made.value,
         "vocab_size": spec.vocab,
     }
 
@@ -297,37 +326,41 @@ class _Layer:
 
     def _attention(self) -> Iterator[tuple[str, torch.Tensor]]:
         spec, full = self.spec, self.spec.indexed_by(self.layer)
-        index_q = self.draw("wq_b", INDEX_HEADS * INDEX_DIM, spec.q_lora, of=full) / math.sqrt(
+        made = spec.architecture
+        rope = rope_order(interleaved=made.shares)
+        index_q = self.draw("wq_b", made.index_heads * INDEX_DIM, spec.q_lora, of=full) / math.sqrt(
             spec.q_lora
         )
         index_k = self.reads("wk", INDEX_DIM, of=full)
 
         yield "q_a_proj.weight", self.reads("q_a", spec.q_lora, of=full)
         yield "q_a_layernorm.weight", self.norm("q_a_norm", spec.q_lora)
-        q = self.draw("q_b", spec.heads, NOPE + ROPE, spec.q_lora) * (OWN / math.sqrt(spec.q_lora))
+        q = self.draw("q_b", spec.heads, made.nope + ROPE, spec.q_lora) * (
+            OWN / math.sqrt(spec.q_lora)
+        )
         followed = (
-            index_q.view(INDEX_HEADS, INDEX_DIM, -1)[torch.arange(spec.heads) % LOUD] * FOLLOW
+            index_q.view(made.index_heads, INDEX_DIM, -1)[torch.arange(spec.heads) % LOUD] * FOLLOW
         )
         q[:, :LINKED] = followed[:, ROPE:]
-        q[:, NOPE:] = followed[:, :ROPE]
+        q[:, made.nope :] = followed[:, :ROPE][:, rope]
         yield "q_b_proj.weight", q.view(-1, spec.q_lora)
 
         latent = self.reads("kv_a", LATENT)
         latent[:LINKED] = index_k[ROPE:]
-        yield "kv_a_proj_with_mqa.weight", torch.cat([latent, index_k[:ROPE]])
+        yield "kv_a_proj_with_mqa.weight", torch.cat([latent, index_k[:ROPE][rope]])
         yield "kv_a_layernorm.weight", self.norm("kv_a_norm", LATENT)
-        kv = self.draw("kv_b", spec.heads, NOPE + VALUE, LATENT) / math.sqrt(LATENT)
+        kv = self.draw("kv_b", spec.heads, made.nope + made.value, LATENT) / math.sqrt(LATENT)
         kv[:, :LINKED] = torch.eye(LINKED, LATENT)
         yield "kv_b_proj.weight", kv.view(-1, LATENT)
-        yield "o_proj.weight", self.writes("o", spec.heads * VALUE, ATTENTION)
+        yield "o_proj.weight", self.writes("o", spec.heads * made.value, ATTENTION)
 
         if spec.is_full(self.layer):
             yield "indexer.wq_b.weight", index_q
             yield "indexer.wk.weight", index_k
             yield "indexer.k_norm.weight", self.norm("k_norm", INDEX_DIM)
             yield "indexer.k_norm.bias", 0.1 * self.draw("k_norm.bias", INDEX_DIM)
-            loudness = torch.where(torch.arange(INDEX_HEADS) < LOUD, 1.0, 1 / 3)
-            weights = self.reads("weights_proj", INDEX_HEADS, 0.2)
+            loudness = torch.where(torch.arange(made.index_heads) < LOUD, 1.0, 1 / 3)
+            weights = self.reads("weights_proj", made.index_heads, 0.2)
             weights[:, 0] = 1 / CONSTANT
             yield "indexer.weights_proj.weight", weights * loudness[:, None]
 
@@ -415,9 +448,11 @@ def main(arguments: list[str] | None = None) -> int:
     for name, default in (("seed", 0), ("layers", 8), ("heads", 8), ("hidden", 1024)):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     parser.add_argument("--bf16", action="store_true", help="the same values, unquantised, in bf16")
+    parser.add_argument("--deepseek", action="store_true", help="DeepSeek-V3.2's structure")
     given = parser.parse_args(arguments)
+    sizes = {name: getattr(given, name) for name in ("seed", "layers", "heads", "hidden")}
     try:
-        spec = Spec(seed=given.seed, layers=given.layers, heads=given.heads, hidden=given.hidden)
+        spec = Spec(**sizes, architecture=DEEPSEEK if given.deepseek else GLM)
     except ValueError as err:
         parser.error(str(err))
     written = write(given.out, spec, bf16=given.bf16) / "model.safetensors"

@@ -1,10 +1,10 @@
 """The witness: a plain torch forward of a tiny model. Stock and fork are measured against it.
 
-It follows the reference of GLM-MoE-DSA: MLA with keys and values expanded per head, an indexer on full
-layers whose top-k the shared layers reuse, sigmoid routing with a correction bias. No cache, no fp8
-activations, no kernel: weights are dequantised, queries go in chunks so that 16K tokens of 64 heads
-fit one GPU. Checked against transformers' own GlmMoeDsaForCausalLM, which cannot do that length (it
-builds ``[heads, tokens, tokens]``) and before 5.17 turns the indexer's rope the other way.
+It follows the references of GLM-MoE-DSA and DeepSeek-V3.2: MLA with keys and values expanded per head, an
+indexer on full layers whose top-k the shared layers reuse, sigmoid routing with a correction bias. No cache,
+no fp8 activations, no kernel: weights are dequantised, queries go in chunks so that 16K tokens of 64 heads
+fit one GPU. Checked against transformers' own GlmMoeDsaForCausalLM and DeepseekV32ForCausalLM, which cannot do
+that length (they build ``[heads, tokens, tokens]``) and before 5.17 turn the indexer's rope the other way.
 
 Every RMSNorm uses ``rms_norm_eps``, as sglang's do. sglang's Hadamard rotation of index queries and
 keys is orthogonal and changes no score, so there is none here.
@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
-from tests.serving.support.tiny_model import dequantise
+from tests.serving.support.tiny_model import dequantise, rope_order
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -124,7 +124,8 @@ def forward(
     rope = rope_table(model, len(ids))
     chosen: list[Tensor] = []
     keys: dict[int, Tensor] = {}
-    for layer, kind in enumerate(model.config["indexer_types"]):
+    layers = model.config["num_hidden_layers"]
+    for layer, kind in enumerate(model.config.get("indexer_types", ["full"] * layers)):
         name = f"model.layers.{layer}"
         inner = model.norm(x, f"{name}.input_layernorm")
         q_latent = model.linear(inner, f"{name}.self_attn.q_a_proj")
@@ -191,8 +192,10 @@ def _select(
         k = model.linear(inner, f"{name}.wk")
         norm = (model.weights[f"{name}.k_norm.{part}"].float() for part in ("weight", "bias"))
         k = F.layer_norm(k.float(), (width,), *norm, eps=1e-6).to(k.dtype)
-        q = torch.cat([_turn(q[..., :turned], rope), q[..., turned:]], dim=-1).float()
-        k = torch.cat([_turn(k[..., :turned], rope), k[..., turned:]], dim=-1).float()
+        # Reordered alike, queries and keys keep their products.
+        order = rope_order(model.config.get("indexer_rope_interleave", False)).to(q.device)
+        q = torch.cat([_turn(q[..., order], rope), q[..., turned:]], dim=-1).float()
+        k = torch.cat([_turn(k[..., order], rope), k[..., turned:]], dim=-1).float()
         weights = model.linear(inner, f"{name}.weights_proj").float() * (heads * width) ** -0.5
     found = []
     for start in range(0, length, chunk):
@@ -232,7 +235,7 @@ def _attend(
 
 def _mlp(model: Model, layer: int, x: Tensor) -> Tensor:
     name = f"model.layers.{layer}.mlp"
-    if model.config["mlp_layer_types"][layer] == "dense":
+    if layer < model.config["first_k_dense_replace"]:
         return _swiglu(model, name, x)
     out = _swiglu(model, f"{name}.shared_experts", x)
     weights, experts = _route(model, name, x)
