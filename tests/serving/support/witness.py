@@ -3,8 +3,8 @@
 It follows the references of GLM-MoE-DSA and DeepSeek-V3.2: MLA with keys and values expanded per head, an
 indexer on full layers whose top-k the shared layers reuse, sigmoid routing with a correction bias. No cache,
 no fp8 activations, no kernel: weights are dequantised, queries go in chunks so that 16K tokens of 64 heads
-fit one GPU. Checked against transformers' own GlmMoeDsaForCausalLM and DeepseekV32ForCausalLM, which cannot do
-that length (they build ``[heads, tokens, tokens]``) and before 5.17 turn the indexer's rope the other way.
+fit one GPU. Checked against transformers' own GlmMoeDsaForCausalLM and DeepseekV32ForCausalLM, which cannot
+do that length (they build ``[heads, tokens, tokens]``) and before 5.17 turn the indexer's rope the other way.
 
 Every RMSNorm uses ``rms_norm_eps``, as sglang's do. sglang's Hadamard rotation of index queries and
 keys is orthogonal and changes no score, so there is none here.
