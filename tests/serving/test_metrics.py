@@ -53,6 +53,17 @@ def test_a_fork_further_away_does_not() -> None:
     assert metrics.no_further(apart(0.11, 0.4), stock, factor=1.0, slack=0.0) != []
 
 
+def test_rounding_is_allowed_where_stock_is_equal_to_the_bit() -> None:
+    rounding = metrics.Distance(tokens=200_000, mean=0.02, p99=0.07, max=0.13)
+    exact = metrics.Distance(tokens=63, mean=0.0, p99=0.0, max=0.0)
+    rounded = metrics.Distance(tokens=63, mean=0.023, p99=0.072, max=0.08)
+    wrong = metrics.Distance(tokens=63, mean=0.045, p99=0.2, max=0.3)
+    assert metrics.no_further(rounded, exact)
+    assert not metrics.no_further_than_either(rounded, exact, rounding)
+    assert not metrics.no_further_than_either(wrong, wrong, rounding)
+    assert metrics.no_further_than_either(wrong, exact, rounding)
+
+
 def test_few_tokens_prove_little() -> None:
     stock, fork = apart(0.1, 0.4, tokens=64), apart(0.16, 0.9, tokens=10**6)
     assert metrics.no_further(fork, stock) == []

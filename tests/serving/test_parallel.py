@@ -60,6 +60,8 @@ LAYOUTS: Final = (
 SEVERAL: Final = [layout.name for layout in LAYOUTS if layout.sizes]
 STAGES: Final = Layout("pp2", {"pp_size": 2}, (recall_model.COPYING, 8 - recall_model.COPYING))
 """The layer that copies the answer begins the second stage; the first one selects its keys."""
+CROWD: Final = 8
+"""Prompts at once for two stages with drafts: as many as run at once. A crowd of 33 needs over a minute."""
 
 
 def jobs(model: Path) -> list[Job]:
@@ -85,7 +87,7 @@ def drafting_jobs(model: Path) -> list[Job]:
             engines.arguments(
                 FLAVOURS[name], model, **engines.PARALLEL, **STAGES.sizes, **speculation.EAGLE
             ),
-            speculation.steps(),
+            speculation.steps(crowds=[CROWD]),
             {**STAGES.environment(), "SGLANG_ENABLE_PP_SPEC": "1"},
         )
         for name in MAIN

@@ -73,6 +73,17 @@ def no_further(
     return found
 
 
+def no_further_than_either(
+    fork: Distance, stock: Distance, rounding: Distance, *, factor: float = 1.1
+) -> list[str]:
+    """As :func:`no_further`, but the effect of rounding is allowed too.
+
+    Stock answers bit for bit the same where its products keep their order. Products in bf16 do not keep it
+    from one number of rows to another, so an engine with bf16 weights differs from itself by rounding.
+    """
+    return no_further(fork, stock, factor=factor) and no_further(fork, rounding, factor=factor)
+
+
 @dataclass(frozen=True)
 class Agreement:
     """Of ``compared`` greedy tokens the first ``length`` are the same."""

@@ -46,7 +46,7 @@ class Runs:
     def crowd_further(self, name: str, than: str) -> list[str]:
         """Reasons why a crowd's answers of ``name`` are further from the same prompts' alone."""
         ours, theirs = (comparison.tails_apart(self.alike(one)) for one in (name, than))
-        return metrics.no_further(ours, theirs, slack=self.witness.rounding.mean)
+        return metrics.no_further_than_either(ours, theirs, self.witness.rounding)
 
     def alike(self, name: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """Answers to the same prompts: in the crowd, and alone."""

@@ -7,7 +7,7 @@ that attention reads unless the indexer selects it.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -38,7 +38,8 @@ def questions(count: int) -> list[list[int]]:
     return [recall_model.question(sizes[i % len(sizes)], seed=300 + i) for i in range(count)]
 
 
-def steps() -> list[Step]:
+def steps(crowds: Sequence[int] = CROWDS) -> list[Step]:
+    """Prompts of LENGTHS one at a time, and ``crowds`` of so many at once."""
     first = [recall_model.question(2500, seed=90), recall_model.question(40, seed=91)]
     return [
         Step("warm-up", first, new_tokens=8, limit=engines.START - 40),
@@ -47,7 +48,7 @@ def steps() -> list[Step]:
             for length in LENGTHS
             for seed in SEEDS
         ),
-        *(Step(f"crowd-{count}", questions(count)) for count in CROWDS),
+        *(Step(f"crowd-{count}", questions(count)) for count in crowds),
     ]
 
 
