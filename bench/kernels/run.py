@@ -23,7 +23,7 @@ from typing import Protocol
 
 import torch
 
-from bench.kernels import indexer, layer, peers, sparse_mla, timing, topk
+from bench.kernels import indexer, layer, peers, quantize, sparse_mla, timing, topk
 from bench.kernels.case import FOR_SCALE, Case
 
 
@@ -35,7 +35,7 @@ class Cases(Protocol):
     def missing(self) -> dict[str, str]: ...
 
 
-MODULES: tuple[Cases, ...] = (indexer, topk, sparse_mla, layer)
+MODULES: tuple[Cases, ...] = (indexer, topk, sparse_mla, quantize, layer)
 
 
 @dataclass(frozen=True)

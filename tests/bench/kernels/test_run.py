@@ -13,6 +13,7 @@ def test_absent_peers_are_named() -> None:
         "flashinfer",
         "FlashMLA",
         "TileLang",
+        "sglang's quantisation",
         layer.PEER,
     }
     assert all(missing.values())
