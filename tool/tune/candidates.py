@@ -1,0 +1,128 @@
+"""Which configurations are worth measuring for a shape and an M, and in which order.
+
+A configuration is a row of sglang's JSON files: block sizes, the group size of the launch order, warps and
+pipeline stages.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from tool.tune.shapes import BLOCK, Shape
+
+Config = Mapping[str, Any]
+
+KEYS: Final = (
+    "BLOCK_SIZE_M",
+    "BLOCK_SIZE_N",
+    "BLOCK_SIZE_K",
+    "GROUP_SIZE_M",
+    "num_warps",
+    "num_stages",
+)
+_STAGES: Final = (2, 3, 4, 5, 6)
+_WARPS: Final = (4, 8)
+_MOST_ACCUMULATORS: Final = 256
+"""fp32 sums that a thread can hold; the register file has 255 for it, so more would certainly spill."""
+_FEWEST_ACCUMULATORS: Final = 2
+
+
+def key(config: Config) -> str:
+    """Two configurations with the same key are the same."""
+    return json.dumps(config, sort_keys=True)
+
+
+def list_candidates(shape: Shape, m: int) -> tuple[Config, ...]:
+    """The whole grid, without what cannot be good: tiles larger than the matrix, and accumulators that a
+    thread cannot hold or that leave it without work."""
+    found = []
+    for block_m, block_n, warps in itertools.product(
+        _list_block_m(shape, m), _list_block_n(shape), _WARPS
+    ):
+        held = block_m * block_n // (warps * 32)
+        if not _FEWEST_ACCUMULATORS <= held <= _MOST_ACCUMULATORS:
+            continue
+        for block_k, group, stages in itertools.product(
+            _list_block_k(shape), _list_groups(shape, m, block_m), _STAGES
+        ):
+            if (stages - 1) * block_k > _depth(shape):
+                continue  # more stages than the loop has steps
+            found.append(
+                dict(zip(KEYS, (block_m, block_n, block_k, group, warps, stages), strict=True))
+            )
+    return tuple(found)
+
+
+def order_seeds(candidates: Sequence[Config], default: Config | None, count: int) -> list[Config]:
+    """``count`` candidates that are spread over the grid: each is the one furthest from the ones before,
+    the default among them."""
+    chosen: list[Config] = []
+    known: list[Config] = [default] if default else list(candidates[:1])
+    left = list(candidates)
+    while left and len(chosen) < count:
+        best = max(left, key=lambda one: min(distance(one, other) for other in known))
+        left.remove(best)
+        known.append(best)
+        chosen.append(best)
+    return chosen
+
+
+def order_nearest(candidates: Iterable[Config], best: Config) -> list[Config]:
+    """The candidates nearest to ``best`` first."""
+    return sorted(candidates, key=lambda one: distance(one, best))
+
+
+def distance(one: Config, other: Config) -> float:
+    """Steps between two configurations: a doubling of a size or of the warps, or one stage. Group sizes
+    matter least, so a change of it is half a step."""
+    steps = 0.0
+    for name in KEYS:
+        a, b = one.get(name, 1), other.get(name, 1)
+        if name == "num_stages":
+            steps += abs(a - b)
+        elif name == "GROUP_SIZE_M":
+            steps += 0.5 * (a != b)
+        else:
+            steps += abs(math.log2(a / b))
+    return steps
+
+
+def _list_block_m(shape: Shape, m: int) -> list[int]:
+    rows = m if shape.kind == "gemm" else _rows_per_expert(shape, m)
+    largest = max(16, 1 << math.ceil(math.log2(max(rows, 1))))
+    if shape.kind == "moe":
+        largest *= 2  # experts get more or fewer rows than the mean
+        return [size for size in (16, 32, 64, 128) if size <= largest]
+    smallest = 16 if m < 256 else 32 if m < 1024 else 64
+    return [size for size in (16, 32, 64, 128, 256) if smallest <= size <= largest]
+
+
+def _rows_per_expert(shape: Shape, m: int) -> int:
+    experts, _, _, per_token, _ = shape.sizes
+    return math.ceil(m * per_token / experts)
+
+
+def _list_block_n(shape: Shape) -> list[int]:
+    # Of an MoE both matrices: gate and up, and down.
+    widest = shape.sizes[0] if shape.kind == "gemm" else max(2 * shape.sizes[1], shape.sizes[2])
+    return [size for size in (16, 32, 64, 128, 256) if size <= widest]
+
+
+def _list_block_k(shape: Shape) -> tuple[int, ...]:
+    # The dense kernel of some releases takes whole blocks of scales alone.
+    return (BLOCK,) if shape.kind == "gemm" else (BLOCK // 2, BLOCK)
+
+
+def _list_groups(shape: Shape, m: int, block_m: int) -> tuple[int, ...]:
+    """Sizes that give different launch orders."""
+    rows = m if shape.kind == "gemm" else m * shape.sizes[3]
+    return (1,) if rows <= block_m else (1, 8, 32)
+
+
+def _depth(shape: Shape) -> int:
+    """The longest sum, in channels."""
+    return shape.sizes[1] if shape.kind == "gemm" else max(shape.sizes[1:3])
