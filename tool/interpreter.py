@@ -33,10 +33,10 @@ def find_interpreter(python: Path | None) -> Path:
     return path
 
 
-def make_variables() -> dict[str, str]:
-    """This process's environment. No bytecode is written into the other one, and an empty entry of
-    PYTHONPATH does not put the current folder on its path."""
-    env = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+def make_variables(*, bytecode: bool = False) -> dict[str, str]:
+    """This process's environment. An empty entry of PYTHONPATH does not put the current folder on the
+    path, and unless ``bytecode`` none is written into the other environment."""
+    env = os.environ | ({} if bytecode else {"PYTHONDONTWRITEBYTECODE": "1"})
     path = [entry for entry in env.pop("PYTHONPATH", "").split(os.pathsep) if entry]
     return env | {"PYTHONPATH": os.pathsep.join(path)} if path else env
 

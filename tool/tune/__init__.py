@@ -3,7 +3,7 @@
 It may import ``tool.plan``, ``tool.project`` and what is below them.
 """
 
-from tool.tune.files import list_files, make_diff
+from tool.tune.files import list_files
 from tool.tune.search import Row
 from tool.tune.shapes import Shape, list_gemms, list_moes
 from tool.tune.tune import Tuned, tune
@@ -15,6 +15,5 @@ __all__ = [
     "list_files",
     "list_gemms",
     "list_moes",
-    "make_diff",
     "tune",
 ]

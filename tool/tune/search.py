@@ -141,9 +141,7 @@ def _choose_row(
     best = min(checked, key=lambda one: float(one["us"]), default=None)
     config = default.get("config")
     if best is not None and (default_us is None or best["us"] <= MARGIN * default_us):
-        return Row(
-            unit, config, default_us, best["config"], best["us"], best["error"], measured
-        )
+        return Row(unit, config, default_us, best["config"], best["us"], best["error"], measured)
     if config is None or default_us is None:
         return None
     return Row(unit, config, default_us, config, default_us, default.get("error"), measured)
