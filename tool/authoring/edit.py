@@ -1,4 +1,4 @@
-"""``tool new``, ``refresh``, ``import``, ``drop``, ``tune --change``: edit the series as its author thinks of it.
+"""``tool new``, ``refresh``, ``import``, ``drop`` and ``tune``: edit the series as its author thinks of it.
 
 Each ends with a series that is checked: on every release an edit reaches, the series is applied, the
 checks are run, and series.lock is written in the same transaction as the patches and series.txt. A
