@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from tool.tune.shapes import BLOCK, Shape
@@ -29,6 +29,8 @@ _WARPS: Final = (4, 8)
 _MOST_ACCUMULATORS: Final = 256
 """fp32 sums that a thread can hold; the register file has 255 for it, so more would certainly spill."""
 _FEWEST_ACCUMULATORS: Final = 2
+_APART: Final = 2.0
+"""Least distance between two of the first candidates."""
 
 
 def key(config: Config) -> str:
@@ -57,18 +59,24 @@ def list_candidates(shape: Shape, m: int) -> tuple[Config, ...]:
     return tuple(found)
 
 
-def order_seeds(candidates: Sequence[Config], default: Config | None, count: int) -> list[Config]:
-    """``count`` candidates that are spread over the grid: each is the one furthest from the ones before,
-    the default among them."""
+def order_seeds(shape: Shape, m: int, count: int) -> list[Config]:
+    """``count`` candidates to begin with: those nearest to a guess that are apart from each other."""
     chosen: list[Config] = []
-    known: list[Config] = [default] if default else list(candidates[:1])
-    left = list(candidates)
-    while left and len(chosen) < count:
-        best = max(left, key=lambda one: min(distance(one, other) for other in known))
-        left.remove(best)
-        known.append(best)
-        chosen.append(best)
+    for one in order_nearest(list_candidates(shape, m), _guess(shape, m)):
+        if all(distance(one, other) >= _APART for other in chosen):
+            chosen.append(one)
+        if len(chosen) == count:
+            break
     return chosen
+
+
+def _guess(shape: Shape, m: int) -> Config:
+    """Tiles as high as the rows, and narrow ones for few rows: they give more blocks than the GPU has
+    processors, and a pipeline that hides the memory's latency."""
+    block_m = min(max(_list_block_m(shape, m)), 64)
+    block_n, group, stages = (32, 1, 4) if m <= 32 else (64, 1, 4) if m <= 128 else (128, 8, 3)
+    values = (block_m, block_n, BLOCK, group, 4, stages)
+    return dict(zip(KEYS, values, strict=True))
 
 
 def order_nearest(candidates: Iterable[Config], best: Config) -> list[Config]:
@@ -79,16 +87,13 @@ def order_nearest(candidates: Iterable[Config], best: Config) -> list[Config]:
 def distance(one: Config, other: Config) -> float:
     """Steps between two configurations: a doubling of a size or of the warps, or one stage. Group sizes
     matter least, so a change of it is half a step."""
-    steps = 0.0
-    for name in KEYS:
-        a, b = one.get(name, 1), other.get(name, 1)
-        if name == "num_stages":
-            steps += abs(a - b)
-        elif name == "GROUP_SIZE_M":
-            steps += 0.5 * (a != b)
-        else:
-            steps += abs(math.log2(a / b))
-    return steps
+    steps = abs(one["num_stages"] - other["num_stages"]) + 0.5 * (
+        one["GROUP_SIZE_M"] != other["GROUP_SIZE_M"]
+    )
+    for name in ("BLOCK_SIZE_M", "BLOCK_SIZE_N", "BLOCK_SIZE_K", "num_warps"):
+        if one[name] != other[name]:
+            steps += abs(math.log2(one[name] / other[name]))
+    return float(steps)
 
 
 def _list_block_m(shape: Shape, m: int) -> list[int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tool import atomic
 from tool.tune.candidates import KEYS, Config, key
 from tool.tune.search import Row
-from tool.tune.shapes import TOKENS, Shape
+from tool.tune.shapes import TOKENS
 
 
 def list_files(rows: Sequence[Row], paths: Mapping[tuple[str, str], str]) -> dict[str, bytes]:
@@ -24,7 +24,7 @@ def list_files(rows: Sequence[Row], paths: Mapping[tuple[str, str], str]) -> dic
     for shape in dict.fromkeys(row.unit.shape for row in rows):
         table = _make_table([row for row in rows if row.unit.shape == shape])
         if table is not None:
-            found[paths[shape.kind, shape.title]] = _render(table)
+            found[paths[shape.kind, shape.title]] = render(table)
     return found
 
 
@@ -32,11 +32,6 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write ``files`` below ``folder``."""
     for name, content in files.items():
         atomic.write(folder / name, content)
-
-
-def count_rows(shape: Shape, rows: Sequence[Row]) -> int:
-    """How many rows of ``shape`` were measured."""
-    return sum(row.unit.shape == shape for row in rows)
 
 
 def _make_table(rows: Sequence[Row]) -> dict[int, Config] | None:
@@ -53,7 +48,8 @@ def _make_table(rows: Sequence[Row]) -> dict[int, Config] | None:
     return {m: measured.get(m, default) for m in TOKENS}
 
 
-def _render(table: Mapping[int, Config]) -> bytes:
+def render(table: Mapping[int, Config]) -> bytes:
+    """Rows by M, as sglang's own files have them."""
     ordered = {
         str(m): {name: config[name] for name in sorted(config, key=_place)}
         for m, config in sorted(table.items())

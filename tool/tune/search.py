@@ -56,11 +56,11 @@ class Row:
 
 @dataclass
 class _State:
-    candidates: tuple[Config, ...]
+    left: dict[str, Config]
+    """Candidates that were not measured, by their key."""
     default: Config | None = None
     best: Config | None = None
-    tried: dict[str, str] = field(default_factory=dict)
-    """Why a candidate was rejected; empty when it was timed."""
+    tried: set[str] = field(default_factory=set)
     row: Row | None = None
     asked: bool = False
     failed: str | None = None
@@ -71,7 +71,10 @@ class Search:
 
     def __init__(self, shapes: Sequence[Shape], tokens: Sequence[int] = TOKENS) -> None:
         self.units = tuple(Unit(shape, m) for m in tokens for shape in shapes)
-        self._states = {unit: _State(list_candidates(unit.shape, unit.m)) for unit in self.units}
+        self._states = {
+            unit: _State({key(one): one for one in list_candidates(unit.shape, unit.m)})
+            for unit in self.units
+        }
         self._by_title = {unit.title: unit for unit in self.units}
 
     def find_unit(self, title: str) -> Unit | None:
@@ -81,12 +84,12 @@ class Search:
         """Candidates to measure for ``unit``; the best so far is the first of them, so that it is timed
         beside them. None: there is nothing left."""
         state = self._states[unit]
-        left = [one for one in state.candidates if key(one) not in state.tried]
-        if state.failed or (state.asked and not left):
+        if state.failed or not state.left:
             return None
         if not state.asked:
-            return order_seeds(left, None, BATCH)
+            return order_seeds(unit.shape, unit.m, BATCH)
         best = state.best or state.default
+        left = list(state.left.values())
         found = order_nearest(left, best)[:BATCH] if best else left[:BATCH]
         return [best, *found] if best and key(best) != _key(state.default) else found
 
@@ -105,7 +108,8 @@ class Search:
         default = answer["default"]
         state.default = default.get("config") or state.default
         for one in answer["results"]:
-            state.tried[key(one["config"])] = one.get("rejected", "")
+            state.tried.add(key(one["config"]))
+            state.left.pop(key(one["config"]), None)
         row = _choose_row(unit, default, answer["results"], len(state.tried))
         if row is None:
             return

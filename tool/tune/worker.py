@@ -104,31 +104,31 @@ def find_module(names: tuple[str, ...], attribute: str) -> Any:
     raise Unfit("; ".join(problems))
 
 
-class _Off:
-    """Stands for the state of a server: every option is off, every group has one rank."""
+class _Options:
+    """Stands for options of a server: every one is off."""
 
-    world_size = 1
-
-    def __getattr__(self, name: str) -> _Off:
-        return self
-
-    def __bool__(self) -> bool:
+    def __getattr__(self, name: str) -> bool:
         return False
+
+
+class _Bags:
+    """Stands for the state of a server: every attribute is a bag of options."""
+
+    def __getattr__(self, name: str) -> _Options:
+        return _Options()
 
 
 def switch_server_off(module: Any) -> None:
     """Let ``module`` be called without a server around it."""
-    off = _Off()
-    getters = (
-        "get_exec",
-        "get_parallel",
-        "get_server_args",
-        "get_global_server_args",
-        "get_tp_group",
-    )
-    replaced: dict[str, Any] = dict.fromkeys(getters, lambda: off)
-    replaced["is_allocation_symmetric"] = lambda: False
-    replaced["use_symmetric_memory"] = lambda *_, **__: contextlib.nullcontext()
+    replaced = {
+        "get_exec": _Bags,
+        "get_parallel": _Bags,
+        "get_server_args": _Options,
+        "get_global_server_args": _Options,
+        "get_tp_group": _Options,
+        "is_allocation_symmetric": lambda: False,
+        "use_symmetric_memory": lambda *_, **__: contextlib.nullcontext(),
+    }
     for name, value in replaced.items():
         if hasattr(module, name):
             setattr(module, name, value)
