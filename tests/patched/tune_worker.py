@@ -221,5 +221,5 @@ def test_the_references_are_the_products(worker: ModuleType) -> None:
 @pytest.mark.parametrize("m", [1, 16, 256])
 def test_every_candidate_compiles_or_is_rejected(worker: ModuleType, m: int) -> None:
     gemm = operation(worker, GEMM)
-    for config in list_candidates(GEMM, m):
+    for config in list_candidates(GEMM, m).values():
         assert worker.compile_config(gemm, m, dict(config))["shared"] > 0

@@ -6,10 +6,12 @@ pipeline stages.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from tool.tune.shapes import BLOCK, Shape
@@ -24,6 +26,8 @@ KEYS: Final = (
     "num_warps",
     "num_stages",
 )
+_HIGHEST: Final = 256
+"""Rows of the highest tile."""
 _STAGES: Final = (2, 3, 4, 5, 6)
 _WARPS: Final = (4, 8)
 _MOST_ACCUMULATORS: Final = 256
@@ -38,36 +42,68 @@ def key(config: Config) -> str:
     return json.dumps(config, sort_keys=True)
 
 
-def list_candidates(shape: Shape, m: int) -> tuple[Config, ...]:
-    """The whole grid, without what cannot be good: tiles larger than the matrix, and accumulators that a
-    thread cannot hold or that leave it without work."""
-    found = []
-    for block_m, block_n, warps in itertools.product(
-        _list_block_m(shape, m), _list_block_n(shape), _WARPS
-    ):
-        held = block_m * block_n // (warps * 32)
-        if not _FEWEST_ACCUMULATORS <= held <= _MOST_ACCUMULATORS:
-            continue
-        for block_k, group, stages in itertools.product(
-            _list_block_k(shape), _list_groups(shape, m, block_m), _STAGES
-        ):
-            if (stages - 1) * block_k > _depth(shape):
-                continue  # more stages than the loop has steps
-            found.append(
-                dict(zip(KEYS, (block_m, block_n, block_k, group, warps, stages), strict=True))
-            )
-    return tuple(found)
+def list_candidates(shape: Shape, m: int) -> dict[str, Config]:
+    """The whole grid by key, without what cannot be good: tiles larger than the matrix, and accumulators
+    that a thread cannot hold or that leave it without work."""
+    return dict(_make_grid(_find_limits(shape, m)))
 
 
 def order_seeds(shape: Shape, m: int, count: int) -> list[Config]:
     """``count`` candidates to begin with: those nearest to a guess that are apart from each other."""
+    return list(_make_seeds(_find_limits(shape, m), key(_guess(shape, m)), count))
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What the grid of a shape and an M follows from; most shapes share it."""
+
+    block_m: tuple[int, ...]
+    block_n: tuple[int, ...]
+    block_k: tuple[int, ...]
+    rows: int
+    depth: int
+
+
+def _find_limits(shape: Shape, m: int) -> _Limits:
+    # Rows of the launch, and the longest sum in channels.
+    rows = m if shape.kind == "gemm" else m * shape.sizes[3]
+    depth = shape.sizes[1] if shape.kind == "gemm" else max(shape.sizes[1:3])
+    return _Limits(
+        tuple(_list_block_m(shape, m)),
+        tuple(_list_block_n(shape)),
+        _list_block_k(shape),
+        min(rows, _HIGHEST + 1),
+        min(depth, max(_STAGES) * BLOCK),
+    )
+
+
+@functools.cache
+def _make_grid(limits: _Limits) -> Mapping[str, Config]:
+    found = {}
+    for block_m, block_n, warps in itertools.product(limits.block_m, limits.block_n, _WARPS):
+        held = block_m * block_n // (warps * 32)
+        if not _FEWEST_ACCUMULATORS <= held <= _MOST_ACCUMULATORS:
+            continue
+        # With one row of tiles every launch order is the same.
+        groups = (1,) if limits.rows <= block_m else (1, 8, 32)
+        for block_k, group, stages in itertools.product(limits.block_k, groups, _STAGES):
+            if (stages - 1) * block_k > limits.depth:
+                continue  # more stages than the loop has steps
+            values = (block_m, block_n, block_k, group, warps, stages)
+            config = dict(zip(KEYS, values, strict=True))
+            found[key(config)] = config
+    return found
+
+
+@functools.cache
+def _make_seeds(limits: _Limits, guess: str, count: int) -> tuple[Config, ...]:
     chosen: list[Config] = []
-    for one in order_nearest(list_candidates(shape, m), _guess(shape, m)):
+    for one in order_nearest(_make_grid(limits).values(), json.loads(guess)):
         if all(distance(one, other) >= _APART for other in chosen):
             chosen.append(one)
         if len(chosen) == count:
             break
-    return chosen
+    return tuple(chosen)
 
 
 def _guess(shape: Shape, m: int) -> Config:
@@ -103,7 +139,7 @@ def _list_block_m(shape: Shape, m: int) -> list[int]:
         largest *= 2  # experts get more or fewer rows than the mean
         return [size for size in (16, 32, 64, 128) if size <= largest]
     smallest = 16 if m < 256 else 32 if m < 1024 else 64
-    return [size for size in (16, 32, 64, 128, 256) if smallest <= size <= largest]
+    return [size for size in (16, 32, 64, 128, _HIGHEST) if smallest <= size <= largest]
 
 
 def _rows_per_expert(shape: Shape, m: int) -> int:
@@ -120,14 +156,3 @@ def _list_block_n(shape: Shape) -> list[int]:
 def _list_block_k(shape: Shape) -> tuple[int, ...]:
     # The dense kernel of some releases takes whole blocks of scales alone.
     return (BLOCK,) if shape.kind == "gemm" else (BLOCK // 2, BLOCK)
-
-
-def _list_groups(shape: Shape, m: int, block_m: int) -> tuple[int, ...]:
-    """Sizes that give different launch orders."""
-    rows = m if shape.kind == "gemm" else m * shape.sizes[3]
-    return (1,) if rows <= block_m else (1, 8, 32)
-
-
-def _depth(shape: Shape) -> int:
-    """The longest sum, in channels."""
-    return shape.sizes[1] if shape.kind == "gemm" else max(shape.sizes[1:3])

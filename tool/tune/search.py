@@ -71,10 +71,7 @@ class Search:
 
     def __init__(self, shapes: Sequence[Shape], tokens: Sequence[int] = TOKENS) -> None:
         self.units = tuple(Unit(shape, m) for m in tokens for shape in shapes)
-        self._states = {
-            unit: _State({key(one): one for one in list_candidates(unit.shape, unit.m)})
-            for unit in self.units
-        }
+        self._states = {unit: _State(list_candidates(unit.shape, unit.m)) for unit in self.units}
         self._by_title = {unit.title: unit for unit in self.units}
 
     def find_unit(self, title: str) -> Unit | None:

@@ -12,13 +12,12 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.lab import EDITED, RELEASE, TREE, UTILS, Lab
+from tests.support.lab import EDITED, UTILS, Lab
 from tool.errors import EnvironmentFault, UsageError
 from tool.plan import find_model
 from tool.project.session import SILENT
@@ -26,7 +25,8 @@ from tool.tune import Tuned, list_gemms, process
 from tool.tune.shapes import TOKENS, Shape
 from tool.tune.tune import tune
 
-SHAPES = (Shape("gemm", (128, 6144), ""), Shape("gemm", (512, 6144), ""))
+SHAPES = (Shape("gemm", (128, 256), ""), Shape("gemm", (512, 256), ""))
+"""Short sums have few candidates, so a test measures them all."""
 DEFAULT = {
     "BLOCK_SIZE_M": 64,
     "BLOCK_SIZE_N": 128,
@@ -39,7 +39,7 @@ FAKE = r"""
 import json, os, sys, time
 DEFAULT = %(default)s
 def us(config):
-    return 10 + abs(config["BLOCK_SIZE_N"] - 64) / 10 + abs(config["num_stages"] - 5)
+    return 10 + abs(config["BLOCK_SIZE_N"] - 64) / 10 + abs(config["num_stages"] - 3)
 first = json.loads(sys.stdin.readline())
 name = "sglang/configs/N=%%d,K=%%d,device_name=x,block_shape=[128, 128].json"
 files = [{**one, "path": name %% tuple(one["sizes"])} for one in first["shapes"]]
@@ -52,7 +52,7 @@ for number, line in enumerate(sys.stdin):
     %(each)s
     results = [{"config": one, "us": us(one)} for one in request["configs"]]
     for one in results:
-        if one["config"]["num_stages"] == 6:
+        if one["config"]["BLOCK_SIZE_N"] == 128:
             one.pop("us")
             one["rejected"] = "120000 bytes of shared memory, the limit is 101376"
     timed = [one for one in results if "us" in one]
@@ -83,7 +83,7 @@ def test_a_run_finds_what_is_fastest_and_writes_whole_files(tmp_path: Path) -> N
     found = run(tmp_path, fake(tmp_path / "worker.py"))
     assert found.complete and len(found.rows) == found.total == 2 * len(TOKENS)
     assert all(row.config["BLOCK_SIZE_N"] == 64 for row in found.rows)
-    assert all(row.config["num_stages"] == 5 for row in found.rows)
+    assert all(row.config["num_stages"] == 3 for row in found.rows)
     assert found.rejected.keys() == {"shared memory"} and not found.failures
     for path, content in found.files.items():
         assert (tmp_path / "out" / path).read_bytes() == content
@@ -116,7 +116,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     begun.wait()
     path = tmp_path / "out" / "results.jsonl"
     with path.open("a") as out:
-        out.write('{"unit": "gemm N=128,K=61')  # what a write that was cut off leaves
+        out.write('{"unit": "gemm N=128,K=2')  # what a write that was cut off leaves
     before = path.read_text().splitlines()[:-1]
     measured = {
         (one["unit"], json.dumps(result["config"]))
@@ -142,7 +142,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
 
 def test_a_worker_that_dies_is_started_again_and_what_killed_it_is_left(tmp_path: Path) -> None:
     each = (
-        'if any(one["BLOCK_SIZE_N"] == 16 for one in request["configs"]) and "N=128" in request["unit"]'
+        'if any(one["BLOCK_SIZE_N"] == 16 for one in request["configs"]) and "N=128," in request["unit"]'
         ' and "M=1" == request["unit"][-3:]: os.kill(os.getpid(), 11)'
     )
     found = run(tmp_path, fake(tmp_path / "worker.py", each=each))
@@ -207,7 +207,6 @@ def test_without_results_there_is_nothing_to_take(tmp_path: Path) -> None:
 def test_the_files_become_a_change_of_the_series(lab: Lab, tmp_path: Path) -> None:
     """Their names have spaces, commas and brackets. The patch passes the checks, the wheel has the files,
     and a later run puts more into the same patch."""
-    lab.release(RELEASE, TREE | {"sglang/_version.py": "__version__ = version = '0.5.23'\n"})
     lab.patch("demo/answer.patch", {UTILS: EDITED})
     lab.relock()
     nine = list_gemms(find_model("GLM-5.2-FP8", None), 8)
@@ -231,21 +230,24 @@ def test_the_files_become_a_change_of_the_series(lab: Lab, tmp_path: Path) -> No
     assert second["patch"]["written"] == ["tuned-a-card/v0.5.23.patch"]
     lab.tool("lint")
     lab.tool("check", "--offline")
-    built = lab.json("build", "--offline", "--out", str(tmp_path / "dist"))["result"]
-    with zipfile.ZipFile(built["wheel"]) as wheel:
-        for path in found_files(tmp_path / "out"):
-            assert wheel.read(path) == (tmp_path / "out" / path).read_bytes()
-    lab.tool("verify", built["wheel"], "--offline")
+    worktree = tmp_path / "worktree"
+    lab.apply(worktree)
+    for path in found_files(tmp_path / "out"):
+        assert (worktree / "python" / path).read_bytes() == (tmp_path / "out" / path).read_bytes()
+    lab.tool("verify", str(worktree), "--offline")
 
 
 def test_the_report_is_a_table_and_says_what_is_next(lab: Lab, tmp_path: Path) -> None:
-    run(tmp_path, fake(tmp_path / "worker.py"), device_name="NVIDIA GeForce RTX 4090")
+    gemms = list_gemms(find_model("GLM-5.2-FP8", None), 8)
+    short = [shape for shape in gemms if shape.sizes == (6144, 256)]
+    worker = fake(tmp_path / "worker.py")
+    run(tmp_path, worker, shapes=tuple(short), device_name="NVIDIA GeForce RTX 4090")
     command = ["tune", "--model", "GLM-5.2-FP8", "--tp", "8", "--gemm", "--budget", "0"]
     text = lab.tool(*command, "--out", str(tmp_path / "out")).stdout
     assert "A Card, sm_89 for NVIDIA_GeForce_RTX_4090" in text
-    assert "rows      32 of 32 measured, 32 faster than the default" in text
-    row = next(line for line in text.splitlines() if line.startswith("gemm N=512,K=6144  1 "))
-    assert row.split()[3:6] == ["18.4", "10.0", "1.84"] and row.endswith("/64/128/1/4/5")
+    assert "rows      16 of 16 measured, 16 faster than the default" in text
+    row = next(line for line in text.splitlines() if line.startswith("gemm N=6144,K=256  1 "))
+    assert row.split()[3:6] == ["16.4", "10.0", "1.64"] and " 16/64/128/1/" in row
     assert "--budget 0 --change NAME" in text
     assert "--budget '5 days' is no time" in lab.tool(*command, "--budget", "5 days", code=2).stderr
 
