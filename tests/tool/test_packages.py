@@ -17,13 +17,13 @@ import pytest
 TOOL = Path(__file__).parents[2] / "tool"
 LAYERS = (
     ("errors", "atomic"),
-    ("git", "plan"),
+    ("git", "plan", "interpreter"),
     ("series", "analysis"),
     ("project",),
     ("upstream",),
     ("apply",),
     ("wheel", "authoring", "classify"),
-    ("verify", "doctor", "rebase"),
+    ("verify", "doctor", "rebase", "tune"),
     ("cli",),
 )
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
@@ -97,7 +97,7 @@ def test_only_the_command_line_prints() -> None:
     assert [line for path in domain for line in prints(path)] == []
 
 
-@pytest.mark.parametrize("package", sorted(LEVEL.keys() - {"errors", "atomic"}))
+@pytest.mark.parametrize("package", sorted(LEVEL.keys() - {"errors", "atomic", "interpreter"}))
 def test_a_face_says_what_the_package_is_and_may_import(package: str) -> None:
     face = ast.parse((TOOL / package / "__init__.py").read_bytes())
     assert "may import" in (ast.get_docstring(face) or "")

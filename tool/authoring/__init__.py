@@ -9,6 +9,7 @@ from tool.authoring.edit import (
     drop_patch,
     import_patch,
     new_patch,
+    put_files,
     refresh_patch,
 )
 from tool.authoring.export import Exported, export_patches
@@ -21,5 +22,6 @@ __all__ = [
     "export_patches",
     "import_patch",
     "new_patch",
+    "put_files",
     "refresh_patch",
 ]

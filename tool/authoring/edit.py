@@ -1,4 +1,4 @@
-"""``tool new``, ``refresh``, ``import`` and ``drop``: edit the series as its author thinks of it.
+"""``tool new``, ``refresh``, ``import``, ``drop`` and ``tune``: edit the series as its author thinks of it.
 
 Each ends with a series that is checked: on every release an edit reaches, the series is applied, the
 checks are run, and series.lock is written in the same transaction as the patches and series.txt. A
@@ -34,7 +34,7 @@ from tool.authoring.worktree import (
     refuse_leftovers,
 )
 from tool.errors import ConflictError, ToolError, UsageError
-from tool.git import Git, canonical_diff, changed_files, private_index
+from tool.git import Git, add_blobs, canonical_diff, changed_files, private_index
 from tool.project import Session
 from tool.series import (
     LOCK_FILE,
@@ -367,6 +367,45 @@ def import_patch(
             )
         tree = apply_mail(author.git, before, mail, fields.name)
         return _add(author, told, release, before, tree)
+
+
+def put_files(
+    session: Session, fields: HeaderFields, files: Mapping[str, bytes], release: Version
+) -> Edited:
+    """Make a patch that adds ``files`` (content by path in the tree), or put them into the patch of that
+    name. Files that the patch has already and ``files`` does not name stay in it.
+
+    Raises:
+        UsageError: the patch would change nothing, or ``release`` is not in series.lock.
+        ConflictError: a patch after it does not apply any more.
+    """
+    with session.exclusive():
+        author = Author(session)
+        base, applied = author.applied(release)
+        known = next((one for one in applied if one.name == fields.name), None)
+        before = known.tree if known else applied[-1].tree if applied else base.tree
+        tree = _add_files(author.git, before, files)
+        if known is None:
+            _check_name(author.series, fields)
+            return _add(author, fields, release, before, tree)
+        if tree == before:
+            raise UsageError(f"{fields.name} has these files already", next_step="see: tool status")
+        patch = author.series.find_patch(fields.name, release)
+        header = fields.header(str(known.patch.header.get("Releases")))
+        content = patchfile.render(header, canonical_diff(author.git, known.parent_tree, tree))
+        done = author.write(patch.name, {patch.name: content}, _list_checked(author, patch))
+        changes = changed_files(author.git, before, tree)
+        return replace(done, files={change.path: describe_change(change) for change in changes})
+
+
+def _add_files(git: Git, tree: str, files: Mapping[str, bytes]) -> str:
+    with private_index(git, tree) as index:
+        blobs = {
+            path: index.out("hash-object", "-w", "--no-filters", "--stdin", stdin=content)
+            for path, content in files.items()
+        }
+        add_blobs(index, blobs)
+        return index.out("write-tree")
 
 
 def drop_patch(session: Session, name: str, why: str) -> Edited:

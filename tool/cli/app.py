@@ -22,6 +22,7 @@ SECTIONS: Final = {
         "build": "Build the wheel of the fork.",
         "verify": "Compare a wheel, worktree or installation with series.lock.",
         "doctor": "Examine GPU, driver, versions and kernels.",
+        "tune": "Find the fastest fp8 configurations for a GPU.",
     },
     "Look": {
         "status": "Show the pin, caches and patches.",

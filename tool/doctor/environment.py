@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tool.errors import EnvironmentFault, UsageError
+from tool.interpreter import describe_ending, kill_group, last_line, make_variables
 
 PROBE: Final = Path(__file__).with_name("probe.py")
 PROBE_SECONDS: Final = 180.0
@@ -150,7 +150,7 @@ def probe_environment(python: Path, seconds: float = PROBE_SECONDS) -> Environme
         raise EnvironmentFault(
             f"the environment did not answer in {seconds:.0f} s",
             where=str(python),
-            why=_last(ended.errors) or "importing torch, or the driver, hangs",
+            why=last_line(ended.errors) or "importing torch, or the driver, hangs",
             next_step="see whether this returns: nvidia-smi",
         )
     try:
@@ -158,15 +158,15 @@ def probe_environment(python: Path, seconds: float = PROBE_SECONDS) -> Environme
     except (ValueError, KeyError, TypeError) as err:
         if ended.status < 0:
             raise EnvironmentFault(
-                f"the environment {_ending(ended.status)} while it was examined",
+                f"the environment {describe_ending(ended.status)} while it was examined",
                 where=str(python),
-                why=_last(ended.errors),
+                why=last_line(ended.errors),
                 next_step=f"see whether this works: {python} -c 'import torch; torch.cuda.init()'",
             ) from err
         raise UsageError(
             "this is not a Python interpreter of 3.10 or later",
             where=str(python),
-            why=_last(ended.errors),
+            why=last_line(ended.errors),
             next_step="name the interpreter of an environment: --python ~/venv/bin/python",
         ) from err
 
@@ -185,7 +185,7 @@ def run_selftest(python: Path, kernels: Path, seconds: float = SELFTEST_SECONDS)
     if ended.status is None:
         broken = f"did not end within {seconds:.0f} s"
     elif not tail:
-        broken = f"{_ending(ended.status)}: {_last(ended.errors) or 'it said nothing'}"
+        broken = f"{describe_ending(ended.status)}: {last_line(ended.errors) or 'it said nothing'}"
     return SelfTest(checks, head.get("sm"), tail.get("seconds"), broken=broken)
 
 
@@ -218,7 +218,7 @@ def _run_with_input(command: Sequence[str], seconds: float, reading: int) -> _En
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            env=_variables(),
+            env=make_variables(),
             start_new_session=True,
         )
     finally:
@@ -226,28 +226,15 @@ def _run_with_input(command: Sequence[str], seconds: float, reading: int) -> _En
     try:
         output, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        _kill(process)
+        kill_group(process)
         try:
             return _Ended(None, *process.communicate(timeout=_DEATH_SECONDS))
         except subprocess.TimeoutExpired:
             return _Ended(None, "", "it cannot even be killed: it waits inside the driver")
     except BaseException:  # an interrupt reaches the terminal's group, not this one
-        _kill(process)
+        kill_group(process)
         raise
     return _Ended(process.returncode, output, errors)
-
-
-def _variables() -> dict[str, str]:
-    """This process's environment. No bytecode is written into the examined one, and an empty entry of
-    PYTHONPATH does not put the current folder on its path."""
-    env = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
-    path = [entry for entry in env.pop("PYTHONPATH", "").split(os.pathsep) if entry]
-    return env | {"PYTHONPATH": os.pathsep.join(path)} if path else env
-
-
-def _kill(process: subprocess.Popen[str]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _records(output: str) -> list[dict[str, Any]]:
@@ -259,18 +246,3 @@ def _records(output: str) -> list[dict[str, Any]]:
             if isinstance(record, dict):
                 found.append(record)
     return found
-
-
-def _ending(status: int) -> str:
-    if status >= 0:
-        return f"ended with status {status}"
-    try:
-        return f"was ended by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"was ended by signal {-status}"
-
-
-def _last(text: str) -> str | None:
-    """The last line: of a traceback, the exception."""
-    lines = text.strip().splitlines()
-    return lines[-1].strip()[:300] if lines else None

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from pathlib import Path
 
 from tool.doctor.environment import Environment, SelfTest, probe_environment, run_selftest
-from tool.errors import UsageError
+from tool.interpreter import find_interpreter
 from tool.project import Progress
 
 
@@ -18,7 +16,7 @@ def examine_environment(python: Path | None, progress: Progress) -> tuple[Enviro
         UsageError: ``python`` is no interpreter.
         EnvironmentFault: it does not answer.
     """
-    interpreter = _interpreter(python)
+    interpreter = find_interpreter(python)
     facts = probe_environment(interpreter)
     skipped = _untestable(facts)
     if skipped is not None or facts.kernels is None:
@@ -27,20 +25,6 @@ def examine_environment(python: Path | None, progress: Progress) -> tuple[Enviro
         "running every kernel once; compiling them for the first time takes a minute or two"
     )
     return facts, run_selftest(interpreter, Path(facts.kernels))
-
-
-def _interpreter(python: Path | None) -> Path:
-    """An absolute path, links left as they are: a virtual environment's Python is one."""
-    if python is None:
-        return Path(sys.executable)
-    if python.parent == Path() and (found := shutil.which(str(python))):
-        return Path(found).absolute()
-    path = python.expanduser().absolute()
-    if path.is_dir():
-        raise UsageError(
-            "is a folder", where=str(path), next_step=f"name its Python: {path / 'bin' / 'python'}"
-        )
-    return path
 
 
 def _untestable(facts: Environment) -> str | None:
