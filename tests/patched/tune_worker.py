@@ -37,6 +37,7 @@ FITS = {
     "num_warps": 4,
     "num_stages": 4,
 }
+HALF_BLOCKS = FITS | {"BLOCK_SIZE_K": 64}
 TOO_LARGE = FITS | {"BLOCK_SIZE_M": 128, "BLOCK_SIZE_N": 256, "num_stages": 5, "num_warps": 8}
 
 
@@ -149,6 +150,9 @@ def test_a_file_of_the_second_gemm_is_refused(worker: ModuleType) -> None:
 def test_a_configuration_is_compiled_as_launched(worker: ModuleType, shape: Shape, m: int) -> None:
     made = worker.compile_config(operation(worker, shape), m, FITS)
     assert 0 < made["shared"] <= 101_376 and worker.judge(made) is None
+    if shape.kind == "moe":
+        half = worker.compile_config(operation(worker, shape), m, HALF_BLOCKS)
+        assert half["shared"] < made["shared"]
 
 
 @pytest.mark.usefixtures("sm_89")

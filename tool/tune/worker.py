@@ -15,6 +15,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import math
@@ -744,6 +745,7 @@ def serve(out: Any) -> None:
     try:
         tuner = Tuner(requests.get())
         say({"described": tuner.describe()})
+        gc.freeze()  # each capture of a graph collects garbage, and there are millions of objects
     except Unfit as error:
         say({"unfit": str(error)})
         return
