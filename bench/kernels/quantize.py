@@ -55,7 +55,7 @@ def cases(device: torch.device) -> Iterator[Case]:
     g = torch.Generator(device).manual_seed(0)
     kinds: tuple[tuple[str, str, Callable[[torch.Tensor], object], tuple[int, ...], int], ...] = (
         ("act_quant", f"queries, {HEADS} heads", act_quant, (HEADS * DIM,), HEADS * (DIM + 4)),
-        ("rows", "KV rows", quantize_k_cache, (1, ROW_DIM), PACKED_BYTES),
+        ("rows", "KV rows", quantize_k_cache, (1, 1, ROW_DIM), PACKED_BYTES),
     )
     lacks = missing()
     for kind, what, ours, shape, written in kinds:
