@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import fake_cuda
@@ -194,26 +193,11 @@ def fused_experts(
 ) -> tuple[int, bool]:
     """The number of shared experts that the model folds into the routed ones, and the flag afterwards."""
     from sglang.srt.models import deepseek_v2
-    from sglang.srt.models.glm4_moe import GlmMoeDsaForCausalLM
 
-    monkeypatch.setattr(deepseek_v2, "_device_sm", sm)
     monkeypatch.setattr(deepseek_v2, "get_moe_expert_parallel_world_size", lambda: 1)
     with fake_cuda.capability(sm // 10, sm % 10):
         args = nsa_tree.server_args(models["glm" if dsa else "deepseek_v3"], **options)
-        model = SimpleNamespace(
-            config=SimpleNamespace(
-                architectures=["GlmMoeDsaForCausalLM"],
-                n_routed_experts=256,
-                n_shared_experts=1,
-                index_topk=2048 if dsa else None,
-            ),
-            quant_config=None,
-        )
-        deepseek_v2.DeepseekV2ForCausalLM.determine_num_fused_shared_experts(
-            model, "GlmMoeDsaForCausalLM"
-        )
-    assert GlmMoeDsaForCausalLM.__mro__[1] is deepseek_v2.DeepseekV2ForCausalLM
-    return model.num_fused_shared_experts, args.disable_shared_experts_fusion
+        return nsa_tree.fused_shared_experts(args, dsa=dsa)
 
 
 @pytest.mark.parametrize("sm", [80, 86, 90, 100, 120])
