@@ -55,12 +55,36 @@ def test_defaults(
     assert chosen(models[model], capability) == expected
 
 
-@pytest.mark.parametrize("device", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), (12, 1)])
+@pytest.mark.parametrize("device", releases.DOCTORED)
+@pytest.mark.parametrize("model", ["glm", "deepseek_v32"])
 def test_what_tool_doctor_recommends_starts(
-    models: dict[str, str], device: tuple[int, int]
+    models: dict[str, str], device: tuple[int, int], model: str, tmp_path: Path
 ) -> None:
-    """The options that doctor prints for the GPU, or none where it says that ada_dsa is the default."""
-    assert chosen(models["glm"], device, **releases.recommended_options(device)) == ADA
+    """With the options that doctor prints for the GPU, or without any where it says that ada_dsa is the
+    default. Where it prints options, sglang's own kernels are the default.
+    """
+    kind, options = releases.doctors_route(device)
+    assert chosen(models[model], device, **options) == ADA
+    default = chosen(models[model], device)
+    assert (default == ADA) == (kind == "default")
+    assert kind == "default" or "ada_dsa" not in default
+    with fake_cuda.capability(*device):
+        args = nsa_tree.server_args(models[model], **options)
+        nsa_tree.start_one_rank(args, tmp_path)
+        built = nsa_tree.backend(args)
+    assert (built.nsa_prefill_impl, built.nsa_decode_impl) == ("ada_dsa", "ada_dsa")
+
+
+def test_a_gpu_that_tool_doctor_refuses_does_not_start(
+    models: dict[str, str], tmp_path: Path
+) -> None:
+    assert releases.doctors_route((7, 5)) == ("refused", {})
+    both = {"nsa_prefill_backend": "ada_dsa", "nsa_decode_backend": "ada_dsa"}
+    with fake_cuda.capability(7, 5):
+        args = nsa_tree.server_args(models["glm"], kv_cache_dtype="fp8_e4m3", **both)
+        nsa_tree.start_one_rank(args, tmp_path)
+        with pytest.raises(ValueError, match="compute capability 8.0 or later"):
+            nsa_tree.backend(args)
 
 
 def test_page_size_and_attention_backend_are_stocks(models: dict[str, str]) -> None:
