@@ -7,6 +7,7 @@ what the fork does differently. A cell without a rule must be equal. Run as a pr
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import itertools
 import json
@@ -92,6 +93,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+LACKING = "not an option of this release: "
+"""Begins the outcome of a cell that a release cannot be asked for."""
+
+
 # -- what a tree resolves ---------------------------------------------------------------------------
 
 
@@ -102,7 +107,7 @@ def cells(
     capability: Callable[[int, int], Any],
     kind: str,
 ) -> dict[str, Any]:
-    """Every cell's outcome in this tree.
+    """Every cell's outcome in this tree. A release is asked only for what its command line accepts.
 
     Args:
         configs: the tiny models.
@@ -112,6 +117,7 @@ def cells(
         kind: the prefix of the DSA options in this era, ``dsa`` or ``nsa``.
     """
     found: dict[str, Any] = {}
+    parser = _command_line()
     os.environ.pop(TOPK_V2, None)  # a start before this one may have set it
     started_with = dict(os.environ)
     paths: dict[tuple[str, str], str] = {}
@@ -130,10 +136,40 @@ def cells(
                     if field != "weights"
                 }
                 path = paths[config, options.get("weights", "")]
-                found[f"boundary {sm} {model}: {name}"] = _outcome(resolve, path, given, kind)
+                if refused := _find_lacking(parser, given):
+                    outcome: Any = LACKING + refused
+                else:
+                    outcome = _outcome(resolve, path, given, kind)
+                found[f"boundary {sm} {model}: {name}"] = outcome
                 os.environ.clear()
                 os.environ.update(started_with)
     return found
+
+
+def _command_line() -> argparse.ArgumentParser:
+    """The options of this tree's server."""
+    from sglang.srt.server_args import ServerArgs
+
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    return parser
+
+
+def _find_lacking(parser: argparse.ArgumentParser, given: Mapping[str, Any]) -> str:
+    """The first option, or value of an option, that the release does not have; empty if it has all.
+
+    sglang has no ada_dsa. The stock tree is asked for it nevertheless: it then gives the arguments that
+    the fork's are compared with.
+    """
+    known = parser._option_string_actions
+    for field, value in given.items():
+        option = "--" + field.replace("_", "-")
+        if option not in known:
+            return option
+        choices = known[option].choices
+        if choices is not None and value not in (*choices, "ada_dsa"):
+            return f"{option} {value}"
+    return ""
 
 
 def _outcome(resolve: Callable[..., Any], path: str, given: dict[str, Any], kind: str) -> Any:
@@ -197,6 +233,12 @@ class Cell:
     @property
     def asked_ada(self) -> bool:
         return "ada_dsa" in self.asked.values()
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether sglang replaces an ada_dsa that was asked for by trtllm."""
+        early = self.at(">=0.5.10,<0.5.11") and self.sm == 100
+        return early and self.asked_ada and self.rows == "fp8_e4m3"
 
     @property
     def dsa_attention(self) -> bool:
@@ -360,9 +402,10 @@ RULES = (
         "sm_100",
         "ada_dsa",
         "sets trtllm for both phases, whatever is asked for",
-        "keeps ada_dsa",
-        "0.5.10 only.",
-        lambda c: c.sm == 100 and c.asked_ada and c.rows == "fp8_e4m3",
+        "keeps ada_dsa; a phase without an option gets flashmla_auto (prefill) or flashmla_kv (decode)",
+        "In 0.5.9 these are sglang's own choice for sm_100. They read the same rows as ada_dsa; trtllm "
+        "does not.",
+        lambda c: c.overwritten,
         ">=0.5.10,<0.5.11",
     ),
 )
@@ -421,6 +464,8 @@ def expected(cell: Cell, rule: Rule, stock: dict[str, Any]) -> dict[str, Any]:
     ada = {phase: cell.asked.get(phase, "ada_dsa") for phase in BOTH} if _lacking(cell) else {}
     if not ada and cell.asked_ada:
         ada = cell.asked
+    if cell.overwritten:
+        ada = {"prefill": "flashmla_auto", "decode": "flashmla_kv", **cell.asked}
     topk = {}
     if cell.ampere_or_ada and cell.at(">=0.5.15,<0.5.21"):
         topk = {"topk v2": "False"}
@@ -436,7 +481,10 @@ def compare(stock: dict[str, Any], fork: dict[str, Any], release: Version) -> It
         sm, _, model = where.partition(" ")
         cell, after = Cell(int(sm), model, name, release), fork[key]
         rule = rule_for(cell)
-        if isinstance(before, str):
+        if isinstance(before, str) and before.startswith(LACKING):
+            if after != before:
+                yield f"{key}: an option of the fork alone: {after}"
+        elif isinstance(before, str):
             # sglang refuses by itself; so does the fork, maybe earlier and in other words.
             if not isinstance(after, str):
                 yield f"{key}: sglang refuses ({before}), the fork starts: {after}"
@@ -453,6 +501,9 @@ def compare(stock: dict[str, Any], fork: dict[str, Any], release: Version) -> It
 
 # -- the page ---------------------------------------------------------------------------------------
 
+LAST_RUN = "2026-11-28"
+"""When the comparison was last run for every release."""
+
 HEAD = """# Where the fork's start differs from sglang's
 
 The rule: where sglang serves, nothing changes. Where sglang has no kernel for the GPU, the fork serves. Where
@@ -464,9 +515,11 @@ the released tree and in the patched one, and compare both with the rules. They 
 
 {options}
 
-A combination without a row in the table gives the same start in both trees. Ten combinations of 0.5.10 are
-not described yet: ada_dsa for one phase alone on sm_100, and, on sm_12x, `flashinfer_sparse_mla` and
-`triton_sparse_mla`, which that release does not have.
+A release is asked only for options that its command line has. A combination without a row in the table gives
+the same start in both trees.
+
+The comparison was last run on {last_run}, for all 19 releases from 0.5.9 to 0.5.23, post releases included.
+Each of the {combinations} combinations of a release was as described here.
 
 The GPU is faked: this page is about what a start chooses, not about what was run. Attention backends other
 than dsa (`--attention-backend flashinfer` and the like) get sglang's own arguments on every GPU. `--dsa-*`
@@ -489,6 +542,8 @@ def page() -> str:
             sms=", ".join(f"sm_{sm}" for sm in SMS),
             models=" and ".join(MODELS),
             options=textwrap.fill("; ".join(OPTIONS) + ".", 110),
+            last_run=LAST_RUN,
+            combinations=len(SMS) * len(MODELS) * len(OPTIONS),
         )
         + "\n".join(lines)
         + "\n"

@@ -18,6 +18,9 @@ from typing import Any
 
 import pytest
 
+# Modules with tests that both eras import: a failed assertion shows its values.
+pytest.register_assert_rewrite("e4m3_codes", "int4_checkpoints", "stock_parity")
+
 HERE = Path(__file__).parent
 STARTED_WITH = {
     name: value

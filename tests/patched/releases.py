@@ -54,10 +54,16 @@ def only(specifier: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not at(specifier), reason=f"for sglang {specifier}")
 
 
-def recommended_options(device: tuple[int, int]) -> dict[str, str]:
-    """The options that ``tool doctor`` prints for a GPU of this compute capability, by field name.
+DOCTORED = ((8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (11, 0), (12, 0), (12, 1))
+"""GPUs for which a test starts what ``tool doctor`` says: every kind of route that it can print."""
 
-    Empty where it says that ada_dsa is the default.
+
+def doctors_route(device: tuple[int, int]) -> tuple[str, dict[str, str]]:
+    """What ``tool doctor`` says for a GPU of this compute capability.
+
+    Returns:
+        The kind of the route, and by field name the options that ask for ada_dsa; there are none where it
+        is the default.
     """
     from tool import plan
 
@@ -67,4 +73,4 @@ def recommended_options(device: tuple[int, int]) -> dict[str, str]:
         name.replace("-", "_"): value for name, value in zip(words[::2], words[1::2], strict=True)
     }
     assert bool(options) == (found.kind == "request")
-    return options
+    return found.kind, options

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -120,6 +121,7 @@ def find_model(given: str, weights: str | None, *, fetch: bool = False) -> Model
     return model
 
 
+@functools.cache
 def _load_table() -> dict[str, Any]:
     file = resources.files("tool.plan").joinpath("models.json")
     table: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

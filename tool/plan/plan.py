@@ -25,7 +25,7 @@ from tool.plan.memory import (
 )
 from tool.plan.model import Model
 from tool.plan.routes import OLDEST_SM, OPTIONS, Route, route
-from tool.plan.weights import PREDICTION, list_weights, read_index_size, sum_stored
+from tool.plan.weights import PREDICTION, list_weights, sum_stored
 
 DEFAULT_CONTEXT: Final = 32_768
 """Tokens that one request may have if ``--context`` is not given."""
@@ -41,7 +41,7 @@ class Plan:
     """Sizes are bytes. ``checkpoint``: all weights; ``prediction``: those of the MTP layer among them.
 
     ``needed``: tokens of ``streams`` requests of ``context``. ``kernels``: what serves DSA with the commands.
-    ``on_request``: options that choose ada_dsa where the commands leave sglang's own kernels, for models
+    ``on_request``: options that choose ada_dsa where the server would take sglang's own kernels, for models
     that it serves.
     ``obstacles``: why the server would not start. ``fits_in_4bit``: it does not fit, and would in NVFP4.
     """
@@ -90,7 +90,7 @@ def make_plan(
             f"there is no fork of sglang {release}", why=f"the first is of {OPTIONS[-1][0]}"
         )
     _check_demand(model, context, streams)
-    weights, source = list_weights(model)
+    weights, source, stated = list_weights(model)
     path = route(cards.sm, release, fork=True)
     row = latent_row(model, _row_layout(cards.sm))
     running = streams or (RUNNING_LINEAR if model.linear else RUNNING)
@@ -100,20 +100,14 @@ def make_plan(
     needed = asked * (streams or 1)
     layouts = tuple(rank_layouts(setting, needed))
     obstacles = tuple(_find_obstacles(model, cards.sm, release, path))
-    # sglang's own kernel for sm_12x serves GLM alone, so another model's command asks for ada_dsa.
-    chosen = (
-        bool(path.options) and cards.sm >= 120 and not model.architecture.startswith("GlmMoeDsa")
-    )
     commands: tuple[str, ...] = ()
     if layouts[0].fits and not obstacles:
-        commands = tuple(
-            _write_commands(setting, layouts[0], path.options if chosen else "", context)
-        )
+        commands = tuple(_write_commands(setting, layouts[0], context))
     return Plan(
         model=model,
         release=release,
         cards=cards,
-        kernels=_name_kernels(model, cards.sm, path, chosen),
+        kernels=_name_kernels(model, cards.sm, path),
         checkpoint=sum_stored(weights),
         prediction=sum(one.size for one in weights if one.place == PREDICTION),
         source=source,
@@ -126,16 +120,21 @@ def make_plan(
         fewest=find_fewest(setting, needed),
         obstacles=obstacles,
         commands=commands,
-        on_request="" if chosen or model.linear else path.options,
+        on_request="" if model.linear or _lacks_kernel(model, cards.sm) else path.options,
         fits_in_4bit=not layouts[0].fits and _fits_in_4bit(setting, needed),
-        warnings=tuple(_compare_index(model, sum_stored(weights))),
+        warnings=tuple(_compare_index(stated, sum_stored(weights))),
     )
 
 
-def _name_kernels(model: Model, sm: int, path: Route, chosen: bool) -> str:
-    if chosen:
-        why = f"sglang's default has no kernel for this model on sm_{sm}"
-        return f"ada_dsa, which the command asks for: {why}"
+def _lacks_kernel(model: Model, sm: int) -> bool:
+    """Whether the fork chooses ada_dsa for this model: sglang's own kernel for sm_12x serves GLM alone."""
+    return sm // 10 == 12 and not (model.linear or model.architecture.startswith("GlmMoeDsa"))
+
+
+def _name_kernels(model: Model, sm: int, path: Route) -> str:
+    if path.kind == "request" and _lacks_kernel(model, sm):
+        why = f"sglang has no kernel for this model on sm_{sm}"
+        return f"ada_dsa by default: packed fp8 KV cache, ada_dsa for prefill and decode; {why}"
     return "sglang's own kernels" if model.linear else path.text
 
 
@@ -158,8 +157,7 @@ def _check_demand(model: Model, context: int | None, streams: int | None) -> Non
         raise UsageError(f"--streams {streams} is not between 1 and 4096")
 
 
-def _compare_index(model: Model, computed: int) -> Iterator[str]:
-    stated = read_index_size(model.folder) if model.folder else None
+def _compare_index(stated: int | None, computed: int) -> Iterator[str]:
     if stated and abs(computed - stated) > stated / 100:
         yield (
             f"the weights add up to {computed / 1e9:.1f} GB, and the checkpoint's index says "
@@ -196,9 +194,7 @@ def _row_layout(sm: int) -> str:
     return "raw" if 100 <= sm < 120 else "packed"
 
 
-def _write_commands(
-    setting: Setting, layout: Layout, kernels: str, context: int | None
-) -> Iterator[str]:
+def _write_commands(setting: Setting, layout: Layout, context: int | None) -> Iterator[str]:
     """The launch command of every node, with the release's option names."""
     model, nodes = setting.model, setting.cards.nodes
     assert layout.reserve is not None
@@ -220,7 +216,7 @@ def _write_commands(
             words.append(f"--max-mamba-cache-size {STATES * setting.running}")
         if model.format in ("nvfp4", "int4"):
             words.append("--disable-shared-experts-fusion")
-        words += [kernels, model.options, "--host 0.0.0.0 --port 30000"]
+        words += [model.options, "--host 0.0.0.0 --port 30000"]
         yield " ".join(word for word in words if word)
 
 

@@ -41,25 +41,17 @@ class Weight:
     stored: bool = True
 
 
-def list_weights(model: Model) -> tuple[tuple[Weight, ...], str]:
-    """The weights, and what they were read from: the files of the checkpoint, or its config.
+def list_weights(model: Model) -> tuple[tuple[Weight, ...], str, int | None]:
+    """The weights, what they were read from (the files of the checkpoint, or its config), and the bytes of
+    all tensors if the checkpoint has an index that states them.
 
     Raises:
         UsageError: a file of the checkpoint is damaged.
     """
-    files = _find_files(model.folder) if model.folder else []
+    files, stated = _find_files(model.folder) if model.folder else ([], None)
     stored = tuple(_read_weights(model, files) if files else _compute_weights(model))
     source = f"the {len(files)} safetensors file(s)" if files else "the sizes in its config"
-    return (*stored, *_list_made(model)), source
-
-
-def read_index_size(folder: Path) -> int | None:
-    """Bytes of all tensors as ``model.safetensors.index.json`` states them."""
-    try:
-        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
-        return int(index["metadata"]["total_size"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return (*stored, *_list_made(model)), source, stated
 
 
 def sum_stored(weights: Iterable[Weight]) -> int:
@@ -193,18 +185,21 @@ _PARTS: Final = (
 )
 
 
-def _find_files(folder: Path) -> list[Path]:
-    """The safetensors files, or none when one that the index names is not there."""
+def _find_files(folder: Path) -> tuple[list[Path], int | None]:
+    """The safetensors files, or none when one that the index names is not there; the index's total size."""
+    stated = None
     try:
         index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
         files = [folder / name for name in sorted(set(index["weight_map"].values()))]
+        if (total := (index.get("metadata") or {}).get("total_size")) is not None:
+            stated = int(total)
     except FileNotFoundError:
         files = sorted(folder.glob("*.safetensors"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             "is damaged", where=str(folder / "model.safetensors.index.json"), why=repr(error)
         ) from error
-    return files if all(file.is_file() for file in files) else []
+    return files if all(file.is_file() for file in files) else [], stated
 
 
 def _read_weights(model: Model, files: Iterable[Path]) -> Iterator[Weight]:

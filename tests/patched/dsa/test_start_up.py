@@ -122,17 +122,33 @@ def test_a_wrong_override_is_refused_at_start(
         tree.server_args(configs["glm"])
 
 
-@pytest.mark.parametrize("device", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), (12, 1)])
+@pytest.mark.parametrize("device", releases.DOCTORED)
 @pytest.mark.parametrize("model", ["glm", "deepseek_v32"])
 def test_what_tool_doctor_recommends_starts(
     configs: dict[str, str], device: tuple[int, int], model: str
 ) -> None:
-    """The options that doctor prints for the GPU, or none where it says that ada_dsa is the default."""
-    options = releases.recommended_options(device)
+    """With the options that doctor prints for the GPU, or without any where it says that ada_dsa is the
+    default. Where it prints options, sglang's own kernels are the default, but for DeepSeek-V3.2 on sm_12x.
+    """
+    kind, options = releases.doctors_route(device)
     with fake_cuda.capability(*device):
         built = tree.backend(tree.server_args(configs[model], **options))
         assert (built.dsa_prefill_impl, built.dsa_decode_impl) == ("ada_dsa", "ada_dsa")
         assert tree.logits_functions() == bundled()
+        default = chosen(configs[model])[1:]
+    if kind == "default" or (device[0] == 12 and model == "deepseek_v32"):
+        assert default == ("ada_dsa", "ada_dsa")
+    else:
+        assert kind == "request" and "ada_dsa" not in default
+
+
+def test_a_gpu_that_tool_doctor_refuses_does_not_start(configs: dict[str, str]) -> None:
+    assert releases.doctors_route((7, 5)) == ("refused", {})
+    with (
+        fake_cuda.capability(7, 5),
+        pytest.raises(ValueError, match="compute capability 8.0 or later"),
+    ):
+        tree.backend(tree.server_args(configs["glm"], **FP8, **BOTH))
 
 
 # -- explicit choices -----------------------------------------------------------------------------

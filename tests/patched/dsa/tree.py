@@ -84,13 +84,15 @@ def publish(args: Any) -> None:
 
 
 def start_one_rank(args: Any, folder: Path) -> None:
-    """Publish ``args`` and build the process groups of a single rank over gloo."""
+    """Publish ``args`` and build the process groups of a single rank over gloo, if there are none."""
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.distributed import parallel_state
     from sglang.srt.layers.dp_attention import initialize_dp_attention
     from sglang.srt.layers.moe import initialize_moe_config
 
     publish(args)
+    if parallel_state.model_parallel_is_initialized():
+        return
     parallel_state.is_cuda_alike = lambda: False
     parallel_state.init_distributed_environment(
         world_size=1,
@@ -193,11 +195,14 @@ def takes_dense_prefill(built: Any) -> bool:
     return bool(built.use_mha)
 
 
-def fused_shared_experts(args: Any, experts: int = 256, dsa: bool = True) -> tuple[int, bool]:
+def fused_shared_experts(
+    args: Any, experts: int = 256, dsa: bool = True, quant_config: Any = None
+) -> tuple[int, bool]:
     """The number of shared experts that GLM folds into its routed ones, and whether fusion is disabled.
 
     Args:
         dsa: False for the same model without sparse attention.
+        quant_config: sglang's quantisation of the checkpoint.
     """
     from sglang.srt.models import deepseek_v2
     from sglang.srt.models.glm4_moe import GlmMoeDsaForCausalLM
@@ -214,15 +219,15 @@ def fused_shared_experts(args: Any, experts: int = 256, dsa: bool = True) -> tup
     if releases.at(">=0.5.23"):
         from sglang.srt.layers.moe.utils import resolve_shared_experts_config
 
-        found = resolve_shared_experts_config(GlmMoeDsaForCausalLM, config, None)
+        found = resolve_shared_experts_config(GlmMoeDsaForCausalLM, config, quant_config)
         return found.num_fused_shared_experts, found.num_fused_shared_experts == 0
     if releases.at(">=0.5.18"):
         from sglang.srt.layers.moe import utils
 
-        utils.install_shared_experts_fusion_decision(GlmMoeDsaForCausalLM, config, None)
+        utils.install_shared_experts_fusion_decision(GlmMoeDsaForCausalLM, config, quant_config)
         off = utils.is_shared_experts_fusion_disabled()
         return 0 if off else config.n_shared_experts, off
-    model = SimpleNamespace(config=config, quant_config=None)
+    model = SimpleNamespace(config=config, quant_config=quant_config)
     deepseek_v2.DeepseekV2ForCausalLM.determine_num_fused_shared_experts(
         model, "GlmMoeDsaForCausalLM"
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fake_cuda
 import releases
 import tiny_models
 import torch
@@ -136,6 +137,33 @@ def indexer(args: Any) -> Any:
     finally:
         torch.set_default_dtype(before)
     return made
+
+
+def fused_shared_experts(
+    args: Any, experts: int = 256, dsa: bool = True, quant_config: Any = None
+) -> tuple[int, bool]:
+    """The number of shared experts that GLM folds into its routed ones, and the flag afterwards.
+
+    Args:
+        dsa: False for the same model without sparse attention.
+        quant_config: sglang's quantisation of the checkpoint.
+    """
+    from sglang.srt.models import deepseek_v2
+    from sglang.srt.models.glm4_moe import GlmMoeDsaForCausalLM
+
+    assert GlmMoeDsaForCausalLM.__mro__[1] is deepseek_v2.DeepseekV2ForCausalLM
+    deepseek_v2._device_sm = fake_cuda.device_sm()  # read at import
+    config = SimpleNamespace(
+        architectures=["GlmMoeDsaForCausalLM"],
+        n_routed_experts=experts,
+        n_shared_experts=1,
+        index_topk=2048 if dsa else None,
+    )
+    model = SimpleNamespace(config=config, quant_config=quant_config)
+    deepseek_v2.DeepseekV2ForCausalLM.determine_num_fused_shared_experts(
+        model, "GlmMoeDsaForCausalLM"
+    )
+    return model.num_fused_shared_experts, args.disable_shared_experts_fusion
 
 
 def batch(

@@ -181,20 +181,7 @@ def indexing(path: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def fusion(path: str, options: dict[str, Any], experts: int) -> Any:
-    from sglang.srt.models import deepseek_v2
-
-    args = nsa_tree.server_args(path, **options)
-    deepseek_v2._device_sm = fake_cuda._capability[0] * 10 + fake_cuda._capability[1]
-    model = SimpleNamespace(
-        config=SimpleNamespace(
-            architectures=["GlmMoeDsaForCausalLM"], n_routed_experts=experts, n_shared_experts=1
-        ),
-        quant_config=None,
-    )
-    deepseek_v2.DeepseekV2ForCausalLM.determine_num_fused_shared_experts(
-        model, "GlmMoeDsaForCausalLM"
-    )
-    return model.num_fused_shared_experts, args.disable_shared_experts_fusion
+    return nsa_tree.fused_shared_experts(nsa_tree.server_args(path, **options), experts)
 
 
 def selections(configs: dict[str, str]) -> dict[str, Any]:

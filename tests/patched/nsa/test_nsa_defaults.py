@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import fake_cuda
@@ -56,12 +55,36 @@ def test_defaults(
     assert chosen(models[model], capability) == expected
 
 
-@pytest.mark.parametrize("device", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), (12, 1)])
+@pytest.mark.parametrize("device", releases.DOCTORED)
+@pytest.mark.parametrize("model", ["glm", "deepseek_v32"])
 def test_what_tool_doctor_recommends_starts(
-    models: dict[str, str], device: tuple[int, int]
+    models: dict[str, str], device: tuple[int, int], model: str, tmp_path: Path
 ) -> None:
-    """The options that doctor prints for the GPU, or none where it says that ada_dsa is the default."""
-    assert chosen(models["glm"], device, **releases.recommended_options(device)) == ADA
+    """With the options that doctor prints for the GPU, or without any where it says that ada_dsa is the
+    default. Where it prints options, sglang's own kernels are the default.
+    """
+    kind, options = releases.doctors_route(device)
+    assert chosen(models[model], device, **options) == ADA
+    default = chosen(models[model], device)
+    assert (default == ADA) == (kind == "default")
+    assert kind == "default" or "ada_dsa" not in default
+    with fake_cuda.capability(*device):
+        args = nsa_tree.server_args(models[model], **options)
+        nsa_tree.start_one_rank(args, tmp_path)
+        built = nsa_tree.backend(args)
+    assert (built.nsa_prefill_impl, built.nsa_decode_impl) == ("ada_dsa", "ada_dsa")
+
+
+def test_a_gpu_that_tool_doctor_refuses_does_not_start(
+    models: dict[str, str], tmp_path: Path
+) -> None:
+    assert releases.doctors_route((7, 5)) == ("refused", {})
+    both = {"nsa_prefill_backend": "ada_dsa", "nsa_decode_backend": "ada_dsa"}
+    with fake_cuda.capability(7, 5):
+        args = nsa_tree.server_args(models["glm"], kv_cache_dtype="fp8_e4m3", **both)
+        nsa_tree.start_one_rank(args, tmp_path)
+        with pytest.raises(ValueError, match="compute capability 8.0 or later"):
+            nsa_tree.backend(args)
 
 
 def test_page_size_and_attention_backend_are_stocks(models: dict[str, str]) -> None:
@@ -194,26 +217,11 @@ def fused_experts(
 ) -> tuple[int, bool]:
     """The number of shared experts that the model folds into the routed ones, and the flag afterwards."""
     from sglang.srt.models import deepseek_v2
-    from sglang.srt.models.glm4_moe import GlmMoeDsaForCausalLM
 
-    monkeypatch.setattr(deepseek_v2, "_device_sm", sm)
     monkeypatch.setattr(deepseek_v2, "get_moe_expert_parallel_world_size", lambda: 1)
     with fake_cuda.capability(sm // 10, sm % 10):
         args = nsa_tree.server_args(models["glm" if dsa else "deepseek_v3"], **options)
-        model = SimpleNamespace(
-            config=SimpleNamespace(
-                architectures=["GlmMoeDsaForCausalLM"],
-                n_routed_experts=256,
-                n_shared_experts=1,
-                index_topk=2048 if dsa else None,
-            ),
-            quant_config=None,
-        )
-        deepseek_v2.DeepseekV2ForCausalLM.determine_num_fused_shared_experts(
-            model, "GlmMoeDsaForCausalLM"
-        )
-    assert GlmMoeDsaForCausalLM.__mro__[1] is deepseek_v2.DeepseekV2ForCausalLM
-    return model.num_fused_shared_experts, args.disable_shared_experts_fusion
+        return nsa_tree.fused_shared_experts(args, dsa=dsa)
 
 
 @pytest.mark.parametrize("sm", [80, 86, 90, 100, 120])

@@ -40,6 +40,29 @@ def test_pasted_output_is_what_it_prints(page: Path) -> None:
         assert printed[: int(head) if head else None] == output.splitlines()
 
 
+def test_the_partitions_of_the_quickstart_are_its_own() -> None:
+    page = (ROOT / "docs" / "quickstart.md").read_text()
+    rows = re.findall(r"^\| (\d+ × .+?) \| (\d+) \| `([\d,]+)` \|$", page, re.MULTILINE)
+    assert len(rows) == 5
+    for cards, stages, partition in rows:
+        for release in ("v0.5.9", "v0.5.13.post1"):
+            gpus = cards.replace(" × ", "x ")
+            done = run("--model", "GLM-5.2", "--gpus", gpus, "--sglang-ref", release)
+            (line,) = re.findall(rf"^TP8 x PP{stages} +(\S+) .* yes$", done.stdout, re.MULTILINE)
+            assert line == partition
+            assert f"SGLANG_PP_LAYER_PARTITION={partition} " in done.stdout
+
+
+def test_no_command_asks_for_what_the_server_chooses() -> None:
+    """The fork takes ada_dsa for DeepSeek-V3.2 on sm_12x by itself, in every release."""
+    for release in ("v0.5.9", "v0.5.16", "v0.5.17", "v0.5.23"):
+        arguments = ("--model", "DeepSeek-V3.2", "--gpus", "16x RTX PRO 6000")
+        result = envelope(*arguments, "--sglang-ref", release, code=0)["result"]
+        assert result["kernels"].startswith("ada_dsa by default")
+        assert result["on_request"] == ""
+        assert result["commands"] and "ada_dsa" not in "".join(result["commands"])
+
+
 def envelope(*arguments: str, code: int) -> dict[str, Any]:
     done = run(*arguments, "--json")
     assert done.exit_code == code, done.output

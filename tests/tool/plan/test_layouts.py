@@ -246,7 +246,7 @@ def check_layout(found: Plan, one: Layout) -> None:
             assert used <= reserve.budget
             assert used + beside <= reserve.usable <= found.cards.memory
     held = sum(stage.weight for stage in one.stages)
-    weights, _ = list_weights(model)
+    weights, *_ = list_weights(model)
     loaded = [weight for weight in weights if weight.place != PREDICTION]
     if one.tp == 1:  # nothing is held twice
         assert held == sum(weight.size for weight in loaded)

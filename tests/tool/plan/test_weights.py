@@ -120,7 +120,7 @@ def test_sizes_of_a_config_are_those_of_its_files(tmp_path: Path) -> None:
     spec = tiny_model.Spec(layers=4, heads=2, hidden=256, q_lora=128, experts=4, vocab=1000)
     tiny_model.write(tmp_path, spec)
     model = find_model(str(tmp_path), None)
-    weights, source = list_weights(model)
+    weights, source, _ = list_weights(model)
     assert (model.format, source) == ("fp8", "the 1 safetensors file(s)")
     size = (tmp_path / "model.safetensors").stat().st_size
     assert sum_stored(weights) == pytest.approx(size, rel=0.01)
@@ -160,7 +160,7 @@ def test_names_of_a_checkpoint_find_their_place(tmp_path: Path) -> None:
     }
     write_file(tmp_path / "model-1.safetensors", dict.fromkeys(names, 100))
     (tmp_path / "config.json").write_text(json.dumps(glm()))
-    weights, _ = list_weights(find_model(str(tmp_path), None))
+    weights, *_ = list_weights(find_model(str(tmp_path), None))
     stored = [(one.part, one.divided) for one in weights if one.stored]
     assert stored == list(names.values())
     assert [one.place for one in weights if one.stored][-1] == PREDICTION

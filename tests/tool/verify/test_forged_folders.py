@@ -223,6 +223,9 @@ PACKAGE: Final[Mapping[str, tuple[Change, str | None]]] = {
 
 BESIDE: Final[Mapping[str, tuple[Change, str, str]]] = {
     "path file": (write("evil.pth", b"import evil\n"), "evil.pth", "not proven"),
+    "path file of virtualenv": (
+        write("_virtualenv.pth", b"import _virtualenv"), "_virtualenv.pth", "not proven"),
+    "module of virtualenv": (write("_virtualenv.py"), "_virtualenv.py", "not proven"),
     "path file, a folder": (write("x.pth", b"/opt/x\n"), "x.pth", "not proven"),
     "path file under a known name": (
         write("distutils-precedence.pth", b"import evil\n"),
