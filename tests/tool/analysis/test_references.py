@@ -1,5 +1,6 @@
 """What changed lines of a file refer to, and what a tree of a few modules has or lacks."""
 
+# ruff: noqa: E501  (a row of a table is one line)
 from __future__ import annotations
 
 import ast
