@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from packaging.version import Version
 
-from tests.support.lab import Lab
 from tests.tool.doctor.test_diagnose import GOOD, RTX_4090, RTX_5090, facts
 from tool.apply.check_all import CHECK_RULES, Checked
 from tool.apply.check_all import Finding as CheckFinding
@@ -31,6 +30,8 @@ from tool.errors import EnvironmentFault, ToolError
 from tool.project.journal import Recovery
 from tool.rebase.explain import Dependent, Explanation
 from tool.rebase.status import PatchStatus, RebaseStatus, Status
+from tool.series import lockfile
+from tool.series.lockfile import Lock, LockedRelease
 
 V23, V24 = Version("0.5.23"), Version("0.5.24")
 STATUS = Status(
@@ -41,6 +42,28 @@ STATUS = Status(
     ),
     None,
 )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Project:
+    root: Path
+
+    def tool(self, *args: str, code: int = 0) -> Result:
+        done = CliRunner().invoke(app.main, [*args, "--series", str(self.root)])
+        assert done.exit_code == code, done.output
+        return done
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A series of one patch; 0.5.24 is locked and has none. Nothing of it is ever applied."""
+    root = tmp_path / "project"
+    root.mkdir()
+    change = "change demo >=0.5.9\n    demo/answer.patch ==0.5.23\n"
+    (root / "series.txt").write_text(f"pin 0.5.23\nrevision 1\n{change}")
+    entries = (LockedRelease(v, (), "a" * 40, "b" * 40, ()) for v in (V23, V24))
+    lockfile.save(root / "series.lock", Lock({entry.version: entry for entry in entries}))
+    return Project(root)
 
 
 def say(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, found: Any) -> None:
@@ -81,10 +104,10 @@ def say(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, found: Any) -> 
     ],
 )
 def test_status(
-    ready: Lab, monkeypatch: pytest.MonkeyPatch, changed: Mapping[str, Any], line: str
+    project: Project, monkeypatch: pytest.MonkeyPatch, changed: Mapping[str, Any], line: str
 ) -> None:
     say(monkeypatch, status, "read_status", dataclasses.replace(STATUS, **changed))
-    assert f"\n{line}\n" in f"\n{ready.tool('status').stdout}"
+    assert f"\n{line}\n" in f"\n{project.tool('status').stdout}"
 
 
 # -- check, lock, repair, export, explain ----------------------------------------------------------------
@@ -94,14 +117,14 @@ def checked(*findings: CheckFinding, merged: int = 0) -> Checked:
     return Checked(V23, 2, 2 - merged, merged, 3, "t" * 40, 0.5, findings)
 
 
-def test_check(ready: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     say(monkeypatch, check, "check_releases", (checked(),))
-    lines = ready.tool("check").stdout.splitlines()
+    lines = project.tool("check").stdout.splitlines()
     assert lines[1].split() == ["v0.5.23", "2", "ok", "ok", "ok", "ok", "0.50"]
     assert lines[-1] == "1 release(s), 0 finding(s)"
     bad = CheckFinding(CHECK_RULES[1], "patches/a.patch", "is another one")
     say(monkeypatch, check, "check_releases", (checked(bad, merged=1),))
-    lines = ready.tool("check", code=1).stdout.splitlines()
+    lines = project.tool("check", code=1).stdout.splitlines()
     assert lines[1].split() == ["v0.5.23", "2", "(1", "merged)", "ok", "FAILED", "ok", "ok", "0.50"]
     assert lines[-2:] == [
         "v0.5.23: patches/a.patch: lock: is another one",
@@ -109,16 +132,18 @@ def test_check(ready: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_check_uses_all_cores_unless_told(ready: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_uses_all_cores_unless_told(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[int] = []
     monkeypatch.setattr(check, "check_releases", lambda *_, jobs: asked.append(jobs) or ())
-    ready.tool("check", "--jobs", "3")
-    ready.tool("check", "--jobs", "0", code=2)
-    ready.tool("check")
+    project.tool("check", "--jobs", "3")
+    project.tool("check", "--jobs", "0", code=2)
+    project.tool("check")
     assert asked == [3, os.cpu_count() or 1]
 
 
-def test_lock_says_what_it_recorded(ready: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_says_what_it_recorded(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Version, ...]] = []
 
     def update(_: object, *releases: Version) -> tuple[Version, ...]:
@@ -127,25 +152,23 @@ def test_lock_says_what_it_recorded(ready: Lab, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(lock, "update_lock", update)
     changed: tuple[Version, ...] = (V23,)
-    assert ready.tool("lock").stdout == "recorded v0.5.23\nseries.lock updated\n"
+    assert project.tool("lock").stdout == "recorded v0.5.23\nseries.lock updated\n"
     changed = ()
-    assert ready.tool("lock", "--sglang-ref", "pin").stdout == "series.lock is up to date\n"
-    ready.release("0.5.24", {"sglang/__init__.py": ""})  # locked, and no patch applies to it
-    ready.tool("lock")
-    assert asked == [(V23,)] * 3
+    assert project.tool("lock", "--sglang-ref", "pin").stdout == "series.lock is up to date\n"
+    assert asked == [(V23,)] * 2  # 0.5.24 is locked too, and no patch applies to it
 
 
-def test_lock_of_wheels(ready: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_of_wheels(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[Version]] = []
     added: dict[Version, list[str]] = {V23: ["a.whl"]}
     monkeypatch.setattr(lock, "complete_wheels", lambda _, found: asked.append(found) or added)
-    text = ready.tool("lock", "--wheels").stdout
+    text = project.tool("lock", "--wheels").stdout
     assert text == "v0.5.23: added a.whl\nseries.lock updated\n"
     added = {}
-    text = ready.tool("lock", "--wheels", "v0.5.23").stdout
+    text = project.tool("lock", "--wheels", "v0.5.23").stdout
     assert text == "series.lock holds every wheel of the index\n"
-    assert asked == [[V23], [V23]]
-    assert "asks the index" in ready.tool("lock", "--wheels", "--offline", code=2).stderr
+    assert asked == [[V23, V24], [V23]]
+    assert "asks the index" in project.tool("lock", "--wheels", "--offline", code=2).stderr
 
 
 @pytest.mark.parametrize(
@@ -158,7 +181,7 @@ def test_lock_of_wheels(ready: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_repair(
-    ready: Lab,
+    project: Project,
     monkeypatch: pytest.MonkeyPatch,
     dry: tuple[str, ...],
     found: list[Recovery],
@@ -167,9 +190,9 @@ def test_repair(
 ) -> None:
     say(monkeypatch, repair, "repair_project", list(found))
     say(monkeypatch, repair, "repair_state", None)
-    assert ready.tool("repair", *dry, code=code).stdout == f"{line}\n"
+    assert project.tool("repair", *dry, code=code).stdout == f"{line}\n"
     say(monkeypatch, repair, "repair_state", Recovery("/p", "a rebase", "set aside"))
-    assert ready.tool("repair", code=code).stdout.startswith("a rebase: set aside\n")
+    assert project.tool("repair", code=code).stdout.startswith("a rebase: set aside\n")
 
 
 NOTHING = Exported((), ("a.patch",), {}, (), {})
@@ -192,25 +215,25 @@ NOTHING = Exported((), ("a.patch",), {}, (), {})
     ],
 )
 def test_export(
-    ready: Lab,
+    project: Project,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     changed: Mapping[str, Any],
     lines: list[str],
 ) -> None:
     say(monkeypatch, export, "export_patches", dataclasses.replace(NOTHING, **changed))
-    text = ready.tool("export", str(tmp_path)).stdout.splitlines()
+    text = project.tool("export", str(tmp_path)).stdout.splitlines()
     assert [line for line in text if line in lines] == lines
     assert ("next: tool lock checks them and records the result" in text) is bool(changed)
 
 
-def test_explain(ready: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explain(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     found = Explanation(
         "swap/a.patch", "Swap it", "One.\n\nTwo.", "swap", ">=0.5.9", None, "==0.5.23", (V23, V24),
         (("Origin", "a\n b"),), (("swap/b.patch", "==0.5.9"),), V24, {"x.py": ("f", "g")}, (),
     )  # fmt: skip
     say(monkeypatch, explain, "explain_patch", found)
-    assert ready.tool("explain", "swap").stdout.splitlines() == [
+    assert project.tool("explain", "swap").stdout.splitlines() == [
         "swap/a.patch: Swap it", "  One.", "", "  Two.", "change swap, needed on >=0.5.9",
         "releases ==0.5.23; checked on v0.5.23, v0.5.24", "  beside it: swap/b.patch ==0.5.9",
         "Origin: a b", "on v0.5.24 it changes", "  x.py: f, g", "no later patch depends on it",
@@ -218,15 +241,15 @@ def test_explain(ready: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     needs = Dependent("c.patch", "conflict", ("it changes g",))
     later = dataclasses.replace(found, upstream="0.5.25: PR 7", dependents=(needs,))
     say(monkeypatch, explain, "explain_patch", later)
-    lines = ready.tool("explain", "swap").stdout.splitlines()
+    lines = project.tool("explain", "swap").stdout.splitlines()
     assert "  upstream since 0.5.25: PR 7" in lines
     assert lines[-1] == "without it c.patch stops (conflict): it changes g"
 
 
-def test_history_prints_what_it_renders(ready: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_history_prints_what_it_renders(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     say(monkeypatch, history_command, "load_history", [])
     say(monkeypatch, history_command, "render_markdown", ["# one", "two"])
-    assert ready.tool("history").stdout == "# one\ntwo\n"
+    assert project.tool("history").stdout == "# one\ntwo\n"
 
 
 # -- authoring -------------------------------------------------------------------------------------------
@@ -398,13 +421,13 @@ def test_an_error_of_the_system(error: OSError, message: str, next_step: bool) -
 
 
 def test_an_error_nobody_expected(
-    ready: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("odd")
 
     monkeypatch.setattr(status, "read_status", fail)
-    done = ready.tool("status", "--json", code=70)
+    done = project.tool("status", "--json", code=70)
     assert "internal error: RuntimeError('odd')" in json.loads(done.stdout)["error"]["message"]
     assert "Traceback" in done.stderr
 
