@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -40,7 +41,7 @@ from tool.rebase.state import (
 )
 from tool.series import load_series, parse_series, patchfile
 from tool.series.lockfile import Lock, LockedPatch, LockedRelease, LockedWheel
-from tool.upstream import Base
+from tool.upstream import Base, Request
 
 V9, V23, V24, V25 = (Version(f"0.5.{n}") for n in (9, 23, 24, 25))
 SERIES = """\
@@ -509,3 +510,64 @@ def test_the_releases_in_between() -> None:
 
     found = preview._between(cast(Git, Refs()), V9, V25)
     assert [one.release for one in found] == [V23, V24]
+
+
+@pytest.mark.parametrize(
+    ("tree", "patches", "source", "stops", "same"),
+    [
+        ("t1", 1, "pypi", False, True),
+        ("other", 1, "pypi", False, False),
+        ("t1", 0, "pypi", False, None),  # nothing is locked there to compare with
+        ("t1", 1, "git", False, None),
+        ("t1", 1, "pypi", True, None),
+    ],
+)
+def test_a_preview_is_compared_with_the_lock(
+    monkeypatch: pytest.MonkeyPatch,
+    tree: str,
+    patches: int,
+    source: str,
+    stops: bool,
+    same: bool | None,
+) -> None:
+    entry = locked(V24, *["demo/a.patch"] * patches)
+    entry = replace(entry, patches=tuple(replace(p, tree="t1") for p in entry.patches))
+    session = SimpleNamespace(
+        exclusive=contextlib.nullcontext, git=None, series=SimpleNamespace(pin=V24),
+        lock=Lock({V23: locked(V23, "demo/a.patch"), V24: entry}),
+    )  # fmt: skip
+    step = SimpleNamespace(
+        patch=SimpleNamespace(name="demo/a.patch"), stops=stops, applied=SimpleNamespace(tree=tree)
+    )
+    on = Base(V24, "c", "t", source, "v0.5.24")
+    for name, value in (
+        ("select_patches", ()),
+        ("resolve_release", SimpleNamespace(base=on)),
+        ("prepare_source", "old"),
+        ("replay_series", [step]),
+        ("_between", iter(())),
+    ):
+        monkeypatch.setattr(preview, name, lambda *_, value=value, **__: value)
+    found = preview.preview_rebase(cast(Session, session), Request("pin"), source=V23)
+    assert found.same_as_lock is same
+    assert found.broken_since == ({"demo/a.patch": V24} if stops else {})
+
+
+def test_sides_of_a_conflict_stand_in_the_index(tmp_path: Path) -> None:
+    asked: list[tuple[tuple[str, ...], bytes | None]] = []
+
+    class Index:
+        def run(self, *args: str, stdin: bytes | None = None) -> None:
+            asked.append((args, stdin))
+
+    file = MergedFile("a/x.py", b"text", 1, NULL_OID, "o" * 40, "t" * 40)
+    conflict._write(cast(Git, Index()), tmp_path, file)
+    assert (tmp_path / "a/x.py").read_bytes() == b"text"
+    rows = (asked[-1][1] or b"").decode().split("\n")
+    assert rows == [
+        f"0 {NULL_OID}\ta/x.py", f"100644 {'o' * 40} 2\ta/x.py", f"100644 {'t' * 40} 3\ta/x.py", "",
+    ]  # fmt: skip
+    conflict._write(cast(Git, Index()), tmp_path, replace(file, conflicts=0))
+    assert asked[-1][0] == ("add", "--", "a/x.py")
+    conflict._write(cast(Git, Index()), tmp_path, replace(file, content=None))
+    assert asked[-1][0][0] == "update-index" and not (tmp_path / "a/x.py").exists()
