@@ -42,6 +42,7 @@ TREE = {
     "python/sglang/srt/through.py": "from sglang.srt.tools import helper, Base as Root\n",
     "python/sglang/srt/stars.py": "from sglang.srt.tools import *\nfrom torch import *\n",
     "python/sglang/srt/star.py": "from sglang.srt.tools import *\n",
+    "python/sglang/srt/shadow.py": "from sglang.srt.tools import *\nhelper = wrap()\n",
     "python/sglang/srt/ring.py": "from sglang.srt.ring import *\n",
     "python/sglang/srt/decorated.py": (
         "@cache\ndef kept(a):\n    return a\n\n\n@jit\ndef changed(a):\n    return a\n\n\n"
@@ -159,6 +160,8 @@ HELPER = "from sglang.srt.tools import helper\n"
         (HELPER + "helper = 1\nhelper()\n", []),
         ("from sglang.srt.through import helper, Root\nhelper()\n", ["2 calls helper, which needs an argument a"]),
         ("from sglang.srt.star import helper\nhelper()\n", ["2 calls helper, which needs an argument a"]),
+        # A variable of the module hides what a star brings.
+        ("from sglang.srt.shadow import helper\nhelper()\n", []),
         ("from sglang.srt.through import Root\nRoot()\nRoot(1)\n", ["2 calls Root, which needs an argument size"]),
         ("from sglang.srt.twice import two\ntwo()\n", ["2 calls two, which needs an argument a"]),
         ("from sglang.srt.twice import two\ntwo(1)\ntwo(1, 2)\n", []),
