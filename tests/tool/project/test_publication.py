@@ -13,7 +13,7 @@ import pytest
 
 from tool.errors import EnvironmentFault, IntegrityError, ToolError, UsageError
 from tool.git import blob_id
-from tool.project import checkout
+from tool.project import checkout, staging
 from tool.project.checkout import Checkout, Publication, inspect_folder
 from tool.project.journal import Journal
 
@@ -283,3 +283,32 @@ def test_a_system_without_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ctypes, "get_errno", lambda: 28)
     with pytest.raises(OSError, match=os.strerror(28)):
         checkout._exchange(tmp_path, tmp_path)
+
+
+def test_only_an_entry_of_the_repository_is_removed(tmp_path: Path) -> None:
+    repository: Any = SimpleNamespace(git_dir=tmp_path / "r.git")
+    entry, outside = tmp_path / "r.git" / "worktrees" / "x", tmp_path / "outside"
+    for folder in (entry, outside):
+        write(folder / "HEAD")
+    staging.remove_admin(repository, outside)
+    assert outside.is_dir()
+    staging.remove_admin(repository, entry)
+    assert not entry.exists()
+    staging.remove_admin(repository, entry)  # it is gone already
+
+
+def test_a_worktree_is_deleted_by_its_token(tmp_path: Path) -> None:
+    repository: Any = SimpleNamespace(git_dir=tmp_path / "r.git", env={})
+    (tmp_path / "r.git" / "worktrees").mkdir(parents=True)
+    token = staging.new_token()
+    admin = staging.stage_worktree(repository, tmp_path / "tree", token, "c" * 40)
+    staged = staging.staged_path(tmp_path / "tree", token)
+    assert staged.is_dir() and not staging.carries_token(repository, tmp_path / "tree", token)
+    staging.point_admin(admin, tmp_path / "tree")
+    staged.rename(tmp_path / "tree")
+    assert staging.carries_token(repository, tmp_path / "tree", token)
+    assert staging.list_claimants(repository, tmp_path / "tree") == [admin]
+    staging.discard_worktree(repository, tmp_path / "tree", staging.new_token())
+    assert (tmp_path / "tree").is_dir() and admin.is_dir()
+    staging.discard_worktree(repository, tmp_path / "tree", token)
+    assert not (tmp_path / "tree").exists() and not admin.exists() and not staged.exists()
