@@ -107,11 +107,13 @@ class Counter:
         elif report.when == "call" or report.failed:
             said: dict[str, Any] = dict(report.user_properties)
             self.numbers["tried"] += said.pop("tried", 1)
+            unnoticed = said.pop("not noticed", 0)
+            self.numbers["failures"] += unnoticed
             for name, number in said.items():
                 self.numbers[name] += number
             if report.failed:
                 bad = [said.get(name, 0) for name in ("torn states", "failed next commands")]
-                self.numbers["failures"] += max(1, sum(bad))
+                self.numbers["failures"] += max(0 if unnoticed else 1, sum(bad))
                 print(f"\n{report.nodeid}\n{report.longreprtext[-3000:]}", file=sys.stderr)
 
 

@@ -21,11 +21,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from tool.analysis import Block
-    from tool.apply import Applied
+from tool.analysis import Block
+from tool.apply import Applied
 
 
 class OutcomeKind(StrEnum):

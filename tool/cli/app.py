@@ -81,18 +81,11 @@ class _Commands(click.Group):
             with formatter.section(title):
                 formatter.write_dl([(name.ljust(width), text) for name, text in commands.items()])
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in SUMMARIES and not args[0].startswith("-"):
-            # click compares a misspelt name with the commands it has loaded.
-            for name in SUMMARIES:
-                self.add_command(click.Command(name))
-        return super().resolve_command(ctx, args)
-
 
 @click.group(
     cls=_Commands,
+    # Only the names: click compares a misspelt one with them. get_command has the commands themselves.
+    commands=[click.Command(name) for name in SUMMARIES],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(package_name="ada-dsa", prog_name="tool")

@@ -152,11 +152,13 @@ def _merge(
 ) -> MergedFile:
     if NULL_OID in (ours, theirs):
         # Nothing to merge with: the file as the patch makes it, or as the release has it.
-        gone = theirs == NULL_OID
-        whole = gone or base == NULL_OID
-        blob = NULL_OID if gone and ours == base else (ours if gone or not whole else theirs)
+        conflict = ours == NULL_OID and NULL_OID not in (base, theirs)
+        if theirs == NULL_OID:
+            blob = NULL_OID if ours == base else ours
+        else:
+            blob = NULL_OID if conflict else theirs
         content = git.blobs([blob])[blob] if blob != NULL_OID else None
-        return MergedFile(path, content, int(not whole), base, ours, theirs)
+        return MergedFile(path, content, int(conflict), base, ours, theirs)
     sides = [oid for oid in (ours, base, theirs) if oid != NULL_OID]
     found = git.blobs(sides) | {NULL_OID: b""}
     style = "--zdiff3" if require_version() >= _ZDIFF3 else "--diff3"
@@ -180,8 +182,6 @@ def _write(tree: Git, folder: Path, file: MergedFile) -> None:
         target.unlink(missing_ok=True)
         tree.run("update-index", "--force-remove", "--", file.path)
         return
-    if file.ours == NULL_OID and file.conflicts:
-        return  # the file is gone and nobody knows where to: the message says so
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(file.content)
     if not file.conflicts:

@@ -9,12 +9,14 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from packaging.version import Version
 
 from tests.support.lab import NEXT, TREE, UTILS, Lab, git
 from tool.errors import EnvironmentFault, UsageError
+from tool.git import history, isolation, repository
 from tool.git.objects import blob_id
 from tool.git.repository import Git, GitFailed, check_ref, failure
 from tool.upstream import wheel_import
@@ -176,3 +178,88 @@ def test_what_git_could_not_write_is_told_from_other_failures(words: str, messag
     assert message in error.message
     assert isinstance(error, EnvironmentFault) == ("write" in words)
     assert "space" in f"{error.message} {error.next_step}" or "write" not in words
+
+
+# -- a git that is not there, old, or does not answer --------------------------------------------------
+
+
+def test_no_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(EnvironmentFault, match="git is not installed"):
+        Git(tmp_path).run("version")
+    repository.installed_version.cache_clear()
+    try:
+        with pytest.raises(EnvironmentFault, match="git is not installed"):
+            repository.installed_version()
+    finally:
+        repository.installed_version.cache_clear()
+
+
+def test_a_git_that_does_not_end(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match="git -c did not finish in 0 s"):
+        Git(tmp_path).run("-c", "alias.hang=!sleep 5", "hang", timeout=0.05)
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("git version 2.32.0", (2, 32)),
+        ("git version 2.39.5 (Apple Git-154)", (2, 39)),
+        ("git version 3.0", (3, 0)),
+        ("git version 2.31.9", None),
+        ("git version 1.99", None),
+        ("git", None),
+    ],
+)
+def test_the_oldest_git(
+    monkeypatch: pytest.MonkeyPatch, said: str, found: tuple[int, int] | None
+) -> None:
+    monkeypatch.setattr(repository, "installed_version", lambda: said)
+    if found is not None:
+        assert repository.require_version() == found
+        return
+    with pytest.raises(EnvironmentFault, match="is too old"):
+        repository.require_version()
+
+
+def test_objects_that_are_not_there(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = lab.home.open_repository()
+    with pytest.raises(EnvironmentFault, match="1{12}"):
+        found.tree_of("1" * 40)
+    with pytest.raises(EnvironmentFault, match="1{12}"):
+        found.blobs(["1" * 40])
+
+    class Silent:
+        def register(self, *_: object) -> None: ...
+        def poll(self, _: float) -> list[object]:
+            return []
+
+    monkeypatch.setattr(repository.select, "poll", Silent)
+    with pytest.raises(EnvironmentFault, match="git cat-file did not answer in"):
+        found.blobs(["2" * 40])
+
+
+def test_a_commit_that_is_not_there() -> None:
+    class Empty:
+        def commit(self, oid: str) -> None:
+            raise ValueError(oid)
+
+    with pytest.raises(EnvironmentFault, match="1{12}"):
+        history._read(cast(Any, Empty()), "1" * 40, "here")
+
+
+def test_a_repository_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(isolation, "_create", refuse)
+    assert isolation.isolated_folder(tmp_path) is None  # no repository yet
+    (tmp_path / "objects").mkdir()
+    with pytest.raises(EnvironmentFault, match="the repository of the tool cannot be written"):
+        isolation.isolated_folder(tmp_path)
+    (tmp_path / "tool").mkdir()
+    (tmp_path / "tool" / "config").write_text("")
+    assert isolation.isolated_folder(tmp_path) == tmp_path / "tool"
+    assert isolation.isolated_folder(tmp_path / "worktrees" / "x") == tmp_path / "tool"

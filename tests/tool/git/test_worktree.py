@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.lab import EDITED, RELEASE, UTILS, Lab, git
+from tool.git import worktree
 from tool.git.repository import Git
 from tool.git.worktree import find_worktree, list_worktrees, write_worktree
 
@@ -133,3 +134,62 @@ def test_an_edit_in_the_second_the_file_was_written_counts(tmp_path: Path) -> No
     time.sleep(1.1)  # a person asks later; by then a copy of the index is younger than the edit
     tree = write_worktree(folder / ".git", folder)
     assert git(folder, "cat-file", "-p", f"{tree}:answer.py") == "ANSWER = 42"
+
+
+# -- what a folder says, without git ---------------------------------------------------------------------
+
+
+def bare(tmp_path: Path) -> Git:
+    (tmp_path / "r.git" / "worktrees").mkdir(parents=True)
+    return Git(tmp_path / "r.git")
+
+
+def test_a_worktree_is_made_of_a_few_files(tmp_path: Path) -> None:
+    repository = bare(tmp_path)
+    made = []
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        made.append(worktree.add_worktree(repository, tmp_path / name / "a b", "c" * 40))
+    assert [one.admin.name for one in made] == ["a-b", "a-b1"]
+    for one in made:
+        assert find_worktree(repository, one.folder) == one and one.branch is None
+        assert (one.admin / "commondir").read_text() == "../..\n"
+    (made[0].admin / "HEAD").write_text("ref: refs/heads/ada/x\n")
+    assert made[0].branch == "ada/x"
+    assert list_worktrees(repository) == {"ada/x": made[0].folder}
+    (made[0].folder / ".git").unlink()
+    assert list_worktrees(repository) == {}
+    odd = worktree.add_worktree(repository, tmp_path / "---", "c" * 40)
+    assert odd.admin.name == "worktree"
+
+
+def test_an_entry_without_a_head_or_a_folder(tmp_path: Path) -> None:
+    repository = bare(tmp_path)
+    made = worktree.add_worktree(repository, tmp_path / "tree", "c" * 40)
+    assert worktree.resolve_admin(repository, made.folder) == made.admin
+    (made.admin / "HEAD").unlink()
+    assert find_worktree(repository, made.folder) is None
+    (made.admin / "HEAD").write_text("c")
+    (made.admin / "gitdir").write_text("")
+    assert find_worktree(repository, made.folder) is None
+    assert (
+        "is not a worktree of this tool"
+        in worktree._not_a_worktree(repository, made.folder).message
+    )
+    shutil.rmtree(made.admin)
+    assert worktree.resolve_admin(repository, made.folder) is None
+    (tmp_path / "outside").mkdir()
+    (made.folder / ".git").write_text(f"gitdir: {tmp_path / 'outside'}\n")
+    assert worktree.resolve_admin(repository, made.folder) is None
+    assert worktree.find_admin(made.folder) == tmp_path / "outside"
+    (made.folder / ".git").write_text("something else")
+    assert worktree.find_admin(made.folder) is None
+
+
+def test_a_path_that_git_keeps(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"/a/b\n")
+    assert worktree.read_text(file) == "/a/b\n"
+    file.write_bytes(b"/a\0b")
+    assert worktree.read_text(file) == worktree.read_text(tmp_path) == ""
+    assert worktree.read_text(tmp_path / "gone") == worktree.read_text(file / "below") == ""

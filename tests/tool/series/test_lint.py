@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.lab import TREE, UTILS, Lab, header
-from tool.series import lint
+from tool.series import lint, patchfile
 from tool.series import model as series
 
 
@@ -170,3 +170,37 @@ def test_a_patch_that_is_a_pipe(project: Lab, tmp_path: Path) -> None:
         ["explain", "answer"],
     ):
         assert "not a regular file" in project.json(*command, code=2)["error"]["message"]
+
+
+EMPTY = (
+    "diff --git a/{0} b/{0}\nnew file mode 100644\n"
+    "index {1}..e69de29bb2d1d6434b8b29ae775ad8c2e48c5391\n"
+)
+EDIT = (
+    "diff --git a/{0} b/{0}\nindex {2}..{3} 100644\n--- a/{0}\n+++ b/{0}\n"
+    "@@ -1,2 +1,3 @@\n one\n+two\n three\n"
+)
+
+
+@pytest.mark.parametrize(
+    "diff",
+    [
+        EDIT.format("python/sglang/x.py", "0" * 40, "a" * 40, "b" * 40),
+        EDIT.format("python/sglang/x y.py", "0" * 40, "a" * 40, "b" * 40),
+        EMPTY.format("python/sglang/x.py", "0" * 40),
+    ],
+)
+def test_three_readers_of_a_diff_agree(diff: str) -> None:
+    assert lint._count(patchfile.parse("x", header("==0.5.23") + diff.encode())) is None
+
+
+def test_readers_that_do_not_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    diff = EDIT.format("python/sglang/x.py", "0" * 40, "a" * 40, "b" * 40)
+    parsed = patchfile.parse("x", header("==0.5.23") + diff.encode())
+    counted = {"python/sglang/x.py": (2, 0)}
+    with monkeypatch.context() as changed:
+        changed.setattr(lint, "_numstat", lambda _: counted)
+        assert "git apply counts" in (lint._count(parsed) or "")
+    with monkeypatch.context() as changed:
+        changed.setattr(lint, "PatchSet", lambda _: [])
+        assert "unidiff counts {}" in (lint._count(parsed) or "")

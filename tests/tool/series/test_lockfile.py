@@ -40,6 +40,28 @@ def load(folder: Path, content: bytes | str) -> lockfile.Lock:
     return lockfile.load(path)
 
 
+def test_another_format_and_a_release_given_twice(tmp_path: Path) -> None:
+    with pytest.raises(IntegrityError) as caught:
+        load(tmp_path, json.dumps(GOOD | {"format": 2}))
+    assert caught.value.why == "format 2, this tool reads 1"
+    entry = json.dumps(GOOD["releases"]["0.5.23"])
+    again = json.loads(entry.replace("sglang-0.5.23", "sglang-0.5.23.0"))
+    twice = {"0.5.23.0": again, **GOOD["releases"]}
+    with pytest.raises(IntegrityError):
+        load(tmp_path, json.dumps(GOOD | {"releases": twice}))
+
+
+@pytest.mark.parametrize("tags", ["py3-none-any", "1-py3-none-any"])
+def test_a_wheel_may_have_a_build_tag(tmp_path: Path, tags: str) -> None:
+    assert load(tmp_path, json.dumps(GOOD).replace("py3-none-any", tags)).releases
+
+
+@pytest.mark.parametrize("tags", ["none-any", "1-2-py3-none-any"])
+def test_a_wheel_has_three_tags(tmp_path: Path, tags: str) -> None:
+    with pytest.raises(IntegrityError):
+        load(tmp_path, json.dumps(GOOD).replace("py3-none-any", tags))
+
+
 def test_the_good_one_comes_back(tmp_path: Path) -> None:
     lock = load(tmp_path, json.dumps(GOOD))
     assert json.loads(lockfile.dump(lock)) == GOOD

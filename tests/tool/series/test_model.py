@@ -47,6 +47,7 @@ def test_reads_order_ranges_and_life_spans(tmp_path: Path) -> None:
         ("pin 0.5.23\n", "", 7, "no default release"),
         ("pin 0.5.23\n", "pin zero\n", 2, "'zero' is not a release"),
         ("revision 2", "revision x", 3, "cannot read"),
+        ("revision 2\n", "", 7, "no revision"),
         ("pin 0.5.23\n", "pin 0.5.23\npin 0.5.9\n", 3, "second pin"),
         ("==0.5.9\n    swap/new", "=0.5.9\n    swap/new", 5, "not a PEP 440 specifier"),
         ("    guard/v0.5.9.patch ==0.5.9", "    guard/v0.5.9.patch", 8, "no release specifier"),
@@ -135,3 +136,15 @@ def test_not_utf8_and_too_large(tmp_path: Path) -> None:
     (tmp_path / "series.txt").write_bytes(b"#" * (5 << 20))
     with pytest.raises(UsageError, match="larger than"):
         series.load_series(tmp_path)
+
+
+def test_the_file_of_a_patch_that_is_gone(tmp_path: Path) -> None:
+    patch = load(tmp_path, GOOD).find_patch("swap/old.patch")
+    with pytest.raises(
+        UsageError, match="cannot read patch swap/old.patch: No such file"
+    ) as caught:
+        _ = patch.content
+    assert caught.value.where == "series.txt:5"
+    patch.path.parent.mkdir(parents=True)
+    patch.path.write_bytes(b"x")
+    assert load(tmp_path, GOOD).find_patch("swap/old.patch").content == b"x"

@@ -205,3 +205,57 @@ def test_a_message_of_two_patches_is_that_of_the_first() -> None:
     assert header.body == "Why.\n\ntwo\n\nSo."
     assert patchfile.squashed_names(first + "\n" + second) == ["d/two.patch"]
     assert patchfile.squashed_names(first) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("a b", "a b"), ('"a\\tb"', "a\tb"), ('"a\\"b"', 'a"b'), ('"\\303\\251"', "é"), ('"a"', "a")],
+)
+def test_names_as_git_quotes_them(text: str, name: str) -> None:
+    assert patchfile.unquote_name(text) == name
+
+
+@pytest.mark.parametrize("text", ['"', '"a', '"a"b"'])
+def test_a_quote_that_is_not_closed(text: str) -> None:
+    with pytest.raises(ValueError, match="a quote is not closed"):
+        patchfile.unquote_name(text)
+
+
+def test_a_header_that_is_not_utf8_is_not_written() -> None:
+    with pytest.raises(UsageError, match="not UTF-8"):
+        patchfile.render(Header("s\udc80", "b", (("Origin", "vendor"),)), DIFF)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            b"index " + b"a" * 40,
+            b"new file mode 100644\nindex " + b"0" * 40,
+            "added or removed whole",
+        ),
+        (b"+two\n", b"", "hunk"),
+        (b"@@ -1,2 +1,3 @@ def f():\n one\n+two\n three\n", b"", "no hunks"),
+        (b"diff --git a/", b"diff --git b/", "expected 'diff --git a/PATH b/PATH'"),
+        (b" b/python", b" a/python", "expected 'diff --git a/PATH b/PATH'"),
+        (b"x.py b/", b"y.py b/", "expected 'diff --git a/PATH b/PATH'"),
+        (b"--- a/python/sglang/x", b"--- a/python/sglang/y", "y.py"),
+        (b"+++ b/python/sglang/x", b"+++ b/python/sglang/y", "y.py"),
+    ],
+)
+def test_a_diff_that_does_not_agree_with_itself(old: bytes, new: bytes, words: str) -> None:
+    diff = DIFF.replace(old, new)
+    if b"new file" in new:
+        diff = diff.replace(b" 100644\n---", b"\n---").replace(
+            b"--- a/python/sglang/x.py", b"--- /dev/null"
+        )
+    content = patchfile.render(Header("s", "b", (("Origin", "vendor"),)), diff)
+    with pytest.raises(UsageError) as caught:
+        patchfile.parse("x.patch", content)
+    assert words in str(caught.value)
+
+
+def test_one_file_in_two_sections() -> None:
+    content = patchfile.render(Header("s", "b", (("Origin", "vendor"),)), DIFF + DIFF)
+    with pytest.raises(UsageError, match="is patched twice"):
+        patchfile.parse("x.patch", content)

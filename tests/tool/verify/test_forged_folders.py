@@ -558,3 +558,14 @@ def test_module_in_the_root_of_a_worktree_is_listed(
     report = verify_tree(tree, lock=fork.lock, kernels=fork.kernels)
     assert report.outcome == "not proven"
     assert named(report) == {"torch.py", f"triton.{SO}"}
+
+
+def test_byte_code_is_compared_with_a_verified_source_alone(
+    genuine: tuple[Fork, Path], site: Path
+) -> None:
+    """Of a source that was changed, the source is named, and not what was made of it before."""
+    fork, _ = genuine
+    write(UNTOUCHED)(site)
+    report = verify(fork, site)
+    assert {d.path for d in report.differences} == {UNTOUCHED}
+    assert not any("byte-code" in text for text in report.checked)

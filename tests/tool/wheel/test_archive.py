@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import struct
 import zipfile
 from pathlib import Path
@@ -14,7 +15,17 @@ from hypothesis import strategies as st
 
 from tests.support.forks import COMMA, NATIVE, SCRIPT, make_fork
 from tool.errors import IntegrityError, UsageError
-from tool.wheel.archive import Wheel, WheelName, WheelWriter, content_digest, unsafe_name
+from tool.wheel import archive as archives
+from tool.wheel import record
+from tool.wheel.archive import (
+    NotRegularError,
+    Wheel,
+    WheelName,
+    WheelWriter,
+    content_digest,
+    open_regular,
+    unsafe_name,
+)
 from tool.wheel.record import RecordRow, format_record, parse_record
 
 NAME = "sglang-0.5.23-py3-none-any.whl"
@@ -201,3 +212,98 @@ def test_content_digest_covers_path_mode_and_content_not_order() -> None:
     assert content_digest([one, two]) == content_digest([two, one])
     others = [("a", 0o755, one[2]), ("c", 0o644, one[2]), ("a", 0o644, "22" * 32)]
     assert len({content_digest([x, two]) for x in (one, *others)}) == 4
+
+
+def test_rows_of_a_record_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "_MAX_ROWS", 2)
+    assert len(parse_record(b"a,,\nb,,\n", "RECORD")) == 2
+    with pytest.raises(IntegrityError, match="row 3 is broken"):
+        parse_record(b"a,,\nb,,\nc,,\n", "RECORD")
+
+
+def test_a_file_that_is_not_there_or_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Wheel(archive(tmp_path, "sglang/a.py")) as wheel:
+        with pytest.raises(IntegrityError, match="the wheel has no such file"):
+            wheel.read("sglang/b.py")
+        monkeypatch.setattr(archives, "READ_LIMIT", len(b"content"))
+        assert wheel.read("sglang/a.py") == b"content"
+        monkeypatch.setattr(archives, "READ_LIMIT", len(b"content") - 1)
+        with pytest.raises(IntegrityError, match="more than 6 bytes"):
+            wheel.read("sglang/a.py")
+
+
+def test_a_wheel_that_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot read the wheel: No such file"):
+        Wheel(tmp_path / NAME)
+    os.mkfifo(tmp_path / NAME)
+    with pytest.raises(UsageError, match="cannot read the wheel: not a regular file"):
+        Wheel(tmp_path / NAME)
+
+
+def test_a_wheel_that_is_cut_while_it_is_read(tmp_path: Path) -> None:
+    path = archive(tmp_path, "sglang/a.py")
+    with Wheel(path) as wheel:
+        os.truncate(path, 10)
+        with pytest.raises(IntegrityError, match="ends early"):
+            wheel.read("sglang/a.py")
+
+
+def test_a_pipe_that_takes_the_place_of_a_file_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, pipe = tmp_path / "file", tmp_path / "pipe"
+    file.write_bytes(b"x")
+    os.mkfifo(pipe)
+    regular = file.stat()
+    monkeypatch.setattr(Path, "stat", lambda *_, **__: regular)
+    with pytest.raises(NotRegularError, match="not a regular file"):
+        open_regular(pipe)
+
+
+def test_links_are_followed_on_request_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "link").symlink_to("file")
+    with open_regular(tmp_path / "link", links=True) as stream:
+        assert stream.read() == b"x"
+    with pytest.raises(NotRegularError, match="a link where a file should be"):
+        open_regular(tmp_path / "link")
+
+
+def test_bytes_after_a_member_that_another_block_begins_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data ends at the end of a block, and the next block holds more."""
+    path = tmp_path / NAME
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr("sglang/a.py", b"content" * 20)
+    with Wheel(path) as wheel:
+        whole = b"".join(wheel.packed("sglang/a.py"))
+    assert b"".join(archives._inflate(iter([whole[:3], whole[3:]]), "a")) == b"content" * 20
+    for blocks in ([whole, b"more"], [whole + b"more"], [whole[:-1]]):
+        with pytest.raises(IntegrityError, match="the member is damaged"):
+            list(archives._inflate(iter(blocks), "a"))
+
+
+def test_a_wheel_that_needs_zip64_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "_LIMIT", 100)
+    writer = WheelWriter(io.BytesIO())
+    with pytest.raises(IntegrityError, match="zip64"):
+        writer.store("a", 0o644, b"x" * 101)
+    writer.store("a", 0o644, b"x" * 50)
+    with pytest.raises(IntegrityError, match="zip64"):
+        writer.close()
+    monkeypatch.setattr(archives, "_LIMIT", 1000)
+    monkeypatch.setattr(archives, "_MAX_MEMBERS", 1)
+    writer.close()
+    writer.store("b", 0o644, b"x")
+    with pytest.raises(IntegrityError, match="zip64") as caught:
+        writer.close()
+    assert caught.value.where == "2 members"
+
+
+@pytest.mark.parametrize("length", [archives._MAX_NAME, archives._MAX_NAME + 1])
+def test_the_longest_name(length: int) -> None:
+    assert (unsafe_name("a" * length) is not None) is (length > archives._MAX_NAME)
+    assert unsafe_name("") == "an absolute path"
