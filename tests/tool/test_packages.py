@@ -23,7 +23,7 @@ LAYERS = (
     ("upstream",),
     ("apply",),
     ("wheel", "authoring", "classify"),
-    ("verify", "doctor", "rebase"),
+    ("verify", "doctor", "rebase", "publish"),
     ("cli",),
 )
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
