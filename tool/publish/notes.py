@@ -71,9 +71,10 @@ def _describe_change(
 
 def _list_references(header: Header) -> Iterator[str]:
     for field in _FIELDS:
-        value = header.get(field)
-        if value:
-            yield f"- {field}: {_link_threads(' '.join(value.split()))}"
+        first, _, rest = (header.get(field) or "").partition("\n")
+        if first and first != "vendor":
+            text = f"{first.rstrip('.')}. {' '.join(rest.split())}" if rest else first
+            yield f"- {field}: {_link_threads(text)}"
 
 
 def _link_threads(text: str) -> str:

@@ -292,17 +292,13 @@ def _write_files(
     entries: list[IndexFile] = []
     files: dict[str, bytes] = {}
     for order in orders:
-        name = order.name
-        with Wheel(staged / name.filename) as wheel:
-            metadata = wheel.read(f"{name.dist_info}/METADATA")
-            files[f"{name.filename.removesuffix('.whl')}.cdx.json"] = wheel.read(
-                f"{name.dist_info}/{SBOM_NAME}"
-            )
-            requires_python = read_requires_python(metadata)
+        filename, info = order.name.filename, order.name.dist_info
+        with Wheel(staged / filename) as wheel:
+            bill = f"{filename.removesuffix('.whl')}.cdx.json"
+            files[bill] = wheel.read(f"{info}/{SBOM_NAME}")
+            needs = read_requires_python(wheel.read(f"{info}/METADATA"))
             size = wheel.file_size
-        entries.append(
-            IndexFile(name.filename, name.version, sums[name.filename], size, requires_python)
-        )
+        entries.append(IndexFile(filename, order.name.version, sums[filename], size, needs))
     versions = {order.locked.version: order.name.version for order in orders}
     for release, version in versions.items():
         files[f"constraints-v{release}.txt"] = _render_constraints(release, version)
