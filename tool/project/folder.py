@@ -65,8 +65,12 @@ class FolderReplacement:
 
     def __enter__(self) -> FolderReplacement:
         self._journal.write(asdict(self._plan))
-        self._before = _describe(self._plan.place)
-        self.staged.mkdir(parents=True)
+        try:
+            self._before = _describe(self._plan.place)
+            self.staged.mkdir(parents=True)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def finish(self) -> None:

@@ -193,7 +193,7 @@ def _read_published(folder: Path) -> dict[str, str]:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return {}
     token = folder / TOKEN_FILE
-    if not token.is_file() or token.is_symlink() or token.read_bytes() != TOKEN:
+    if not _is_plain(token) or token.read_bytes() != TOKEN:
         raise UsageError(
             "is there and was not written by tool publish",
             where=str(folder),
@@ -206,12 +206,13 @@ def _read_published(folder: Path) -> dict[str, str]:
     }
     del found[TOKEN_FILE]
     listed: dict[str, str] = {}
-    if sums := found.pop(SUMS, None):
-        lines = sums.read_text("utf-8", errors="replace").splitlines()
+    if _is_plain(folder / SUMS):
+        del found[SUMS]
+        lines = (folder / SUMS).read_text("utf-8", errors="replace").splitlines()
         listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for name in sorted(found.keys() | listed.keys()):
         path = found.get(name)
-        if path is None or path.is_symlink() or listed.get(name) != _hash(path):
+        if path is None or name not in listed or not _is_plain(path) or _hash(path) != listed[name]:
             state = "is missing" if path is None else "is not what tool publish wrote"
             raise UsageError(
                 f"{name} {state}",
@@ -220,6 +221,11 @@ def _read_published(folder: Path) -> dict[str, str]:
                 next_step="name another folder with --out, or remove this one",
             )
     return listed
+
+
+def _is_plain(path: Path) -> bool:
+    """Is it a regular file, and no link to one?"""
+    return path.is_file() and not path.is_symlink()
 
 
 def _hash(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -256,7 +257,7 @@ class TestOwnership:
         assert "was not written by tool publish" in error["message"] and "--out" in error["next"]
         assert read(out) == before and beside(out) == []
 
-    @pytest.mark.parametrize("change", ["added", "edited", "removed", "linked"])
+    @pytest.mark.parametrize("change", ["added", "edited", "removed", "linked", "fifo"])
     def test_a_folder_that_was_changed_is_refused(
         self, shippable: Lab, out: Path, change: str
     ) -> None:
@@ -270,11 +271,21 @@ class TestOwnership:
             notes.rename(out.parent / "notes")
             if change == "linked":
                 notes.symlink_to(out.parent / "notes")
+            elif change == "fifo":
+                os.mkfifo(notes)
         before = read(out)
         error = publish(shippable, out, code=2)["error"]
         name = "simple/logo.png" if change == "added" else "RELEASE_NOTES.md"
         assert error["message"].startswith(name) and error["where"] == str(out)
         assert read(out) == before and beside(out) == []
+
+    def test_a_place_that_cannot_be_written_leaves_nothing(
+        self, shippable: Lab, tmp_path: Path
+    ) -> None:
+        (tmp_path / "file").write_text("mine")
+        publish(shippable, tmp_path / "file" / "release", code=6)
+        assert (tmp_path / "file").read_text() == "mine"
+        assert not (shippable.folder / "folder.json").exists()
 
     def test_a_file_is_refused_and_an_empty_folder_is_not(self, shippable: Lab, out: Path) -> None:
         out.write_text("mine")
