@@ -28,6 +28,7 @@ MACHINES = (MACHINE, "aarch64" if MACHINE == "x86_64" else "x86_64")
 TAGS = tuple(f"{python}-{python}-manylinux_2_17_{m}" for python in (HERE, OTHER) for m in MACHINES)
 NATIVE = "sglang/srt/_core.so"
 """Holds the tags of its wheel, so that an installation says which wheel it came from."""
+SCRIPT = "sglang/srt/run.sh"
 METADATA = """\
 Metadata-Version: 2.4
 Name: sglang
@@ -54,8 +55,10 @@ def release_wheels(
     }
     common = {name: (text.encode(), 0o644) for name, text in texts.items()}
     paths = []
-    for tag in tags:
+    for number, tag in enumerate(tags):
         own = {
+            # As in 0.5.23: some wheels have other files executable than those that gave the base commit.
+            SCRIPT: (b"#!/bin/sh\n", 0o644 if number % 2 else 0o755),
             NATIVE: (tag.encode(), 0o755),
             f"sglang-{version}.dist-info/WHEEL": (_wheel_file(tag).encode(), 0o644),
         }

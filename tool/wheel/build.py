@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.version import Version
 
 from tool.apply import Composition, check_applied, compose_series
-from tool.git import NULL_OID, Git
+from tool.git import EXECUTABLE, NULL_OID, Git
 from tool.project import Session
 from tool.series import LockedRelease, Series, patchfile, read_kernels, read_requirements
-from tool.upstream import Request, choose_wheel, fetch_wheel
+from tool.upstream import PREFIX, Request, choose_wheel, fetch_wheel
 from tool.wheel.overlay import BuiltWheel, build_fork_wheel
 from tool.wheel.sbom import PatchProvenance
 
@@ -30,6 +30,7 @@ class ForkParts:
     kernels: Mapping[str, bytes]
     requires: Sequence[str]
     patches: Sequence[PatchProvenance]
+    executables: Collection[str]
 
     def build(self, source: Path, out: Path) -> BuiltWheel:
         """Build the wheel of the released ``source`` into ``out``. Raises as ``build_fork_wheel``."""
@@ -42,6 +43,7 @@ class ForkParts:
             kernels=self.kernels,
             requires=self.requires,
             patches=self.patches,
+            executables=self.executables,
         )
 
 
@@ -77,6 +79,17 @@ def prepare_parts(session: Session, request: Request) -> ForkParts:
         kernels=read_kernels(series.kernel_dir),
         requires=read_requirements(series.kernel_dir),
         patches=describe_patches(series, locked.version),
+        executables=_list_executables(git, composed.base.tree),
+    )
+
+
+def _list_executables(git: Git, tree: str) -> frozenset[str]:
+    """The executable files of a base, as names of a wheel's members."""
+    rows = git.out("ls-tree", "-r", "-z", tree).split("\0")
+    return frozenset(
+        row.partition("\t")[2].removeprefix(PREFIX)
+        for row in rows
+        if row.startswith(f"{EXECUTABLE} ")
     )
 
 

@@ -18,6 +18,7 @@ from tests.support.shipping import (
     MACHINES,
     NATIVE,
     OTHER,
+    SCRIPT,
     TAGS,
     make_shippable,
     release_wheels,
@@ -71,8 +72,10 @@ class TestContent:
         )  # fmt: skip
         (built,) = (tmp_path / "one").iterdir()
         assert (out / built.name).read_bytes() == built.read_bytes()
-        for wheel in out.glob("*.whl"):
-            shippable.tool("verify", str(wheel), "--offline")
+        for path in out.glob("*.whl"):
+            shippable.tool("verify", str(path), "--offline")
+            with Wheel(path) as wheel:  # also where the released wheel has it not executable
+                assert wheel.members[SCRIPT].mode == 0o755
 
     def test_the_sums_cover_everything_else(self, shippable: Lab, out: Path) -> None:
         publish(shippable, out)
