@@ -148,11 +148,47 @@ def test_workflows_ask_for_no_more_than_they_need(path: Path) -> None:
     workflow = read(path)
     assert workflow["permissions"].pop("contents") == "read"
     assert workflow["permissions"] == ({"issues": "write"} if path.stem == "watch" else {})
+    asked = {
+        name: job["permissions"] for name, job in workflow["jobs"].items() if "permissions" in job
+    }
+    wanted = {"release": {"contents": "write", "id-token": "write", "attestations": "write"}}
+    assert asked == (wanted if path.stem == "release" else {})
     steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
     used = {step["uses"].split("/")[0] for step in steps if "uses" in step}
     assert used == {"actions"}, "an action of a third party needs a full commit id and a review"
-    wanted = {"ci": ".ci/run", "watch": "tool watch --json"}[path.stem]
-    assert any(wanted in step.get("run", "") for step in steps)
+    wanted_run = {"ci": ".ci/run", "watch": "tool watch --json", "release": "tool publish --out"}
+    assert any(wanted_run[path.stem] in step.get("run", "") for step in steps)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=name)
+def test_the_scripts_of_workflows_parse(path: Path) -> None:
+    for job in read(path)["jobs"].values():
+        for step in job["steps"]:
+            assert ("run" in step) != ("uses" in step)
+            script = re.sub(r"\$\{\{.*?\}\}", "expression", step.get("run", ""))
+            done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+
+
+def test_the_release_workflow_attests_what_it_attaches() -> None:
+    """On a tag alone, after the wheels were verified, and before anything is attached."""
+    workflow = read(ROOT / ".github/workflows/release.yml")
+    assert set(workflow[True]) == {"push"} and set(workflow[True]["push"]) == {
+        "tags"
+    }  # YAML's "on"
+    steps = workflow["jobs"]["release"]["steps"]
+    (attest,) = [
+        at for at, step in enumerate(steps)
+        if step.get("uses", "").startswith("actions/attest-build-provenance@v")
+    ]  # fmt: skip
+    runs = {
+        word: at for at, step in enumerate(steps) for word in ("tool publish", "tool verify", "gh release")
+        if word in step.get("run", "")
+    }  # fmt: skip
+    assert runs["tool publish"] < runs["tool verify"] < attest < runs["gh release"]
+    subjects = steps[attest]["with"]["subject-path"].split()
+    attached = re.findall(r"^\s+(attach/\S+)", steps[runs["gh release"]]["run"], re.MULTILINE)
+    assert attached == subjects == ["attach/*"]
 
 
 @pytest.mark.parametrize("path", [p for p in FORMS if p.stem != "config"], ids=name)

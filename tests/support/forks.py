@@ -117,12 +117,17 @@ def release_files(version: str) -> dict[str, tuple[bytes, int]]:
     }
 
 
-def write_wheel(folder: Path, version: str, files: Mapping[str, tuple[bytes, int]]) -> Path:
+def write_wheel(
+    folder: Path,
+    version: str,
+    files: Mapping[str, tuple[bytes, int]],
+    tags: str = "py3-none-any",
+) -> Path:
     """A wheel as setuptools writes it: deflated, with real dates and a RECORD."""
     rows = [(n, RecordRow(hashlib.sha256(d).hexdigest(), len(d))) for n, (d, _) in files.items()]
     record = f"sglang-{version}.dist-info/RECORD"
     data = format_record([*rows, (record, RecordRow(None, None))])
-    path = folder / f"sglang-{version}-py3-none-any.whl"
+    path = folder / f"sglang-{version}-{tags}.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.mkdir("sglang/")
         for name, (content, mode) in [*files.items(), (record, (data, 0o664))]:

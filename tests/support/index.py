@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, Final
 from urllib.parse import quote, unquote
 
 import pytest
@@ -78,6 +79,41 @@ def serve(folder: Path) -> Iterator[Index]:
     thread.start()
     try:
         yield index
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+JSON: Final = "application/vnd.pypi.simple.v1+json"
+
+
+@contextlib.contextmanager
+def serve_files(folder: Path, *, negotiates: bool = False) -> Iterator[str]:
+    """Serve the files of ``folder`` as they are; the address of its ``simple/``.
+
+    ``negotiates``: who accepts PEP 691's type gets ``index.v1_json`` where a folder has one.
+    """
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, directory=str(folder))
+
+        def send_head(self) -> Any:
+            page = Path(self.translate_path(self.path)) / "index.v1_json"
+            if negotiates and JSON in self.headers.get("Accept", "") and page.is_file():
+                self.path += page.name
+            return super().send_head()
+
+        def guess_type(self, path: Any) -> str:
+            return JSON if str(path).endswith(".v1_json") else super().guess_type(path)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/simple/"
     finally:
         server.shutdown()
         server.server_close()

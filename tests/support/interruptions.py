@@ -24,6 +24,7 @@ import pytest
 
 from tests.support.lab import B_ONLY, EDITED, NEXT, TREE, TWINS, UTILS, Lab, git
 from tests.support.rebases import LIMITS, MERGED, OURS, SOURCE, THEIRS
+from tests.support.shipping import release_wheels
 from tool.project import transaction
 
 LATER = "0.5.25"
@@ -162,7 +163,11 @@ class Scene:
             return head, sorted(line.split(maxsplit=1)[1] for line in changes)
         if place.is_file():
             return digest(place)
-        return {path.name: digest(path) for path in sorted(place.iterdir())}
+        return {
+            path.relative_to(place).as_posix(): digest(path)
+            for path in sorted(place.rglob("*"))
+            if path.is_file()
+        }
 
     def list_leftovers(self) -> list[str]:
         """What a command makes for its own use and nobody needs after the next one."""
@@ -171,7 +176,7 @@ class Scene:
         found += self.lab.root.rglob("*.part")
         found += self.lab.home.repository.glob("scratch.*")
         found += (self.lab.home.repository / "refs").rglob("*.lock")
-        found += [self.lab.folder / f"{kind}.json" for kind in ("checkout", "project")]
+        found += [self.lab.folder / f"{kind}.json" for kind in ("checkout", "folder", "project")]
         return [str(p.relative_to(self.folder)) for p in found if p.exists()]
 
     def list_torn(self, outcomes: tuple[Outcome, Outcome], before: Mapping[str, Any]) -> list[str]:
@@ -201,6 +206,10 @@ class Scene:
                     state = error.stderr
                 if state not in [found["places"][name] for found in known]:
                     torn.append(f"the worktree {name} is neither old nor new: {state}")
+        if not self.has_journal("folder"):
+            out = self.look_at(self.places["out"])
+            if out not in [found["places"]["out"] for found in known]:
+                torn.append(f"the folder out is neither old nor new: {out}")
         return torn
 
     def has_journal(self, kind: str) -> bool:
@@ -216,6 +225,14 @@ def digest(path: Path) -> str:
 
 def edit_kernels(scene: Scene) -> None:
     (scene.lab.root / "ada_dsa" / "__init__.py").write_text('"""Other kernels."""\n')
+
+
+def publish_and_edit_kernels(scene: Scene) -> None:
+    """A published folder that another one will replace."""
+    release_wheels(scene.lab, "0.5.23", files=TREE | {"sglang/srt/limits.py": SOURCE})
+    scene.lab.relock()
+    scene.lab.tool("publish", "--out", str(scene.places["out"]), "--offline", "-q")
+    edit_kernels(scene)
 
 
 def edit_header(scene: Scene) -> None:
@@ -259,6 +276,7 @@ COMMANDS: Mapping[str, Command] = {
     "apply, an update": Command(
         ("apply", "--into", "{fork}", "--offline", "-q"), edit_kernels),
     "build": Command(("build", "--out", "{out}", "--offline")),
+    "publish": Command(("publish", "--out", "{out}", "--offline"), publish_and_edit_kernels),
     "lock": Command(("lock", "--offline"), edit_header),
     "export": Command(("export", "{fork}"), commit),
     "drop": Command(("drop", "demo/twins.patch", "--why", "W", "--offline")),

@@ -34,6 +34,7 @@ READING = (
     ("apply", "--into", "{new}", "--offline"),
     ("check", "--offline"),
     ("build", "--out", "{out}", "--offline"),
+    ("publish", "--out", "{out}", "--offline"),
     ("verify", "{fork}"),
     ("diff", "v0.5.23", "v0.5.23", "--offline"),
     ("drift", "--onto", f"v{NEXT}", "--offline"),

@@ -23,7 +23,7 @@ LAYERS = (
     ("upstream",),
     ("apply",),
     ("wheel", "authoring", "classify"),
-    ("verify", "doctor", "rebase", "tune"),
+    ("verify", "doctor", "rebase", "publish", "tune"),
     ("cli",),
 )
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}

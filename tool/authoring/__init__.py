@@ -1,4 +1,4 @@
-"""Edits of the series by its author: new, refresh, import, drop, and export from a worktree.
+"""Edits of the series by its author: new, refresh, import, drop, and export from a worktree or to upstream.
 
 It may import ``tool.apply`` and what is below it.
 """
@@ -13,15 +13,18 @@ from tool.authoring.edit import (
     refresh_patch,
 )
 from tool.authoring.export import Exported, export_patches
+from tool.authoring.upstream_mail import UpstreamMail, write_upstream_mail
 
 __all__ = [
     "Edited",
     "Exported",
     "HeaderFields",
+    "UpstreamMail",
     "drop_patch",
     "export_patches",
     "import_patch",
     "new_patch",
     "put_files",
     "refresh_patch",
+    "write_upstream_mail",
 ]

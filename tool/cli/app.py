@@ -20,6 +20,7 @@ SECTIONS: Final = {
         "plan": "Compute what fits, and the launch command.",
         "apply": "Make a worktree of a patched release.",
         "build": "Build the wheel of the fork.",
+        "publish": "Write wheels, index and notes to hand out.",
         "verify": "Compare a wheel, worktree or installation with series.lock.",
         "doctor": "Examine GPU, driver, versions and kernels.",
         "tune": "Find the fastest fp8 configurations for a GPU.",

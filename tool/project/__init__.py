@@ -4,6 +4,7 @@ It may import ``tool.series``, ``tool.git`` and the leaves.
 """
 
 from tool.project.checkout import base_ref, inspect_folder, tip_ref
+from tool.project.folder import FolderReplacement
 from tool.project.journal import REPAIR, Recovery, set_aside
 from tool.project.repair import repair_project
 from tool.project.session import SILENT, Progress, Session, Step
@@ -18,6 +19,7 @@ from tool.project.staging import (
 from tool.project.workspace import Workspace, locate_workspace
 
 __all__ = [
+    "FolderReplacement",
     "Progress",
     "REPAIR",
     "Recovery",

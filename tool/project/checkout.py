@@ -18,7 +18,6 @@ finishes or undoes it. So a kill at any moment leaves the old state or the new o
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import subprocess
@@ -51,14 +50,11 @@ from tool.project.staging import (
     remove_admin,
     stage_worktree,
     staged_path,
+    swap_folders,
 )
 
 KIND: Final = "checkout"
 _ZERO: Final = "0" * 40
-_AT_FDCWD: Final = -100
-_RENAME_EXCHANGE: Final = 2
-_NO_EXCHANGE: Final = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
-"""What the call says where the system, the file system or a container's filter does not offer it."""
 
 
 @dataclass(frozen=True)
@@ -566,28 +562,5 @@ def _move(old: Path, new: Path, path: Path) -> Iterator[str]:
 
 
 def _replace(plan: _Plan) -> None:
-    """Put the staged worktree in the place of the old one; the old one is then at ``staged`` or ``old``.
-
-    Where the system cannot exchange two folders in one call, two renames do it. Between them the place is
-    empty; the journal says how to go back.
-    """
-    if _exchange(plan.staged, plan.place):
-        return
-    plan.place.rename(plan.old)
-    plan.staged.rename(plan.place)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Exchange two folders in one system call (renameat2, Linux); False where that is not offered."""
-    import ctypes  # slow to import, and needed only here
-
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except AttributeError:  # macOS, old C libraries
-        return False
-    if renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in _NO_EXCHANGE:
-        return False
-    raise OSError(code, os.strerror(code), str(b))
+    """Put the staged worktree in the place of the old one; the old one is then at ``staged`` or ``old``."""
+    swap_folders(plan.staged, plan.place, plan.old)

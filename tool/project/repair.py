@@ -5,26 +5,32 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from tool.errors import ToolError
-from tool.project import checkout, transaction
+from tool.project import checkout, folder, transaction
 from tool.project.checkout import describe_checkout, recover_checkout
+from tool.project.folder import describe_folder, recover_folder
 from tool.project.journal import Journal, Recovery
 from tool.project.session import Session
+
+_KINDS: Final = (transaction.KIND, checkout.KIND, folder.KIND)
 
 
 def repair_project(session: Session, *, dry_run: bool) -> list[Recovery]:
     """Finish or undo the interrupted changes of this project, and set aside journals that nobody can read.
 
-    An interrupted apply is finished or undone. An interrupted change of the project's files is finished;
-    where a file was edited since, the other files go back to what they were. The list also has what is
-    interrupted in other projects of the data folder; that is dealt with from there, so it has a problem.
+    An interrupted apply or publish is finished or undone. An interrupted change of the project's files is
+    finished; where a file was edited since, the other files go back to what they were. The list also has
+    what is interrupted in other projects of the data folder; that is dealt with from there, so it has a
+    problem.
     ``dry_run``: nothing is changed, and the list says what would be done.
     """
     with session.hold():
         found = [
             _repair_files(session.files_journal, dry_run),
             _repair_checkout(session, session.checkout_journal, dry_run),
+            _repair_folder(session.folder_journal, dry_run),
         ]
         done = [item for item in found if item is not None]
         return [*done, *_list_others(session)]
@@ -53,6 +59,13 @@ def _repair_checkout(session: Session, journal: Journal, dry_run: bool) -> Recov
     return found if dry_run else recover_checkout(session.git, journal)
 
 
+def _repair_folder(journal: Journal, dry_run: bool) -> Recovery | None:
+    found = describe_folder(journal)
+    if found is not None and not found.project:
+        return _set_aside(journal, found, dry_run)
+    return found if dry_run else recover_folder(journal)
+
+
 def _set_aside(journal: Journal, found: Recovery, dry_run: bool) -> Recovery:
     where = "" if dry_run else f", as {journal.set_aside()}"
     return Recovery(
@@ -65,7 +78,7 @@ def _set_aside(journal: Journal, found: Recovery, dry_run: bool) -> Recovery:
 
 def _list_others(session: Session) -> Iterator[Recovery]:
     for path in sorted((session.workspace.data / "projects").glob("*/*.json")):
-        if path.parent == session.folder or path.stem not in (transaction.KIND, checkout.KIND):
+        if path.parent == session.folder or path.stem not in _KINDS:
             continue
         root = _read_root(path)
         if root is None:

@@ -11,8 +11,9 @@ from typing import Final, Protocol
 
 from tool.errors import EnvironmentFault
 from tool.git import OFFLINE, Git
-from tool.project import checkout, transaction
+from tool.project import checkout, folder, transaction
 from tool.project.checkout import Checkout, Publication, describe_checkout, recover_checkout
+from tool.project.folder import FolderReplacement, describe_folder, recover_folder
 from tool.project.journal import REPAIR, Journal, Recovery
 from tool.project.workspace import Workspace
 from tool.series import Lock, Series, load_series, lockfile
@@ -104,6 +105,11 @@ class Session:
         """Notes a worktree that is being published."""
         return Journal(self.folder, checkout.KIND)
 
+    @property
+    def folder_journal(self) -> Journal:
+        """Notes a folder that is being replaced."""
+        return Journal(self.folder, folder.KIND)
+
     def hold(self) -> AbstractContextManager[None]:
         """Hold the project and the data folder as they are; see ``Workspace.exclusive``."""
         return self.workspace.exclusive(self.root, wait=self._wait, note=self.progress.note)
@@ -121,6 +127,7 @@ class Session:
         """
         with self.hold():
             self._report(recover_checkout(self.git, self.checkout_journal))
+            self._report(recover_folder(self.folder_journal))
             if settle:
                 self._report(transaction.recover_files(self.files_journal))
             self._reload()
@@ -131,11 +138,15 @@ class Session:
 
         A command that is still at work has a journal too; that is no interruption.
         """
-        if not (self.files_journal.exists or self.checkout_journal.exists):
+        journals = (self.files_journal, self.checkout_journal, self.folder_journal)
+        if not any(journal.exists for journal in journals):
             return []
         try:
             with self.workspace.exclusive(self.root, wait=False):
-                found = [transaction.describe_files(self.files_journal)]
+                found = [
+                    transaction.describe_files(self.files_journal),
+                    describe_folder(self.folder_journal),
+                ]
                 if self.checkout_journal.exists:
                     found.append(describe_checkout(self.git, self.checkout_journal))
         except EnvironmentFault:
@@ -192,6 +203,10 @@ class Session:
         return Publication(
             self.git, self.checkout_journal, self.root, target, head, base, self.warn
         )
+
+    def replace_folder(self, place: Path) -> FolderReplacement:
+        """Begin to put a folder of files at ``place``; see ``FolderReplacement``."""
+        return FolderReplacement(self.folder_journal, self.root, place, self.warn)
 
     def warn(self, text: str) -> None:
         """Say what a person must know, whatever the command's result is."""

@@ -7,6 +7,7 @@ the token. Only what carries the token of the command that asks is ever moved or
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -16,6 +17,10 @@ from tool import atomic
 from tool.git import Git, add_worktree, admin_folders, is_admin, read_text, resolve_admin
 
 _TOKEN_FILE: Final = "ada-token"
+_AT_FDCWD: Final = -100
+_RENAME_EXCHANGE: Final = 2
+_NO_EXCHANGE: Final = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
+"""What the call says where the system, the file system or a container's filter does not offer it."""
 
 
 def new_token() -> str:
@@ -72,3 +77,31 @@ def remove_admin(git: Git, admin: Path) -> None:
     """Delete a worktree's entry, if it is one of ``git``'s repository and still there."""
     if is_admin(git, admin) and admin.is_dir():
         shutil.rmtree(admin)
+
+
+def swap_folders(staged: Path, place: Path, old: Path) -> None:
+    """Put ``staged`` in the place of ``place``; what was there is then at ``staged`` or ``old``.
+
+    Where the system cannot exchange two folders in one call, two renames do it. Between them the place is
+    empty; the journal says how to go back.
+    """
+    if _exchange(staged, place):
+        return
+    place.rename(old)
+    staged.rename(place)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange two folders in one system call (renameat2, Linux); False where that is not offered."""
+    import ctypes  # slow to import, and needed only here
+
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:  # macOS, old C libraries
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _NO_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code), str(b))

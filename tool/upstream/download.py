@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -49,6 +50,25 @@ def choose_wheel(
         why=f"locked wheels: {offers}",
         next_step="name one of these with --python and --machine, or look for wheels that were uploaded "
         f"later: tool lock --wheels v{locked.version}",
+    )
+
+
+def select_wheels(
+    locked: LockedRelease, pythons: Sequence[str], machines: Sequence[str]
+) -> tuple[LockedWheel, ...]:
+    """The locked wheels that one of ``pythons`` on one of ``machines`` takes, in the lock's order.
+
+    Without a name in ``pythons`` or ``machines``, that side selects nothing out.
+    """
+    return tuple(wheel for wheel in locked.wheels if _is_selected(wheel, pythons, machines))
+
+
+def _is_selected(wheel: LockedWheel, pythons: Sequence[str], machines: Sequence[str]) -> bool:
+    orders = [_usable(python) for python in pythons]
+    return any(
+        (not pythons or any((tag.interpreter, tag.abi) in order for order in orders))
+        and (not machines or any(_runs_on(tag.platform, machine) for machine in machines))
+        for tag in parse_wheel_filename(wheel.filename)[3]
     )
 
 
@@ -181,10 +201,15 @@ def _rank(filename: str, order: dict[tuple[str, str], int], machine: str) -> int
     places = [
         order[tag.interpreter, tag.abi]
         for tag in parse_wheel_filename(filename)[3]
-        if (tag.interpreter, tag.abi) in order
-        and (tag.platform == "any" or re.fullmatch(rf"(many)?linux\w*_{machine}", tag.platform))
+        if (tag.interpreter, tag.abi) in order and _runs_on(tag.platform, machine)
     ]
     return min(places, default=None)
+
+
+def _runs_on(platform_tag: str, machine: str) -> bool:
+    if platform_tag == "any":
+        return True
+    return re.fullmatch(rf"(many)?linux\w*_{re.escape(machine)}", platform_tag) is not None
 
 
 def _version_of(filename: str) -> Version | None:

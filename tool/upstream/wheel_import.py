@@ -2,8 +2,8 @@
 
 The members under ``sglang/`` become ``python/sglang/…``, the layout of sglang's own repository, so
 the same patches apply to both. Left out: dist-info (it differs per Python) and ``.so`` files
-(compiled per Python and platform), so every wheel of a release gives the same commit. Author,
-dates and modes are fixed.
+(compiled per Python and platform), so the wheels of a release give the same commit if they agree on
+which files are executable. Author and dates are fixed, and a mode is 0644 or 0755.
 """
 
 from __future__ import annotations

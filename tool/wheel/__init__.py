@@ -13,23 +13,27 @@ from tool.wheel.archive import (
     open_regular,
     unsafe_name,
 )
-from tool.wheel.build import build_wheel, describe_patches
-from tool.wheel.overlay import KERNEL_PREFIX, check_released
+from tool.wheel.build import ForkParts, build_wheel, describe_patches, prepare_parts
+from tool.wheel.overlay import KERNEL_PREFIX, BuiltWheel, check_released, hash_kernels
 from tool.wheel.record import RecordRow, parse_record
 from tool.wheel.sbom import SBOM_NAME, PatchProvenance, Provenance, parse_sbom
 from tool.wheel.version import (
     VERSION_FILE,
     find_missing_requirements,
+    fork_version,
     is_fork,
     public_release,
     read_identity,
+    read_requires_python,
     read_version,
     replace_metadata,
     replace_version,
 )
 
 __all__ = [
+    "BuiltWheel",
     "CHUNK",
+    "ForkParts",
     "KERNEL_PREFIX",
     "NotRegularError",
     "PatchProvenance",
@@ -45,12 +49,16 @@ __all__ = [
     "content_digest",
     "describe_patches",
     "find_missing_requirements",
+    "fork_version",
+    "hash_kernels",
     "is_fork",
     "open_regular",
     "parse_record",
     "parse_sbom",
+    "prepare_parts",
     "public_release",
     "read_identity",
+    "read_requires_python",
     "read_version",
     "replace_metadata",
     "replace_version",

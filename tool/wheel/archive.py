@@ -419,9 +419,13 @@ class WheelWriter:
         self._header(Member(name, mode, _STORED, zlib.crc32(data), size, size, 0))
         self._write(data)
 
-    def copy(self, source: Wheel, name: str, target: str) -> None:
-        """Add member ``name`` of ``source`` as ``target``, compressed bytes as they are."""
-        self._header(source.members[name]._replace(name=target))
+    def copy(self, source: Wheel, name: str, target: str, mode: int | None = None) -> None:
+        """Add member ``name`` of ``source`` as ``target``, compressed bytes as they are.
+
+        ``mode`` None keeps the member's.
+        """
+        member = source.members[name]
+        self._header(member._replace(name=target, mode=member.mode if mode is None else mode))
         for chunk in source.packed(name):
             self._write(chunk)
 

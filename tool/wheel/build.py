@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.version import Version
 
 from tool.apply import Composition, check_applied, compose_series
-from tool.git import NULL_OID, Git
+from tool.git import EXECUTABLE, NULL_OID, Git
 from tool.project import Session
-from tool.series import Series, patchfile, read_kernels, read_requirements
-from tool.upstream import Request, choose_wheel, fetch_wheel
+from tool.series import LockedRelease, Series, patchfile, read_kernels, read_requirements
+from tool.upstream import PREFIX, Request, choose_wheel, fetch_wheel
 from tool.wheel.overlay import BuiltWheel, build_fork_wheel
 from tool.wheel.sbom import PatchProvenance
+
+
+@dataclass(frozen=True)
+class ForkParts:
+    """What every wheel of one release's fork is made of, whichever Python and machine it is for.
+
+    The fields are those of :func:`tool.wheel.overlay.build_fork_wheel`.
+    """
+
+    locked: LockedRelease
+    revision: int
+    patched: Mapping[str, bytes | None]
+    kernels: Mapping[str, bytes]
+    requires: Sequence[str]
+    patches: Sequence[PatchProvenance]
+    executables: Collection[str]
+
+    def build(self, source: Path, out: Path) -> BuiltWheel:
+        """Build the wheel of the released ``source`` into ``out``. Raises as ``build_fork_wheel``."""
+        return build_fork_wheel(
+            source,
+            out,
+            locked=self.locked,
+            revision=self.revision,
+            patched=self.patched,
+            kernels=self.kernels,
+            requires=self.requires,
+            patches=self.patches,
+            executables=self.executables,
+        )
 
 
 def build_wheel(
@@ -25,20 +57,40 @@ def build_wheel(
         ToolError: whatever composing, checking or building raises; nothing is left in ``out`` then.
     """
     with session.exclusive():
-        series, git = session.series, session.git
-        composed = compose_series(session, request)
-        check_applied(git, composed.applied)
-        locked = session.lock.get(composed.base.release)
-        return build_fork_wheel(
-            fetch_wheel(session, locked, choose_wheel(locked, python, machine)),
-            out,
-            locked=locked,
-            revision=series.revision,
-            patched=_patched(git, composed),
-            kernels=read_kernels(series.kernel_dir),
-            requires=read_requirements(series.kernel_dir),
-            patches=describe_patches(series, locked.version),
-        )
+        parts = prepare_parts(session, request)
+        wanted = choose_wheel(parts.locked, python, machine)
+        return parts.build(fetch_wheel(session, parts.locked, wanted), out)
+
+
+def prepare_parts(session: Session, request: Request) -> ForkParts:
+    """Apply the series to ``request``'s release and check the result; the data folder must be held.
+
+    Raises:
+        ToolError: whatever composing or checking raises.
+    """
+    series, git = session.series, session.git
+    composed = compose_series(session, request)
+    check_applied(git, composed.applied)
+    locked = session.lock.get(composed.base.release)
+    return ForkParts(
+        locked=locked,
+        revision=series.revision,
+        patched=_patched(git, composed),
+        kernels=read_kernels(series.kernel_dir),
+        requires=read_requirements(series.kernel_dir),
+        patches=describe_patches(series, locked.version),
+        executables=_list_executables(git, composed.base.tree),
+    )
+
+
+def _list_executables(git: Git, tree: str) -> frozenset[str]:
+    """The executable files of a base, as names of a wheel's members."""
+    rows = git.out("ls-tree", "-r", "-z", tree).split("\0")
+    return frozenset(
+        row.partition("\t")[2].removeprefix(PREFIX)
+        for row in rows
+        if row.startswith(f"{EXECUTABLE} ")
+    )
 
 
 def _patched(git: Git, composed: Composition) -> dict[str, bytes | None]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -78,6 +78,7 @@ def build_fork_wheel(
     kernels: Mapping[str, bytes],
     requires: Sequence[str],
     patches: Sequence[PatchProvenance],
+    executables: Collection[str] | None = None,
 ) -> BuiltWheel:
     """Write ``sglang-<release>+ada.<revision>-<tags>.whl`` into ``out_dir``, whole or not at all.
 
@@ -89,6 +90,9 @@ def build_fork_wheel(
         kernels: the files of the kernel package, by path relative to it.
         requires: what the kernels need, as requirements; those the release implies are left out.
         patches: the series for this release, in order.
+        executables: the executable files of the release's base commit, as member names; None: those of
+            ``source``. The wheels of a release may differ in this (0.5.23 does), and the tree in
+            series.lock has the modes of one of them.
 
     Raises:
         IntegrityError: the wheel is not the released one, a file to be replaced is not what the
@@ -100,13 +104,13 @@ def build_fork_wheel(
     with Wheel(source) as wheel:
         released = check_released(wheel, locked)
         _check_patches(locked, patches)
-        new, removed = _overlay(wheel, locked, patched, kernels)
+        new, removed = _overlay(wheel, locked, patched, kernels, executables)
         version = fork_version(locked.version, revision)
         name = WheelName(wheel.name.distribution, version, wheel.name.tags)
 
-        old = new.get(VERSION_FILE) or _member(wheel, VERSION_FILE)
-        data = replace_version(old.data, locked.version, version)
-        new[VERSION_FILE] = _New(data, old.mode)
+        old = new[VERSION_FILE].data if VERSION_FILE in new else wheel.read(VERSION_FILE)
+        data = replace_version(old, locked.version, version)
+        new[VERSION_FILE] = _New(data, _mode(wheel, VERSION_FILE, executables))
         info = wheel.name.dist_info
         metadata = wheel.read(f"{info}/METADATA")
         requirements = find_missing_requirements(metadata, requires)
@@ -122,13 +126,13 @@ def build_fork_wheel(
             kernel_digest=hash_kernels(kernels),
             kernel_tree=tree_id({p: (FILE, blob_id(d)) for p, d in kernels.items()}),
             kernel_files=len(kernels),
-            executables=find_executables(wheel, removed),
+            executables=find_executables(wheel, removed, executables),
             requirements=requirements,
         )
         new[f"{info}/{SBOM_NAME}"] = _New(render_sbom(facts), 0o644)
         with _whole_file(out_dir / name.filename) as out:
             writer = WheelWriter(out)
-            digest, kept = _write(wheel, writer, new, removed, name)
+            digest, kept = _write(wheel, writer, new, removed, name, executables)
 
     payload = [n for n in new if not n.startswith(f"{info}/")]
     return BuiltWheel(
@@ -178,15 +182,27 @@ def hash_kernels(kernels: Mapping[str, bytes]) -> str:
     )
 
 
-def find_executables(wheel: Wheel, removed: frozenset[str] = frozenset()) -> tuple[str, ...]:
+def find_executables(
+    wheel: Wheel, removed: frozenset[str], executables: Collection[str] | None
+) -> tuple[str, ...]:
     """The executable members of sglang's package, without native modules, sorted."""
     return tuple(
         sorted(
             name
-            for name, member in wheel.members.items()
-            if member.mode == 0o755 and is_imported(name) and name not in removed
+            for name in wheel.members
+            if is_imported(name)
+            and name not in removed
+            and _mode(wheel, name, executables) == 0o755
         )
     )
+
+
+def _mode(wheel: Wheel, name: str, executables: Collection[str] | None) -> int:
+    """The mode of a member in the fork: the base commit's, where that says which are executable."""
+    if executables is not None and is_imported(name):
+        return 0o755 if name in executables else 0o644
+    member = wheel.members.get(name)
+    return member.mode if member else 0o644
 
 
 def _check_patches(locked: LockedRelease, patches: Sequence[PatchProvenance]) -> None:
@@ -208,6 +224,7 @@ def _overlay(
     locked: LockedRelease,
     patched: Mapping[str, bytes | None],
     kernels: Mapping[str, bytes],
+    executables: Collection[str] | None,
 ) -> tuple[dict[str, _New], frozenset[str]]:
     """New members by name, and the removed ones; each pre-image and result checked."""
     net = locked.net_files()
@@ -227,7 +244,7 @@ def _overlay(
         data = patched[path]
         _same_blob(path, change.after, data, "after")
         if data is not None:
-            new[name] = _New(data, member.mode if member else 0o644)
+            new[name] = _New(data, _mode(wheel, name, executables))
         elif member:
             removed.add(name)
     if "__init__.py" not in kernels:
@@ -273,16 +290,13 @@ def _blob(blob: str) -> str:
     return "absent" if blob == NULL_OID else blob
 
 
-def _member(wheel: Wheel, name: str) -> _New:
-    return _New(wheel.read(name), wheel.members[name].mode)
-
-
 def _write(
     wheel: Wheel,
     writer: WheelWriter,
     new: Mapping[str, _New],
     removed: frozenset[str],
     name: WheelName,
+    executables: Collection[str] | None,
 ) -> tuple[str, int]:
     """Write all members, dist-info last; returns the content digest and the members kept."""
     old_info, record = f"{wheel.name.dist_info}/", f"{wheel.name.dist_info}/RECORD"
@@ -302,8 +316,9 @@ def _write(
             writer.store(target, mode, data)
         else:
             member = wheel.members[old]
-            digest, size, mode = _row(rows, old, member.size), member.size, member.mode
-            writer.copy(wheel, old, target)
+            digest, size = _row(rows, old, member.size), member.size
+            mode = _mode(wheel, old, executables)
+            writer.copy(wheel, old, target, mode)
         written.append((target, RecordRow(digest, size)))
         listed.append((target, mode, digest))
     target = f"{name.dist_info}/RECORD"

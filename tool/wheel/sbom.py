@@ -7,7 +7,8 @@ Properties under ``ada:`` hold what :mod:`tool.verify.verify` needs to compare a
 may drop that. They are claims; the verifier relies on none of them before the lock or the files agree.
 
 The document has no time stamp and its serial number follows from its content, so two builds give
-the same bytes. Schema: https://cyclonedx.org/docs/1.6/json/
+the same bytes. It is written here because cyclonedx-python-lib sorts what it writes, and the order of the
+patches has a meaning; the tests validate it with that library. Schema: https://cyclonedx.org/docs/1.6/json/
 """
 
 from __future__ import annotations

@@ -109,6 +109,13 @@ def read_identity(metadata: bytes) -> tuple[str, str]:
     return name, version
 
 
+def read_requires_python(metadata: bytes) -> str | None:
+    """The value of Requires-Python; None where METADATA has none."""
+    lines = _split(metadata)[0]
+    found = (_value(line) for line in lines if line.lower().startswith(b"requires-python:"))
+    return next(found, None)
+
+
 def find_missing_requirements(metadata: bytes, wanted: Iterable[str]) -> tuple[str, ...]:
     """Those of ``wanted`` that the wheel's own Requires-Dist do not already imply, in order.
 
