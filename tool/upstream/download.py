@@ -72,18 +72,21 @@ def _is_selected(wheel: LockedWheel, pythons: Sequence[str], machines: Sequence[
     )
 
 
-def choose_any_wheel(session: Session, locked: LockedRelease) -> LockedWheel:
-    """The wheel to import a base from: all of a release's wheels hold the same Python files.
+def order_wheels(session: Session, locked: LockedRelease) -> tuple[LockedWheel, ...]:
+    """The wheels to import a base from: downloaded ones first, then this interpreter's, then the others.
 
-    One already downloaded wins, then this interpreter's, then the first.
+    All of a release's wheels hold the same Python files. A few hold other modes, so they give another base.
     """
-    for wheel in locked.wheels:
-        if (session.workspace.wheels / wheel.filename).is_file():
-            return wheel
     try:
-        return choose_wheel(locked, None)
+        own = choose_wheel(locked, None)
     except UsageError:
-        return locked.wheels[0]
+        own = None
+
+    def rank(wheel: LockedWheel) -> tuple[bool, bool]:
+        cached = (session.workspace.wheels / wheel.filename).is_file()
+        return not cached, wheel != own
+
+    return tuple(sorted(locked.wheels, key=rank))
 
 
 def fetch_wheel(session: Session, locked: LockedRelease, wanted: LockedWheel) -> Path:

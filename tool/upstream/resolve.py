@@ -21,10 +21,10 @@ from tool.git import Git, check_ref, is_oid, last_line
 from tool.project import Session
 from tool.series import Lock, LockedRelease, LockedWheel, Series, parse_release
 from tool.upstream.download import (
-    choose_any_wheel,
     discover_wheels,
     fetch_wheel,
     list_cached,
+    order_wheels,
 )
 from tool.upstream.wheel_import import import_wheel, release_ref
 
@@ -106,16 +106,18 @@ def find_imported(git: Git, locked: LockedRelease) -> str | None:
 def _from_index(session: Session, locked: LockedRelease) -> Base:
     git = session.git
     if find_imported(git, locked) is None:
-        wanted = choose_any_wheel(session, locked)
-        path = fetch_wheel(session, locked, wanted)
-        commit = import_wheel(git, path, locked.version, progress=session.progress)
-        if commit != locked.base_commit:
+        for wanted in order_wheels(session, locked):
+            path = fetch_wheel(session, locked, wanted)
+            commit = import_wheel(git, path, locked.version, progress=session.progress)
+            if commit == locked.base_commit:
+                break
             git.run("update-ref", "-d", release_ref(locked.version))
+        else:
             raise IntegrityError(
-                f"importing {path.name} gave commit {commit}",
+                f"importing {path.name} gave commit {commit}, and no other wheel gave the locked one",
                 where="series.lock",
                 why=f"the lock holds {locked.base_commit}",
-                next_step="report it: the wheel's hash is right, so the import is not reproducible here",
+                next_step="report it: the wheels' hashes are right, so the import is not reproducible here",
             )
     return Base(locked.version, locked.base_commit, locked.base_tree, PYPI, f"v{locked.version}")
 

@@ -119,15 +119,22 @@ def test_a_base_that_is_not_the_locked_one() -> None:
 
 def test_an_import_that_gives_another_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     git = FakeGit()
-    monkeypatch.setattr(resolve, "choose_any_wheel", lambda *_: None)
-    monkeypatch.setattr(resolve, "fetch_wheel", lambda *_: Path("/w.whl"))
-    monkeypatch.setattr(resolve, "import_wheel", lambda *_, **__: commit)
-    commit = "b" * 40
-    found = resolve._from_index(session(git), locked(V23))
+    names = ["cp398-cp398-linux_x86_64", "cp399-cp399-linux_x86_64"]
+    entry = locked(V23, *names)
+    monkeypatch.setattr(resolve, "fetch_wheel", lambda *given: Path(given[2].filename))
+    monkeypatch.setattr(resolve, "import_wheel", lambda _, path, *__, **___: commits[path.name])
+    commits = {wheel.filename: "b" * 40 for wheel in entry.wheels}
+    found = resolve._from_index(session(git), entry)
     assert (found.commit, found.source, found.label) == ("b" * 40, "pypi", "v0.5.23")
-    commit = "c" * 40
-    with pytest.raises(IntegrityError, match="importing w.whl gave commit c"):
-        resolve._from_index(session(git), locked(V23))
+    assert ("update-ref", "-d", REF) not in git.asked
+
+    first, second = commits
+    commits[first] = "c" * 40  # the same files, other modes
+    assert resolve._from_index(session(git), entry).commit == "b" * 40
+    assert git.asked[-1] == ("update-ref", "-d", REF)
+    commits[second] = "d" * 40
+    with pytest.raises(IntegrityError, match=f"importing {second} gave commit d"):
+        resolve._from_index(session(git), entry)
     assert git.asked[-1] == ("update-ref", "-d", REF)
 
 
@@ -361,15 +368,15 @@ def test_no_wheel_for_that(python: str, machine: str) -> None:
         download.choose_wheel(entry, python, machine)
 
 
-def test_any_wheel_gives_the_same_base(tmp_path: Path) -> None:
+def test_the_order_of_the_wheels_that_can_give_a_base(tmp_path: Path) -> None:
     found = SimpleNamespace(workspace=Workspace(tmp_path, tmp_path))
     entry = locked(V23, "cp399-cp399-linux_x86_64", "py3-none-any")
-    assert download.choose_any_wheel(cast(Session, found), entry) == entry.wheels[1]
+    assert download.order_wheels(cast(Session, found), entry) == entry.wheels[::-1]
     other = locked(V23, "cp398-cp398-linux_x86_64", "cp399-cp399-linux_x86_64")
-    assert download.choose_any_wheel(cast(Session, found), other) == other.wheels[0]
+    assert download.order_wheels(cast(Session, found), other) == other.wheels
     found.workspace.wheels.mkdir(parents=True)
     (found.workspace.wheels / other.wheels[1].filename).write_bytes(b"")
-    assert download.choose_any_wheel(cast(Session, found), other) == other.wheels[1]
+    assert download.order_wheels(cast(Session, found), other) == other.wheels[::-1]
 
 
 def test_cached_wheels_of_a_release(tmp_path: Path) -> None:
