@@ -153,18 +153,18 @@ class Runner:
     def notice(self, file: Path, node: ast.AST) -> tuple[str | None, str]:
         """The test that notices the change, if any, and what stands there then."""
         path, before = ROOT / file, (ROOT / file).read_bytes()
+        tests = self._within_limit(self.list_tests(file, span(node)))
         while True:
             text = write_changed(ROOT, file, node)
-            changed = self._find_changed(path, before.decode())
-            tests = self._within_limit(self.list_tests(file, span(node)))
             try:
-                failed = self._run_changed(tests, changed)
+                failed = self._run_changed(tests, self._find_changed(path, before.decode()))
             finally:
                 write(path, before)
             if failed is None or self.run([failed], lambda: None) is None:
                 return failed, text
             self.left_out.add(failed)
             self.say(f"left out, because it fails without a change: {failed}")
+            tests = tests[tests.index(failed) + 1 :]
 
     def _within_limit(self, tests: list[str]) -> list[str]:
         left, chosen = self.limit, []

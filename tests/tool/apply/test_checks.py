@@ -11,6 +11,7 @@ import pytest
 from packaging.version import Version
 
 from tests.support.lab import EDITED, UTILS, Lab
+from tool.analysis import parse_outline
 from tool.apply import check_all, checks, engine, kernels
 from tool.apply.compose import Composition
 from tool.apply.lock import recompute_commits
@@ -145,6 +146,60 @@ def test_a_hunk_lands_in_the_symbol_it_was_written_for(landed: Run, says: str | 
         checks._check_placement(applied(X), change, "a", "b", known)
     # Nothing to compare where the file is the one that the patch was written for.
     checks._check_placement(applied(X), replace(change, before="a"), "a", "b", outlines())
+
+
+ONE, TWO = b"def f(): ...\n", b"def f(): ...\ndef f(): ...\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        (ONE, ONE, None),
+        (ONE, TWO, "f is now defined twice"),
+        (TWO, TWO + b"x = 1\n", None),  # upstream has it twice already
+        (None, ONE, None),
+        (None, TWO, "f is now defined twice"),
+        (ONE, b"def (:\n", "does not parse after the patch"),
+        (ONE, ONE + b"unknown()\n", f"unknown {checks.UNBOUND}"),
+    ],
+)
+def test_a_python_file_after_the_patch(
+    before: bytes | None, after: bytes, says: str | None
+) -> None:
+    texts = {"old": before, "new": after}
+
+    def of(oid: str) -> Any:
+        text = texts[oid]
+        assert text is not None
+        return parse_outline(text)
+
+    known = cast(Any, SimpleNamespace(of=of, or_empty=of))
+    change = FileChange(X, "old" if before is not None else NULL_OID, "new")
+    if says is None:
+        checks._check_python(applied(X), change, known)
+        return
+    with pytest.raises(ConflictError, match=says):
+        checks._check_python(applied(X), change, known)
+
+
+def test_references_of_added_lines_that_lead_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [SimpleNamespace(line=2, message="imports x, and there is no such module")]
+    asked: list[frozenset[int]] = []
+
+    def find(_: object, path: str, lines: frozenset[int], __: object) -> Any:
+        asked.append(lines)
+        return found
+
+    monkeypatch.setattr(checks, "find_unresolved", find)
+    known = cast(Any, SimpleNamespace(syntax=lambda _: None))
+    change = FileChange(X, "a" * 40, "b" * 40)
+    (one,) = checks.find_dangling(applied(X), change, known, cast(Any, None))
+    assert (one.place, one.message) == (f"{X} line 2", found[0].message)
+    assert asked == [{2, 10}]
+    # A patch that adds no line of the file refers to nothing.
+    other = FileChange("python/sglang/z.py", "a" * 40, "b" * 40)
+    assert checks.find_dangling(applied(X), other, known, cast(Any, None)) == []
+    assert len(asked) == 1
 
 
 def test_a_blank_line_belongs_to_no_symbol() -> None:

@@ -20,6 +20,8 @@ from tool.doctor.environment import PROBE
 @pytest.fixture
 def probe(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(sys, "path", list(sys.path))  # it takes its own folder out
+    for name in ("ada_dsa", "sglang"):  # a test before may have imported it
+        monkeypatch.delitem(sys.modules, name, raising=False)
     spec = importlib.util.spec_from_file_location("probe", PROBE)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
