@@ -424,3 +424,12 @@ def test_the_order_of_commits(tmp_path: Path, now: list[str], order: list[str]) 
     git = SimpleNamespace(out=lambda *_: "demo/a.patch\ndemo/b.patch\n")
     removed = [n for n in ("demo/a.patch", "demo/b.patch") if n not in now]
     assert export._find_order(cast(Git, git), loaded, BRANCH, V23, now, removed) == order
+
+
+def test_an_order_that_only_the_series_changed(tmp_path: Path) -> None:
+    """The commits are as they were made: what was reordered in series.txt since stays so."""
+    lines = "".join(f"    demo/{n}.patch ==0.5.23\n" for n in ("b", "a"))
+    loaded = parse_series(tmp_path, f"pin 0.5.23\nrevision 1\nchange demo >=0.5.9\n{lines}")
+    git = SimpleNamespace(out=lambda *_: "demo/a.patch\ndemo/b.patch\n")
+    now = ["demo/a.patch", "demo/b.patch"]
+    assert export._find_order(cast(Git, git), loaded, BRANCH, V23, now, []) == []

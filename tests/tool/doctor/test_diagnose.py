@@ -240,3 +240,22 @@ def test_a_self_test_that_fails_or_does_not_finish() -> None:
 def test_triton_that_only_interprets() -> None:
     assert "TRITON_INTERPRET" in only(facts(variables={"TRITON_INTERPRET": "1"})).what
     assert not findings(facts(variables={"TRITON_INTERPRET": "0"}))
+
+
+@pytest.mark.parametrize(
+    ("stated", "owners", "version"),
+    [
+        ("0.5.23", ("sglang 0.5.9",), "0.5.23"),
+        (None, ("other 1.0", "sglang 0.5.9"), "0.5.9"),
+        ("zero", ("other 1.0", "sglang 0.5.9"), "0.5.9"),
+        (None, ("other 1.0",), None),
+        (None, (), None),
+    ],
+)
+def test_the_version_that_would_be_imported(
+    stated: str | None, owners: tuple[str, ...], version: str | None
+) -> None:
+    """What the files state; else that of sglang as it was installed, of no other distribution."""
+    found = tuple(Owner(*one.split(), location=SITE) for one in owners)
+    known = diagnose.version_of(facts(package_version=stated, owners=found))
+    assert (str(known) if known else None) == version
