@@ -26,6 +26,7 @@ from tool.cli.commands import check, doctor, explain, export, import_, lock, rep
 from tool.cli.commands import history as history_command
 from tool.cli.commands.verify import report_verification
 from tool.cli.header import make_header, report_edit
+from tool.cli.progress import Terminal
 from tool.doctor.environment import Check, Driver, SelfTest, Torch
 from tool.errors import EnvironmentFault, ToolError
 from tool.project.journal import Recovery
@@ -492,3 +493,69 @@ def test_a_signal_that_the_caller_ignores_stays_ignored(monkeypatch: pytest.Monk
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+# -- progress --------------------------------------------------------------------------------------------
+
+
+class Screen(io.StringIO):
+    def __init__(self, *, terminal: bool) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+@pytest.mark.parametrize(
+    ("quiet", "terminal", "noted", "drawn"),
+    [
+        (False, True, True, True), (False, False, True, False),
+        (True, True, False, False), (True, False, False, False),
+    ],
+)  # fmt: skip
+def test_bars_are_drawn_where_a_person_looks(
+    monkeypatch: pytest.MonkeyPatch, quiet: bool, terminal: bool, noted: bool, drawn: bool
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for says, shown in ((True, noted), (False, drawn)):
+        screen = Screen(terminal=terminal)
+        monkeypatch.setattr(sys, "stderr", screen)
+        progress = Terminal(quiet=quiet)
+        if says:
+            progress.note("a sentence")
+        else:
+            with progress.bar("a bar") as step:
+                step(1, 2)
+        assert bool(screen.getvalue()) is shown
+
+
+# -- interrupted changes ---------------------------------------------------------------------------------
+
+
+def test_an_interrupted_change_is_mentioned_once(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(monkeypatch, status, "read_status", STATUS)
+    found = [Recovery("/p", "a change", "finished")]
+    monkeypatch.setattr(options.Session, "list_interrupted", lambda _: found)
+    assert "warning: a change is unfinished; see what can be done" in project.tool("status").stderr
+    found.clear()
+    assert project.tool("status").stderr == ""
+
+    def warn(session: Any, *_: object) -> Status:
+        session.warn("told already")
+        return STATUS
+
+    found.append(Recovery("/p", "a change", "finished"))
+    monkeypatch.setattr(status, "read_status", warn)
+    assert project.tool("status").stderr == "warning: told already\n"
+    envelope = json.loads(project.tool("status", "--json").stdout)
+    assert envelope["warnings"] == ["told already"] and envelope["ok"]
+
+    def fail(session: Any, *_: object) -> Status:
+        raise EnvironmentFault("no network", where="x")
+
+    monkeypatch.setattr(status, "read_status", fail)
+    errors = project.tool("status", code=6).stderr
+    assert "warning: a change is unfinished" in errors and "error: x: no network" in errors
