@@ -24,7 +24,9 @@ from tool.authoring.export import Exported
 from tool.cli import app, interrupt, options, output
 from tool.cli.commands import check, doctor, explain, export, import_, lock, repair, status
 from tool.cli.commands import history as history_command
+from tool.cli.commands.verify import report_verification
 from tool.cli.header import make_header, report_edit
+from tool.cli.progress import Terminal
 from tool.doctor.environment import Check, Driver, SelfTest, Torch
 from tool.errors import EnvironmentFault, ToolError
 from tool.project.journal import Recovery
@@ -32,6 +34,8 @@ from tool.rebase.explain import Dependent, Explanation
 from tool.rebase.status import PatchStatus, RebaseStatus, Status
 from tool.series import lockfile
 from tool.series.lockfile import Lock, LockedRelease
+from tool.verify.checks import VerifyReport
+from tool.verify.files import Difference, Unproven
 
 V23, V24 = Version("0.5.23"), Version("0.5.24")
 STATUS = Status(
@@ -252,6 +256,42 @@ def test_history_prints_what_it_renders(project: Project, monkeypatch: pytest.Mo
     assert project.tool("history").stdout == "# one\ntwo\n"
 
 
+# -- verify ----------------------------------------------------------------------------------------------
+
+
+def verified(
+    version: Version | None = V23, differences: int = 0, unproven: int = 0
+) -> VerifyReport:
+    return VerifyReport(
+        "wheel", Path("/w.whl"), version, ("3 files",),
+        tuple(Unproven(f"u{n}", "no wheel") for n in range(unproven)),
+        tuple(Difference(f"d{n}", "missing") for n in range(differences)),
+    )  # fmt: skip
+
+
+def test_an_outcome_of_verification() -> None:
+    good = report_verification(verified())
+    assert good.lines == ["/w.whl (wheel, sglang 0.5.23): proven", "  checked: 3 files"]
+    assert good.exit_code == 0 and good.result["version"] == "0.5.23"
+    assert (good.result["outcome"], good.result["differences"]) == ("proven", [])
+    unknown = report_verification(verified(None, unproven=1))
+    assert unknown.lines[0] == "/w.whl (wheel): NOT PROVEN" and unknown.exit_code == 1
+    assert unknown.result["version"] is None
+    assert unknown.result["unproven"] == [{"path": "u0", "reason": "no wheel"}]
+    bad = report_verification(verified(differences=1, unproven=1))
+    assert bad.lines[0].endswith("REFUTED") and bad.exit_code == 5
+    assert bad.lines[-1].startswith("next: apply, build or install it again")
+
+
+@pytest.mark.parametrize("count", [10, 11])
+def test_many_differences_are_counted(count: int) -> None:
+    lines = list(report_verification(verified(differences=count, unproven=count)).lines)
+    assert sum(line.startswith("  d") for line in lines) == 10
+    assert ("  and 1 more (all of them: --json)" in lines) is (count == 11)
+    named = ", ".join(f"u{n}" for n in range(10)) + (" and 1 more" if count == 11 else "")
+    assert f"  not proven: {named}: no wheel" in lines
+
+
 # -- authoring -------------------------------------------------------------------------------------------
 
 
@@ -453,3 +493,69 @@ def test_a_signal_that_the_caller_ignores_stays_ignored(monkeypatch: pytest.Monk
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+# -- progress --------------------------------------------------------------------------------------------
+
+
+class Screen(io.StringIO):
+    def __init__(self, *, terminal: bool) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+@pytest.mark.parametrize(
+    ("quiet", "terminal", "noted", "drawn"),
+    [
+        (False, True, True, True), (False, False, True, False),
+        (True, True, False, False), (True, False, False, False),
+    ],
+)  # fmt: skip
+def test_bars_are_drawn_where_a_person_looks(
+    monkeypatch: pytest.MonkeyPatch, quiet: bool, terminal: bool, noted: bool, drawn: bool
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for says, shown in ((True, noted), (False, drawn)):
+        screen = Screen(terminal=terminal)
+        monkeypatch.setattr(sys, "stderr", screen)
+        progress = Terminal(quiet=quiet)
+        if says:
+            progress.note("a sentence")
+        else:
+            with progress.bar("a bar") as step:
+                step(1, 2)
+        assert bool(screen.getvalue()) is shown
+
+
+# -- interrupted changes ---------------------------------------------------------------------------------
+
+
+def test_an_interrupted_change_is_mentioned_once(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(monkeypatch, status, "read_status", STATUS)
+    found = [Recovery("/p", "a change", "finished")]
+    monkeypatch.setattr(options.Session, "list_interrupted", lambda _: found)
+    assert "warning: a change is unfinished; see what can be done" in project.tool("status").stderr
+    found.clear()
+    assert project.tool("status").stderr == ""
+
+    def warn(session: Any, *_: object) -> Status:
+        session.warn("told already")
+        return STATUS
+
+    found.append(Recovery("/p", "a change", "finished"))
+    monkeypatch.setattr(status, "read_status", warn)
+    assert project.tool("status").stderr == "warning: told already\n"
+    envelope = json.loads(project.tool("status", "--json").stdout)
+    assert envelope["warnings"] == ["told already"] and envelope["ok"]
+
+    def fail(session: Any, *_: object) -> Status:
+        raise EnvironmentFault("no network", where="x")
+
+    monkeypatch.setattr(status, "read_status", fail)
+    errors = project.tool("status", code=6).stderr
+    assert "warning: a change is unfinished" in errors and "error: x: no network" in errors

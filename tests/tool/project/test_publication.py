@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -312,3 +312,71 @@ def test_a_worktree_is_deleted_by_its_token(tmp_path: Path) -> None:
     assert (tmp_path / "tree").is_dir() and admin.is_dir()
     staging.discard_worktree(repository, tmp_path / "tree", token)
     assert not (tmp_path / "tree").exists() and not admin.exists() and not staged.exists()
+
+
+# -- undoing ---------------------------------------------------------------------------------------------
+
+NOW = {ref: new for ref, new, _ in PLAN.moves()}
+BEFORE = {ref: old for ref, _, old in PLAN.moves() if old}
+
+
+@pytest.mark.parametrize(
+    ("refs", "put_back", "foreign"),
+    [
+        (NOW, 3, []),  # all three moved
+        (BEFORE, 0, []),  # none did
+        ({**NOW, HEADS: "f" * 40}, 2, [HEADS]),  # somebody committed on the branch
+        ({**BEFORE, TIP: "f" * 40}, 0, [TIP]),
+    ],
+)
+def test_refs_go_back_unless_somebody_moved_them(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refs: dict[str, str],
+    put_back: int,
+    foreign: list[str],
+) -> None:
+    lines: list[str] = []
+
+    class Moving(FakeGit):
+        def run(self, *args: str, stdin: bytes = b"", **more: Any) -> Any:
+            lines.extend(stdin.decode().splitlines())
+            return super().run(*args, **more)
+
+    monkeypatch.setattr(checkout, "discard_worktree", lambda *_: None)
+    plan = replace(PLAN, folder=str(tmp_path / "tree"))
+    plan.old.mkdir()  # stopped between the two renames
+    said = checkout._undo(cast(Any, Moving(refs)), plan)
+    assert plan.place.is_dir() and not plan.old.exists()
+    assert len(lines) == put_back
+    assert all(line.startswith("update" if TIP in line else "delete") for line in lines)
+    assert said == (f"{', '.join(foreign)} changed since and stays as it is" if foreign else None)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_the_old_worktree_is_on_its_branch_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    class Old:
+        def __init__(self, _: Path) -> None: ...
+
+        def out(self, *_: str) -> str:
+            return "c" * 40
+
+        def run(self, *args: str) -> None:
+            asked.append(args)
+
+    class Branch(FakeGit):
+        def out(self, *_: str) -> str:
+            return ("c" if same else "d") * 40
+
+    monkeypatch.setattr(checkout, "discard_worktree", lambda *_: None)
+    monkeypatch.setattr(checkout, "Git", Old)
+    plan = replace(PLAN, folder=str(tmp_path / "tree"), old_admin=str(tmp_path))
+    said = checkout._undo(cast(Any, Branch(BEFORE)), plan)
+    assert asked == ([("symbolic-ref", "HEAD", HEADS)] if same else [])
+    assert (said is None) is same
+    gone = replace(plan, old_admin=str(tmp_path / "gone"))
+    assert checkout._undo(cast(Any, Branch(BEFORE)), gone) is None

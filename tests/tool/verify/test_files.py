@@ -113,3 +113,16 @@ def test_what_the_system_does_not_give(site: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(EnvironmentFault, match="cannot read: Permission denied") as caught:
         FolderFiles(site, ("sglang",), links=False)
     assert caught.value.where == str(site / "sglang/a.py")
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "said"),
+    [
+        (None, None, "a.py: missing"),
+        ("1", None, "a.py: missing (expected 1, found none)"),
+        (None, "2", "a.py: missing (expected none, found 2)"),
+        ("1", "2", "a.py: missing (expected 1, found 2)"),
+    ],
+)
+def test_how_a_difference_is_told(expected: str | None, found: str | None, said: str) -> None:
+    assert str(files.Difference("a.py", "missing", expected, found)) == said
