@@ -16,7 +16,7 @@ import pytest
 
 from tests.serving import test_parallel as parallel
 from tests.serving import test_serve as whole
-from tests.serving.support import comparison, engine_runner, engines, prompts
+from tests.serving.support import comparison, engine_runner, engines, prompts, short
 from tests.serving.support.engines import Job, Served
 from tests.serving.support.flavours import FLAVOURS, MAIN
 
@@ -207,8 +207,8 @@ def test_layouts_are_judged_alike(model: Path, tmp_path: Path) -> None:
     """Made-up answers of every layout; one whose keys were not handed on is further away."""
     jobs = parallel.jobs(model)
     served = {job.name: made_up(job, tmp_path / job.name, 0.1, i) for i, job in enumerate(jobs)}
-    seen = parallel.sequences(served.values())
-    runs = parallel.Runs(served, said_of(seen))
+    seen = short.sequences(served.values())
+    runs = short.Runs(served, said_of(seen))
     for layout in parallel.SEVERAL:
         parallel.test_no_further_from_the_witness_than_one_gpu(runs, layout)
         parallel.test_a_crowd_is_answered_as_its_prompts_are_alone(runs, layout)
@@ -218,4 +218,4 @@ def test_layouts_are_judged_alike(model: Path, tmp_path: Path) -> None:
         parallel.test_no_further_from_the_witness_than_one_gpu(runs, "pp2-shared")
     with pytest.raises(AssertionError):
         parallel.test_a_crowd_is_answered_as_its_prompts_are_alone(runs, "pp2-shared")
-    assert "| pp2-shared | generated past 2048" in parallel.report(runs)
+    assert "| pp2-shared | generated past 2048" in runs.report("layout")

@@ -52,12 +52,13 @@ def test_every_option_of_a_launch_is_one_of_the_release(
 
 
 def test_partitions_start_every_stage_on_a_layer_with_an_indexer() -> None:
-    found = re.findall(r"^\| (\d) \| `([\d,]+)` \|$", QUICKSTART, re.MULTILINE)
+    found = re.findall(r"^\| .* \| (\d) \| `([\d,]+)` \|$", QUICKSTART, re.MULTILINE)
     full = index_sharing.full_layers(GLM)
-    assert dict(found) == {
-        str(n): ",".join(map(str, index_sharing.pipeline_partition(full, 78, n) or ()))
-        for n in (2, 4, 5, 6)
-    }
+    assert len(found) == 5
+    for stages, partition in found:
+        layers = [int(count) for count in partition.split(",")]
+        assert len(layers) == int(stages) and sum(layers) == 78
+        assert {sum(layers[:stage]) for stage in range(len(layers))} <= set(full)
 
 
 def test_memory_is_what_division_gives() -> None:

@@ -28,7 +28,8 @@ EXPECTED = {
     "stock": ("fp8_e4m3", "flashmla_kv", "flashmla_kv"),
     "fork": ("fp8_e4m3", "ada_dsa", "ada_dsa"),
     "fork-sm89": ("fp8_e4m3", "ada_dsa", "ada_dsa"),
-    "fork-sm86": ("bfloat16", "ada_dsa", "ada_dsa"),
+    "fork-sm86": ("fp8_e4m3", "ada_dsa", "ada_dsa"),
+    "fork-sm86-bf16": ("bfloat16", "ada_dsa", "ada_dsa"),
     "fork-sm120": ("fp8_e4m3", "ada_dsa", "ada_dsa"),
 }
 VARIANTS: dict[str, dict[str, Any]] = {

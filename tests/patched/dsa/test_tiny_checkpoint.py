@@ -125,8 +125,8 @@ def test_the_loader_reads_the_witnesss_weights(loaded: Any, folder: Path) -> Non
     layer = "model.layers.6.self_attn"
     attention = loaded.model.layers[6].self_attn
     kv = ours[f"{layer}.kv_b_proj.weight"].view(SPEC.heads, -1, tiny_model.LATENT)
-    assert torch.equal(attention.w_kc.float(), kv[:, : tiny_model.NOPE])
-    assert torch.equal(attention.w_vc.float(), kv[:, tiny_model.NOPE :].mT)
+    assert torch.equal(attention.w_kc.float(), kv[:, : tiny_model.GLM.nope])
+    assert torch.equal(attention.w_vc.float(), kv[:, tiny_model.GLM.nope :].mT)
     first = attention.fused_qkv_a_proj_with_mqa
     assert torch.equal(
         tiny_model.dequantise(first.weight, first.weight_scale_inv),
@@ -153,7 +153,7 @@ def test_layers_share_indexers_as_the_witness_has_it(loaded: Any) -> None:
 def test_attention_scale_and_rope_are_the_witnesss(loaded: Any, folder: Path) -> None:
     """Attention and indexer use the reference's rope table for all 4096 tokens, in interleaved pairs."""
     attention = loaded.model.layers[0].self_attn
-    assert attention.scaling == (tiny_model.NOPE + tiny_model.ROPE) ** -0.5
+    assert attention.scaling == (tiny_model.GLM.nope + tiny_model.ROPE) ** -0.5
     table = witness.rope_table(witness.load(folder), 4096)
     for rotary in (attention.rotary_emb, attention.indexer.rotary_emb):
         assert not rotary.is_neox_style

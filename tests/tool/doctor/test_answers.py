@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -157,24 +156,3 @@ def test_an_interrupt_kills_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         environment._run(["python"], 1)
     assert kills == [12345]
-
-
-@pytest.mark.parametrize(
-    ("path", "given"), [("", None), (":", None), ("/a::/b", "/a:/b"), (None, None)]
-)
-def test_variables_of_the_process(
-    monkeypatch: pytest.MonkeyPatch, path: str | None, given: str | None
-) -> None:
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    if path is not None:
-        monkeypatch.setenv("PYTHONPATH", path)
-    found = environment._variables()
-    assert found.get("PYTHONPATH") == given and found["PYTHONDONTWRITEBYTECODE"] == "1"
-
-
-def test_a_group_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(*_: int) -> None:
-        raise ProcessLookupError
-
-    monkeypatch.setattr(os, "killpg", gone)
-    environment._kill(SimpleNamespace(pid=1))  # type: ignore[arg-type]

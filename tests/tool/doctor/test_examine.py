@@ -1,9 +1,7 @@
-"""Which interpreter is examined, and whether its kernels are tested."""
+"""Whether the kernels of an environment are tested."""
 
 from __future__ import annotations
 
-import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +10,7 @@ import pytest
 from tests.tool.doctor.test_diagnose import facts
 from tool.doctor import examine
 from tool.doctor.environment import Driver, SelfTest, Torch
-from tool.errors import UsageError
 from tool.project.session import SILENT
-
-
-def test_the_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert examine._interpreter(None) == Path(sys.executable)
-    monkeypatch.setattr(shutil, "which", lambda name: "/bin/py" if name == "py" else None)
-    monkeypatch.chdir(tmp_path)
-    assert examine._interpreter(Path("py")) == Path("/bin/py")
-    assert examine._interpreter(Path("other")) == tmp_path / "other"
-    assert examine._interpreter(Path("bin/py")) == tmp_path / "bin/py"
-    monkeypatch.setenv("HOME", "/home/ada")
-    assert examine._interpreter(Path("~/bin/py")) == Path("/home/ada/bin/py")
-    with pytest.raises(UsageError, match="is a folder") as caught:
-        examine._interpreter(tmp_path)
-    assert str(tmp_path / "bin" / "python") in (caught.value.next_step or "")
 
 
 @pytest.mark.parametrize(

@@ -215,21 +215,21 @@ def test_two_folders_change_places(tmp_path: Path) -> None:
     for folder in (one, other):
         folder.mkdir()
         (folder / folder.name).write_text("")
-    if checkout._exchange(one, other):
+    if staging._exchange(one, other):
         assert (one / "other").exists() and (other / "one").exists()
         with pytest.raises(FileNotFoundError):
-            checkout._exchange(one, tmp_path / "gone")
+            staging._exchange(one, tmp_path / "gone")
 
 
 def test_two_folders_change_places_by_renames(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkout, "_exchange", lambda *_: False)
+    monkeypatch.setattr(staging, "_exchange", lambda *_: False)
     plan = replace(PLAN, folder=str(tmp_path / "tree"))
     plan.place.mkdir()
     plan.staged.mkdir()
     (plan.staged / "new").write_text("")
-    checkout._replace(plan)
+    staging.swap_folders(plan.staged, plan.place, plan.old)
     assert (plan.place / "new").exists() and plan.old.is_dir() and not plan.staged.exists()
 
 
@@ -274,15 +274,15 @@ def test_a_system_without_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     import ctypes
 
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
-    assert checkout._exchange(tmp_path, tmp_path) is False
+    assert staging._exchange(tmp_path, tmp_path) is False
     answer = SimpleNamespace(renameat2=lambda *_: -1)
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: answer)
-    for code in checkout._NO_EXCHANGE:
+    for code in staging._NO_EXCHANGE:
         monkeypatch.setattr(ctypes, "get_errno", lambda code=code: code)
-        assert checkout._exchange(tmp_path, tmp_path) is False
+        assert staging._exchange(tmp_path, tmp_path) is False
     monkeypatch.setattr(ctypes, "get_errno", lambda: 28)
     with pytest.raises(OSError, match=os.strerror(28)):
-        checkout._exchange(tmp_path, tmp_path)
+        staging._exchange(tmp_path, tmp_path)
 
 
 def test_only_an_entry_of_the_repository_is_removed(tmp_path: Path) -> None:
