@@ -223,6 +223,7 @@ class Runner:
             done = subprocess.run(
                 [*command, "--tb=no", "-o", "addopts=", f"@{listed}"],
                 capture_output=True, timeout=120 + 10 * usual, text=True,
+                start_new_session=True,  # a changed probe may kill its process group
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return tests[0]

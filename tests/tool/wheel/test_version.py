@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 from packaging.version import Version
 
 from tool.errors import IntegrityError, UsageError
+from tool.wheel import overlay
 from tool.wheel.version import (
     find_missing_requirements,
     fork_version,
@@ -131,3 +135,16 @@ def test_requirements_that_cannot_be_met_or_read() -> None:
     assert find_missing_requirements(elsewhere, ["triton>=3.5"]) == ("triton>=3.5",)
     with pytest.raises(UsageError, match="is not a requirement"):
         find_missing_requirements(pinned, ["triton at least 3"])
+
+
+@pytest.mark.parametrize(
+    ("locked", "patched", "why"),
+    [({"a": None}, {}, "in the lock only"), ({}, {"b": b""}, "not in the lock")],
+)
+def test_patched_files_that_are_not_those_of_the_lock(
+    locked: dict[str, object], patched: dict[str, bytes], why: str
+) -> None:
+    entry: Any = SimpleNamespace(net_files=lambda: locked)
+    with pytest.raises(IntegrityError, match="are not those series.lock lists") as caught:
+        overlay._overlay(cast(Any, None), entry, patched, {})
+    assert caught.value.why == why and caught.value.where == next(iter({**locked, **patched}))
