@@ -146,5 +146,5 @@ def test_patched_files_that_are_not_those_of_the_lock(
 ) -> None:
     entry: Any = SimpleNamespace(net_files=lambda: locked)
     with pytest.raises(IntegrityError, match="are not those series.lock lists") as caught:
-        overlay._overlay(cast(Any, None), entry, patched, {})
+        overlay._overlay(cast(Any, None), entry, patched, {}, frozenset())
     assert caught.value.why == why and caught.value.where == next(iter({**locked, **patched}))
