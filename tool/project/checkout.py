@@ -42,6 +42,7 @@ from tool.git import (
 )
 from tool.project.journal import REPAIR, Journal, Recovery, is_token
 from tool.project.staging import (
+    Replacement,
     carries_token,
     discard_worktree,
     list_claimants,
@@ -49,7 +50,6 @@ from tool.project.staging import (
     point_admin,
     remove_admin,
     stage_worktree,
-    staged_path,
     swap_folders,
 )
 
@@ -68,12 +68,9 @@ class Checkout:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Plan(Replacement):
     """What the journal says: the worktree that is made, and what its refs and folder were before."""
 
-    token: str
-    project: str
-    folder: str
     branch: str
     head: str
     base: str
@@ -83,26 +80,9 @@ class _Plan:
     old_admin: str | None
 
     @property
-    def place(self) -> Path:
-        return Path(self.folder)
-
-    @property
-    def staged(self) -> Path:
-        return staged_path(self.place, self.token)
-
-    @property
-    def old(self) -> Path:
-        """Where the replaced worktree is after the rename."""
-        return self.staged.with_name(f"{self.staged.name}.old")
-
-    @property
     def trash(self) -> Path:
         """The replaced worktree, once nothing in it is needed."""
         return self.staged.with_name(f"{self.staged.name}.trash")
-
-    @property
-    def backup(self) -> Path:
-        return self.place.with_name(f"{self.place.name}.backup-{self.token[:8]}")
 
     def moves(self) -> tuple[tuple[str, str, str | None], ...]:
         """The refs that move: name, new value, old value."""

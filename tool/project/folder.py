@@ -12,41 +12,15 @@ from __future__ import annotations
 import shutil
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 from tool.errors import ToolError
 from tool.project.journal import REPAIR, Journal, Recovery, is_token
-from tool.project.staging import new_token, staged_path, swap_folders
+from tool.project.staging import Replacement, new_token, swap_folders
 
 KIND: Final = "folder"
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What the journal says."""
-
-    token: str
-    project: str
-    folder: str
-
-    @property
-    def place(self) -> Path:
-        return Path(self.folder)
-
-    @property
-    def staged(self) -> Path:
-        return staged_path(self.place, self.token)
-
-    @property
-    def old(self) -> Path:
-        """Where the earlier folder is when the system cannot exchange two folders."""
-        return self.staged.with_name(f"{self.staged.name}.old")
-
-    @property
-    def backup(self) -> Path:
-        return self.place.with_name(f"{self.place.name}.backup-{self.token[:8]}")
 
 
 class FolderReplacement:
@@ -60,7 +34,7 @@ class FolderReplacement:
     ) -> None:
         self._journal = journal
         self._warn = warn
-        self._plan = _Plan(new_token(), str(project), str(folder.resolve()))
+        self._plan = Replacement(new_token(), str(project), str(folder.resolve()))
         self.staged = self._plan.staged
 
     def __enter__(self) -> FolderReplacement:
@@ -127,13 +101,13 @@ def describe_folder(journal: Journal) -> Recovery | None:
     return Recovery(plan.project, f"an interrupted replacement of {plan.folder}", "cleaned up")
 
 
-def _read(journal: Journal) -> _Plan | None:
+def _read(journal: Journal) -> Replacement | None:
     """The plan in the journal. Raises IntegrityError when this tool did not write it."""
     body = journal.read()
     if body is None:
         return None
     try:
-        plan = _Plan(**body)
+        plan = Replacement(**body)
         if not all(isinstance(value, str) for value in body.values()) or not is_token(plan.token):
             raise ValueError("it holds something else where a token or a folder belongs")
         if not plan.place.is_absolute():

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -28,8 +29,34 @@ def new_token() -> str:
 
 
 def staged_path(folder: Path, token: str) -> Path:
-    """Where the worktree that is meant for ``folder`` is made: in the same folder, on the same disk."""
+    """Where what is meant for ``folder`` is made: in the same folder, on the same disk."""
     return folder.parent / f".tool-{token}"
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What a journal says of a folder that is replaced whole, and the paths that follow from it."""
+
+    token: str
+    project: str
+    folder: str
+
+    @property
+    def place(self) -> Path:
+        return Path(self.folder)
+
+    @property
+    def staged(self) -> Path:
+        return staged_path(self.place, self.token)
+
+    @property
+    def old(self) -> Path:
+        """Where the earlier folder is when the system cannot exchange two folders."""
+        return self.staged.with_name(f"{self.staged.name}.old")
+
+    @property
+    def backup(self) -> Path:
+        return self.place.with_name(f"{self.place.name}.backup-{self.token[:8]}")
 
 
 def stage_worktree(git: Git, folder: Path, token: str, commit: str) -> Path:

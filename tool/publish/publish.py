@@ -37,7 +37,7 @@ from tool.series import (
     read_kernels,
     read_requirements,
 )
-from tool.upstream import Request, fetch_wheel, select_wheels
+from tool.upstream import Request, fetch_wheel, hash_file, select_wheels
 from tool.wheel import (
     SBOM_NAME,
     BuiltWheel,
@@ -212,7 +212,12 @@ def _read_published(folder: Path) -> dict[str, str]:
         listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for name in sorted(found.keys() | listed.keys()):
         path = found.get(name)
-        if path is None or name not in listed or not _is_plain(path) or _hash(path) != listed[name]:
+        if (
+            path is None
+            or name not in listed
+            or not _is_plain(path)
+            or hash_file(path) != listed[name]
+        ):
             state = "is missing" if path is None else "is not what tool publish wrote"
             raise UsageError(
                 f"{name} {state}",
@@ -226,11 +231,6 @@ def _read_published(folder: Path) -> dict[str, str]:
 def _is_plain(path: Path) -> bool:
     """Is it a regular file, and no link to one?"""
     return path.is_file() and not path.is_symlink()
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_notes(path: Path) -> dict[str, object]:
@@ -287,7 +287,7 @@ def _link_or_copy(source: Path, target: Path) -> str:
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copy2(source, target)
-    return _hash(target)
+    return hash_file(target)
 
 
 def _write_files(
@@ -346,4 +346,4 @@ def _report(
         )
         for order in orders
     )
-    return Published(folder, wheels, tuple(files), _hash(folder / SUMS))
+    return Published(folder, wheels, tuple(files), hash_file(folder / SUMS))

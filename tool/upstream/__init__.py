@@ -4,7 +4,7 @@ It may import ``tool.project`` and what is below it.
 """
 
 from tool.upstream.complete import complete_wheels
-from tool.upstream.download import choose_wheel, fetch_wheel, select_wheels
+from tool.upstream.download import choose_wheel, fetch_wheel, hash_file, select_wheels
 from tool.upstream.index import list_available
 from tool.upstream.resolve import (
     PYPI,
@@ -34,5 +34,6 @@ __all__ = [
     "release_ref",
     "resolve_base",
     "resolve_release",
+    "hash_file",
     "select_wheels",
 ]

@@ -76,6 +76,10 @@ class Runs:
         answers = [served.answer(f"{length}-{seed}") for seed in SEEDS]
         return sum(len(one["ids"]) for one in answers) / sum(one["verified"] for one in answers)
 
+    def mean_accepted(self, name: str) -> float:
+        """Tokens a step, the mean over LENGTHS."""
+        return statistics.mean(self.accepted(name, length) for length in LENGTHS)
+
     def seconds(self, job: str, step: str) -> float:
         """Of the call."""
         return next(

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support.lab import EDITED, UTILS, Lab
+from tests.tool.tune.test_search import DEFAULT
 from tool.errors import EnvironmentFault, UsageError
 from tool.plan import find_model
 from tool.project.session import SILENT
@@ -27,14 +28,6 @@ from tool.tune.tune import tune
 
 SHAPES = (Shape("gemm", (128, 256), ""), Shape("gemm", (512, 256), ""))
 """Short sums have few candidates, so a test measures them all."""
-DEFAULT = {
-    "BLOCK_SIZE_M": 64,
-    "BLOCK_SIZE_N": 128,
-    "BLOCK_SIZE_K": 128,
-    "GROUP_SIZE_M": 32,
-    "num_warps": 4,
-    "num_stages": 3,
-}
 FAKE = r"""
 import json, os, sys, time
 DEFAULT = %(default)s
