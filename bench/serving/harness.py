@@ -161,7 +161,8 @@ class Harness:
         """
         from sglang.benchmark import one_batch
 
-        ids = torch.zeros(len(batch.reqs), dtype=torch.int64, device=self.runner.device)
+        # A token of its own for each stream: equal tokens would all go to the same experts.
+        ids = torch.arange(len(batch.reqs), dtype=torch.int64, device=self.runner.device)
         seconds = []
         self.graphs.clear()
         for _ in range(steps):

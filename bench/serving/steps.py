@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -49,9 +50,9 @@ LIMIT: Final = 400.0
 """Seconds that a child process may take, its start included."""
 
 
-def changes() -> dict[str, Any]:
+def changes(contexts: Sequence[int] = CONTEXTS) -> dict[str, Any]:
     """The fields of ServerArgs in which the benchmark differs from the GPU tests."""
-    longest = max(CONTEXTS)
+    longest = max(contexts)
     return {
         "context_length": longest + 1024,
         "chunked_prefill_size": CHUNK,
@@ -66,7 +67,9 @@ def changes() -> dict[str, Any]:
 # -- in the child process -------------------------------------------------------------------------
 
 
-def measure(flavour: str, given: dict[str, Any], out: Path) -> None:
+def measure(
+    flavour: str, given: dict[str, Any], out: Path, contexts: Sequence[int] = CONTEXTS
+) -> None:
     """Time one flavour and write ``out`` again after each result."""
     from bench.serving.harness import Harness
 
@@ -95,7 +98,7 @@ def measure(flavour: str, given: dict[str, Any], out: Path) -> None:
         note(kind="prefill", streams=1, context=tokens, **spread(seconds[1:]))
         source = harness.rows(req, tokens)
     assert source is not None
-    points = [(streams, context) for context in CONTEXTS for streams in STREAMS]
+    points = [(streams, context) for context in contexts for streams in STREAMS]
     # The first pass is not recorded. For about a second, a new process of any flavour takes half a
     # millisecond longer between two graphs than later on.
     for streams, context in points:
