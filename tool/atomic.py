@@ -17,7 +17,7 @@ _PAUSE: Final = 0.05
 _HELD: Final[set[int]] = set()
 
 
-def write(path: Path, data: bytes) -> bool:
+def write(path: Path, data: bytes, *, mode: int = 0o644) -> bool:
     """Replace ``path`` with ``data`` in one rename; True when the content changed.
 
     A file that already holds ``data`` is left alone, modification time included; what a killed
@@ -27,7 +27,7 @@ def write(path: Path, data: bytes) -> bool:
         if path.read_bytes() == data:
             _remove_leftovers(path)
             return False
-    with replacing(path) as out:
+    with replacing(path, mode=mode) as out:
         out.write(data)
     return True
 
@@ -39,7 +39,7 @@ def remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
     """A stream whose content becomes ``path`` in one rename when the block ends well.
 
     The data is on disk before the name moves, so a crash leaves the old file or the new one. A
@@ -57,7 +57,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             out = io.BufferedWriter(raw, _BUFFER)
             yield out
             out.flush()
-            os.fchmod(fd, 0o644)
+            os.fchmod(fd, mode)
             os.fsync(fd)
             Path(temp).replace(path)
     except BaseException:

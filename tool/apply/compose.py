@@ -13,18 +13,19 @@ from packaging.version import Version
 
 from tool.apply.engine import Applied, apply_series
 from tool.apply.preimages import ensure_preimages
-from tool.errors import IntegrityError, UsageError
+from tool.errors import ConflictError, IntegrityError, UpstreamedError, UsageError
 from tool.project import Session
 from tool.series import FileChange, LockedPatch, LockedRelease, Patch, Series
-from tool.upstream import PYPI, Base, Request, find_release, resolve_base
+from tool.upstream import PYPI, Base, Request, find_release, names_release, resolve_base
 
 
 @dataclass(frozen=True)
 class Composition:
-    """The patches of the series on ``base``, in order."""
+    """The patches of the series on ``base``, in order. ``locked``: every result is the one of the lock."""
 
     base: Base
     applied: tuple[Applied, ...]
+    locked: bool = True
 
     @property
     def tip(self) -> str:
@@ -40,6 +41,7 @@ class Composition:
 def compose_series(session: Session, request: Request) -> Composition:
     """Apply the series to ``request``'s release and compare the results with the lock.
 
+    On a git ref that is no release the results may differ from the lock; ``Composition.locked`` tells.
     ``check_applied`` is left to the caller: it can run while a worktree is being written.
 
     Raises:
@@ -47,6 +49,8 @@ def compose_series(session: Session, request: Request) -> Composition:
         IntegrityError: a patch file, the base or a result differs from series.lock.
         ConflictError, UpstreamedError: a patch does not apply.
     """
+    if not names_release(request.ref):
+        return _compose_ref(session, request)
     release = find_release(session.series, request)
     patches = select_patches(session.series, release)
     locked = session.lock.get(release)
@@ -55,6 +59,28 @@ def compose_series(session: Session, request: Request) -> Composition:
     composed = Composition(base, apply_series(session.git, base, patches))
     check_results(composed.applied, locked, base)
     return composed
+
+
+def _compose_ref(session: Session, request: Request) -> Composition:
+    """The series on a git ref that is no release: the lock says which patches, not what they give there."""
+    base = prepare_base(session, request)
+    patches = select_patches(session.series, base.release)
+    locked = session.lock.get(base.release)
+    check_patch_files(patches, locked)
+    try:
+        applied = apply_series(session.git, base, patches)
+    except (ConflictError, UpstreamedError) as error:
+        raise type(error)(
+            error.message,
+            where=error.where,
+            why=f"{error.why}; {base.based_on}",
+            next_step=f"see every patch: tool drift --onto {base.typed}; nothing was changed",
+        ) from error
+    same = all(
+        _first_difference(patch.files, entry.files) is None
+        for patch, entry in zip(applied, locked.patches, strict=True)
+    )
+    return Composition(base, applied, same)
 
 
 def compose_release(session: Session, release: Version) -> Composition:

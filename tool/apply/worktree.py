@@ -30,6 +30,8 @@ def apply_to_worktree(
 ) -> ApplyResult:
     """Make or update the worktree; by default ``./sglang-vRELEASE`` on the branch ``ada/vRELEASE``.
 
+    A git ref such as upstream/main gives ``./sglang-upstream-main`` and ``ada/upstream-main``.
+
     Raises:
         ToolError: any of the reasons in compose, checks and checkout; the old state then stands.
     """
@@ -37,9 +39,9 @@ def apply_to_worktree(
         git = session.git
         composed = compose_series(session, request)
         head = commit_kernels(git, composed.base, composed.tip, session.series.kernel_dir)
-        release = composed.base.release
-        folder = into or Path.cwd() / f"sglang-v{release}"
-        found = inspect_folder(git, folder, branch, f"ada/v{release}")
+        name = composed.base.slug
+        folder = into or Path.cwd() / f"sglang-{name}"
+        found = inspect_folder(git, folder, branch, f"ada/{name}")
         if found.head == head:
             checked = check_applied(git, composed.applied)
             return ApplyResult(found.folder, found.branch, "unchanged", composed, head, checked)

@@ -32,6 +32,7 @@ SECTIONS: Final = {
         "history": "Print the outcomes of every rebase.",
     },
     "Carry the series to another release": {
+        "source": "Remember git repositories of sglang.",
         "watch": "Preview a rebase onto the newest release.",
         "drift": "Preview a rebase onto a named release.",
         "rebase": "Carry the series; stop where you decide.",

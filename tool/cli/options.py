@@ -18,10 +18,10 @@ from tool.cli import interrupt
 from tool.cli.completion import complete_release
 from tool.cli.output import Report, print_error, print_report, print_warnings
 from tool.cli.progress import Terminal
-from tool.errors import EnvironmentFault, Interrupted, ToolError
+from tool.errors import EnvironmentFault, Interrupted, ToolError, UsageError
 from tool.project import REPAIR, Session, locate_workspace
 from tool.series import find_root, parse_release
-from tool.upstream import Request
+from tool.upstream import Request, names_release
 
 _Function = Callable[..., Report]
 
@@ -96,22 +96,23 @@ def release_option(function: _Function) -> _Function:
         show_default=True,
         metavar="REF",
         shell_complete=complete_release,
-        help="A release (v0.5.23), pin (the series' default), or a git ref.",
+        help="A release (v0.5.23), pin (the series' default), or a git ref (upstream/main).",
     )(function)
 
 
 def source_options(function: _Function) -> _Function:
-    """Where sglang comes from, and whose patches a git ref takes."""
+    """Where sglang comes from, and what a git ref is based on."""
     source = click.option(
         "--source",
-        metavar="pypi|git|URL|PATH",
-        help="Where sglang comes from. Default: pypi for a release, git for any other ref.",
+        metavar="pypi|git|NAME|URL|PATH",
+        help="Where sglang comes from. Default: pypi for a release; for a git ref the source in "
+        "NAME/REF, the only one of tool source, or sglang's repository.",
     )
     release = click.option(
         "--release",
         metavar="RELEASE",
         shell_complete=complete_release,
-        help="With a git ref: the release whose patches to apply. Default: the pin.",
+        help="With a git ref: the release it is based on. Default: found in its history or files.",
     )
     return source(release(function))
 
@@ -132,7 +133,12 @@ def worktree_argument(function: _Function) -> _Function:
 
 
 def make_request(ref: str, source: str | None, release: str | None) -> Request:
-    """Raises UsageError when ``release`` is not a release."""
+    """Raises UsageError when ``release`` is not a release, or goes with one."""
+    if release and names_release(ref):
+        raise UsageError(
+            f"{ref} is a release, and --release says what a git ref is based on",
+            next_step="leave --release out, or name a git ref",
+        )
     return Request(ref, source, parse_release(release) if release else None)
 
 

@@ -10,6 +10,19 @@ from packaging.version import Version
 from tool.classify import ReplayStep
 from tool.cli.output import Report, format_table
 from tool.rebase import Preview, count_outcomes
+from tool.upstream import Base
+
+
+def describe_ref(base: Base) -> list[str]:
+    """What a git ref is based on, for a person; nothing for a release."""
+    if base.basis is None:
+        return []
+    lines = [f"{base.based_on}; --release RELEASE overrides this"]
+    if base.basis.release != base.release:
+        lines.append(
+            f"the patches are those of v{base.release}, the newest carried release up to it"
+        )
+    return lines
 
 
 def make_step_result(
@@ -36,7 +49,8 @@ def report_preview(done: Preview) -> Report:
         rows += [("", "", more) for more in rest]
     counts = count_outcomes(done.steps)
     summary = ", ".join(f"{number} {kind}" for kind, number in counts.items())
-    lines = [f"v{done.source} -> {done.base.label}: {summary}", *format_table(rows)]
+    base = done.base
+    lines = [f"v{done.source} -> {base.label}: {summary}", *describe_ref(base), *format_table(rows)]
     if done.same_as_lock is not None:
         lines.append(
             "the result is the locked tree of that release"
@@ -44,11 +58,17 @@ def report_preview(done: Preview) -> Report:
             else "the result is not the locked tree of that release, which has patches of its own"
         )
     stop = f", which stops at {done.failing[0].patch.name}" if done.failing else ""
-    lines.append(f"next: tool rebase --onto v{done.base.release} --from v{done.source}{stop}")
+    onto = base.typed if base.basis else f"v{base.release}"
+    lines.append(f"next: tool rebase --onto {onto} --from v{done.source}{stop}")
+    if base.basis and done.failing:
+        lines.append(
+            f"next: tool bisect --onto {onto} names the upstream commits that break patches"
+        )
     result = {
         "from": str(done.source),
-        "onto": str(done.base.release),
-        "base": done.base.commit,
+        "onto": base.typed if base.basis else str(base.release),
+        "base": base.commit,
+        "based_on": base.based_on,
         "tree": done.tree,
         "carries": not done.failing,
         "same_as_lock": done.same_as_lock,

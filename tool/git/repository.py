@@ -9,8 +9,10 @@ mutation and every result that a hash depends on goes through this module.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
+import resource
 import select
 import shlex
 import signal
@@ -19,7 +21,6 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -99,8 +100,11 @@ class Git:
         stdin: bytes | None = None,
         check: bool = True,
         timeout: float = TIMEOUT,
+        max_file: int | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
         """Run ``git ARGS``; stdout and stderr are captured as bytes.
+
+        ``max_file``: no file that git writes may have more bytes; git is stopped at it.
 
         Raises:
             GitFailed: non-zero exit and ``check``.
@@ -115,6 +119,7 @@ class Git:
                 env=self.environment(),
                 timeout=timeout,
                 pass_fds=atomic.held_locks(),
+                preexec_fn=functools.partial(_limit_files, max_file) if max_file else None,
             )
         except FileNotFoundError as err:
             raise EnvironmentFault("git is not installed", next_step="install git ≥ 2.32") from err
@@ -290,6 +295,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
 
 
+def _limit_files(size: int) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    allowed = size if most == resource.RLIM_INFINITY else min(size, most)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (allowed, most))
+
+
 def failure(args: Sequence[str], code: int, stderr: bytes) -> ToolError:
     """The error for a git command that failed, with git's own words as the reason."""
     words = stderr.decode("utf-8", "replace").strip()
@@ -351,7 +362,7 @@ def is_oid(text: str) -> bool:
     return _OID.fullmatch(text) is not None
 
 
-@lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)
 def installed_version() -> str:
     """What the installed git says it is. Raises EnvironmentFault when there is none."""
     try:

@@ -22,8 +22,10 @@ from tool.upstream import (
     PYPI,
     Base,
     Request,
+    carried_release,
     find_release,
     list_available,
+    names_release,
     previous_release,
     release_ref,
     resolve_release,
@@ -59,10 +61,15 @@ def preview_rebase(session: Session, request: Request, *, source: Version | None
     """
     with session.exclusive():
         git, series, lock = session.git, session.series, session.lock
-        release = find_release(series, request)
-        start = previous_release(lock, release, source)
+        if names_release(request.ref):
+            release = find_release(series, request)
+            start = previous_release(lock, release, source)
+            base = resolve_release(session, request, whole=False).base
+        else:
+            base = resolve_release(session, request, whole=False).base
+            release = base.release
+            start = carried_release(lock, release, source)
         patches = select_patches(series, start)
-        base = resolve_release(session, request, whole=False).base
         old = prepare_source(session, start)
 
         def classify(on: Base) -> tuple[ReplayStep, ...]:
@@ -70,8 +77,9 @@ def preview_rebase(session: Session, request: Request, *, source: Version | None
 
         steps = classify(base)
         failing = {s.patch.name for s in steps if s.stops}
-        broken = dict.fromkeys(failing, release)
-        if failing:
+        # Of a git ref it is not a release that breaks a patch, but a commit: tool bisect finds it.
+        broken = {} if base.basis else dict.fromkeys(failing, release)
+        if broken:
             broken |= _first_breaks(_between(git, start, release), classify, failing)
         entry = lock.releases.get(release)
         done = Preview(start, base, steps, broken, None)

@@ -3,34 +3,51 @@
 It may import ``tool.project`` and what is below it.
 """
 
+from tool.upstream.basis import Basis
 from tool.upstream.complete import complete_wheels
 from tool.upstream.download import choose_wheel, fetch_wheel, hash_file, select_wheels
+from tool.upstream.git_source import GitSource, mask_login
 from tool.upstream.index import list_available
 from tool.upstream.resolve import (
     PYPI,
     Base,
     Request,
+    carried_release,
     find_release,
     names_release,
     previous_release,
     resolve_base,
     resolve_release,
 )
+from tool.upstream.sources import (
+    add_source,
+    list_sources,
+    refresh_sources,
+    remove_source,
+)
 from tool.upstream.wheel_import import PREFIX, is_imported, release_ref
 
 __all__ = [
     "Base",
+    "Basis",
+    "GitSource",
     "PREFIX",
     "PYPI",
     "Request",
+    "add_source",
+    "carried_release",
     "choose_wheel",
     "complete_wheels",
     "fetch_wheel",
     "find_release",
     "is_imported",
     "list_available",
+    "list_sources",
+    "mask_login",
     "names_release",
     "previous_release",
+    "refresh_sources",
+    "remove_source",
     "release_ref",
     "resolve_base",
     "resolve_release",

@@ -7,25 +7,25 @@ touches are the same: series.lock holds the blob id of each.
 
 from __future__ import annotations
 
-import hashlib
 import re
-import urllib.parse
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Final
 
 from packaging.version import Version
 
 from tool.errors import EnvironmentFault, IntegrityError, UsageError
-from tool.git import Git, check_ref, is_oid, last_line
+from tool.git import Git, is_oid
 from tool.project import Session
 from tool.series import Lock, LockedRelease, LockedWheel, Series, parse_release
+from tool.upstream.basis import Basis, find_basis
 from tool.upstream.download import (
     discover_wheels,
     fetch_wheel,
     list_cached,
     order_wheels,
 )
+from tool.upstream.git_source import GitSource, find_commit, make_source
+from tool.upstream.sources import get_source, list_sources
 from tool.upstream.wheel_import import import_wheel, release_ref
 
 PYPI: Final = "pypi"
@@ -34,29 +34,78 @@ DEFAULT_URL: Final = "https://github.com/sgl-project/sglang.git"
 PIN: Final = "pin"
 
 _RELEASE = re.compile(r"v?\d+\.\d+[A-Za-z0-9.+!-]*")
-_HELPER: Final = (
-    '!f() { test "$1" = get && '
-    'printf "username=%s\\npassword=%s\\n" "$TOOL_LOGIN" "$TOOL_PASSWORD"; }; f'
-)
-_URL = re.compile(r"(https|ssh|file)://[^\s-]\S*|[\w.-]+@[\w.-]+:\S+")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to apply to. ``source`` is ``pypi``, ``git`` or a git URL or path; None lets the ref decide."""
+    """What to apply to.
+
+    ``source`` is ``pypi``, ``git``, the name of a source, or a git URL or path; None lets the ref decide.
+    ``release`` is what a git ref is based on, None to find it.
+    """
 
     ref: str
     source: str | None = None
     release: Version | None = None
 
 
+@dataclass(frozen=True)
+class Base:
+    """A commit to apply to. ``source`` is ``pypi`` (the released wheel) or ``git``.
+
+    ``basis`` tells a git ref that is no release from a release. ``release`` is then the one whose patches
+    apply, or what the ref is based on, as the function that made it says. ``typed`` is what to type to
+    name it again.
+    """
+
+    release: Version
+    commit: str
+    tree: str
+    source: str
+    label: str
+    basis: Basis | None = None
+    typed: str = ""
+
+    @property
+    def slug(self) -> str:
+        """A name for folders and branches: ``v0.5.23``, ``upstream-main``."""
+        if self.basis is None:
+            return f"v{self.release}"
+        name = self.typed.split()[0]
+        return self.commit[:12] if is_oid(name) else re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")
+
+    @property
+    def based_on(self) -> str | None:
+        """A sentence about ``basis``."""
+        if self.basis is None:
+            return None
+        return f"{self.label} is based on v{self.basis.release}: {self.basis.how}"
+
+
+@dataclass(frozen=True)
+class ResolvedRelease:
+    """``wheels`` go into series.lock; empty for a git source, or where nobody asked for them."""
+
+    base: Base
+    wheels: tuple[LockedWheel, ...]
+
+
 def find_release(series: Series, request: Request) -> Version:
-    """The release whose patches apply: the ref itself, the one given beside a git ref, or the pin."""
-    if request.release is not None:
-        return request.release
+    """The release that ``request`` names: by itself, or as the pin.
+
+    Raises:
+        UsageError: it names no release.
+    """
     if request.ref == PIN:
         return series.pin
-    return parse_release(request.ref) if _RELEASE.fullmatch(request.ref) else series.pin
+    if names_release(request.ref):
+        return parse_release(request.ref)
+    raise UsageError(
+        f"{request.ref!r:.200} is not a release",
+        why="series.lock, and what rests on it, knows releases only",
+        next_step="name a release (v0.5.23); git refs are for tool apply, build, diff, drift, explain, "
+        "rebase and bisect",
+    )
 
 
 def names_release(ref: str) -> bool:
@@ -65,28 +114,70 @@ def names_release(ref: str) -> bool:
 
 
 def resolve_base(session: Session, request: Request) -> Base:
-    """Find or fetch the base commit.
+    """Find or fetch the base commit. A git ref gets the patches of the newest carried release up to the one
+    that it is based on; ``Base.release`` is that carried release.
 
     Raises:
         UsageError: unknown release, or not a ref.
         EnvironmentFault: nothing cached and offline, or the transfer failed.
         IntegrityError: what came is not what series.lock holds.
     """
+    if not names_release(request.ref):
+        base = _resolve_ref(session, request)
+        return replace(base, release=carried_release(session.lock, base.release))
     release = find_release(session.series, request)
-    named = names_release(request.ref)
-    if request.source in (None, PYPI) and named:
+    if request.source in (None, PYPI):
         return _from_index(session, session.lock.get(release))
+    source = _find_source(session, str(request.source))
+    commit = find_commit(session, source, f"v{release}", refresh=source.name is None)
+    tree = session.git.tree_of(commit)
+    return Base(release, commit, tree, GIT, f"v{release} of {source}")
+
+
+def _resolve_ref(session: Session, request: Request) -> Base:
+    """The commit of a git ref; ``Base.release`` is the release that it is based on."""
     if request.source == PYPI:
         raise UsageError(
             f"{request.ref!r} is not a release, and the package index knows only releases",
             next_step="name a release (v0.5.23), or take the ref from git: --source git",
         )
-    source = DEFAULT_URL if request.source in (None, GIT) else _check_url(str(request.source))
-    url, login = split_login(source)
-    if login:
-        session.git = Git(session.git.git_dir, env={**session.git.env, **login})
-    ref = f"v{release}" if named else check_ref(request.ref)
-    return Base(release, *_from_git(session, url, ref), GIT, f"{ref} of {url}")
+    source, ref = _split_ref(session, request)
+    commit = find_commit(session, source, ref, refresh=source.name is None)
+    git = session.git
+    basis = find_basis(git, session.lock, source, commit, request.release)
+    name = f"{source.name}/{ref}" if source.name else f"{ref} of {source.url}"
+    typed = f"{source.name}/{ref}" if source.name else ref
+    if source.name is None and request.source is not None:
+        typed += f" --source {GIT if request.source == GIT else source.url}"
+    if request.release is not None:
+        typed += f" --release v{request.release}"
+    made = git.out("show", "--no-patch", "--format=%cs", commit)
+    label = f"{name} ({made})" if is_oid(ref) else f"{name} ({commit[:12]}, {made})"
+    return Base(basis.release, commit, git.tree_of(commit), GIT, label, basis, typed)
+
+
+def _split_ref(session: Session, request: Request) -> tuple[GitSource, str]:
+    """The source that a git ref is of, and its name there: ``NAME/REF``, or one of the only source."""
+    if request.source is not None:
+        return _find_source(session, request.source), request.ref
+    known = list_sources(session)
+    name, slash, rest = request.ref.partition("/")
+    if slash and name in known:
+        return known[name], rest
+    if len(known) > 1:
+        raise UsageError(
+            f"the project has {len(known)} git sources, and {request.ref!r:.200} does not say which",
+            next_step=" or ".join(f"{name}/{request.ref}" for name in sorted(known)),
+        )
+    return next(iter(known.values()), None) or make_source(DEFAULT_URL), request.ref
+
+
+def _find_source(session: Session, text: str) -> GitSource:
+    if text in (GIT, PYPI):
+        return make_source(DEFAULT_URL)
+    if text in list_sources(session):
+        return get_source(session, text)
+    return make_source(text)
 
 
 def find_imported(git: Git, locked: LockedRelease) -> str | None:
@@ -122,125 +213,22 @@ def _from_index(session: Session, locked: LockedRelease) -> Base:
     return Base(locked.version, locked.base_commit, locked.base_tree, PYPI, f"v{locked.version}")
 
 
-def _from_git(session: Session, url: str, ref: str) -> tuple[str, str]:
-    """Fetch ``ref`` of ``url`` and return (commit, tree)."""
-    git = session.git
-    local = f"refs/ada/git/{hashlib.sha256(url.encode()).hexdigest()[:16]}/{ref}"
-    if not session.offline:
-        _fetch(git, url, ref, local)
-    commit = git.resolve(local)
-    if commit is None and not session.offline:
-        # git fetch exits 0 and leaves the ref out when the other side is shallow.
-        raise EnvironmentFault(
-            f"{url} has no complete history of {ref}",
-            why="it is a shallow clone, so the blobs a three-way merge needs may be missing",
-            next_step=f"git -C {url} fetch --unshallow, or use the released wheel: --source pypi",
-        )
-    if commit is None:
-        raise EnvironmentFault(
-            f"{ref} of {url} was never fetched",
-            why="--offline uses nothing but the cache",
-            next_step="run once without --offline",
-        )
-    return commit, git.tree_of(commit)
+def carried_release(lock: Lock, release: Version, named: Version | None = None) -> Version:
+    """The release whose patches serve what is based on ``release``: ``named``, or the newest carried one
+    that is not newer.
 
-
-def _fetch(git: Git, url: str, ref: str, local: str) -> None:
-    # A blobless fetch takes the history and leaves file contents to be fetched when a patch needs them.
-    # A local path has no network to save, and its upload-pack may not allow filters.
-    narrow = [] if Path(url).exists() else ["--filter=blob:none"]
-    source = ref if is_oid(ref) else _full_ref(git, url, ref)
-    done = git.run(
-        "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-gc", *narrow,
-        "--end-of-options", url, f"+{source}:{local}", check=False,
-    )  # fmt: skip
-    if done.returncode != 0:
-        raise EnvironmentFault(
-            f"cannot fetch {ref} from {url}",
-            why=last_line(done.stderr),
-            next_step="check the URL and the ref; the released wheel needs no git: --source pypi",
-        )
-    for key, value in (("promisor", "true"), ("partialclonefilter", "blob:none")) if narrow else ():
-        # The tool's own settings have this from the fetch. A person's git in a worktree needs it too.
-        git.run("config", "--file", str(git.git_dir / "config"), f"remote.{url}.{key}", value)
-
-
-def _full_ref(git: Git, url: str, ref: str) -> str:
-    """``refs/tags/REF`` or ``refs/heads/REF``, whichever the remote has: a tag wins, as in git."""
-    done = git.run(
-        "ls-remote", "--end-of-options", url, f"refs/tags/{ref}", f"refs/heads/{ref}", check=False
-    )
-    if done.returncode != 0:
-        raise EnvironmentFault(
-            f"cannot reach {url}",
-            why=last_line(done.stderr),
-            next_step="check the URL; the released wheel needs no git: --source pypi",
-        )
-    names = [line.split("\t")[1] for line in done.stdout.decode().splitlines()]
-    for name in (f"refs/tags/{ref}", f"refs/heads/{ref}"):
-        if name in names:
-            return name
-    raise UsageError(
-        f"{url} has no tag or branch {ref}", next_step="check the spelling of --sglang-ref"
-    )
-
-
-def mask_login(url: str) -> str:
-    """``url`` with stars for the name and password in it, for messages."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "***@", url)
-
-
-def split_login(url: str) -> tuple[str, dict[str, str]]:
-    """A URL without the name and password in it, and variables that let git use them.
-
-    git would write them into messages, into the configuration of the repository and into the arguments of
-    its helpers, which every user of the machine can list. With the variables a credential helper gives them
-    to that host alone, and nothing is stored. ssh knows no password in a URL; it is left out.
+    Raises:
+        UsageError: there is none.
     """
-    parts = urllib.parse.urlsplit(url)
-    login, at, host = parts.netloc.rpartition("@")
-    name, _, password = login.partition(":")
-    if not at or parts.scheme not in ("https", "ssh"):
-        return url, {}
-    if parts.scheme == "ssh":
-        return parts._replace(netloc=f"{name}@{host}").geturl(), {}
-    return parts._replace(netloc=host).geturl(), {
-        "TOOL_LOGIN": urllib.parse.unquote(name),
-        "TOOL_PASSWORD": urllib.parse.unquote(password),
-        "GIT_CONFIG_COUNT": "1",
-        "GIT_CONFIG_KEY_0": f"credential.https://{host}.helper",
-        "GIT_CONFIG_VALUE_0": _HELPER,
-    }
-
-
-def _check_url(text: str) -> str:
-    if _URL.fullmatch(text):
-        return text
-    if not text.startswith("-") and Path(text).is_dir():
-        return str(Path(text).resolve())
-    raise UsageError(
-        f"{mask_login(text)!r} is not a source",
-        next_step="--source takes pypi, git, an https/ssh/file URL, or the path of a repository",
-    )
-
-
-@dataclass(frozen=True)
-class Base:
-    """A commit to apply to. ``source`` is ``pypi`` (the released wheel) or ``git``."""
-
-    release: Version
-    commit: str
-    tree: str
-    source: str
-    label: str
-
-
-@dataclass(frozen=True)
-class ResolvedRelease:
-    """``wheels`` go into series.lock; empty for a git source, or where nobody asked for them."""
-
-    base: Base
-    wheels: tuple[LockedWheel, ...]
+    usable = [v for v in _list_carried(lock) if v <= release]
+    if named is None and not usable:
+        raise UsageError(
+            f"the series supports no release up to sglang {release}",
+            where="series.lock",
+            why=_describe_carried(lock),
+            next_step="name the supported release that it is nearest to: --release RELEASE",
+        )
+    return usable[-1] if named is None else _get_carried(lock, named)
 
 
 def previous_release(lock: Lock, release: Version, named: Version | None) -> Version:
@@ -249,21 +237,32 @@ def previous_release(lock: Lock, release: Version, named: Version | None) -> Ver
     Raises:
         UsageError: there is none.
     """
-    supported = sorted(v for v, entry in lock.releases.items() if entry.patches)
     if named is not None:
-        if named not in supported:
-            lock.get(named)  # the usual refusal, when the lock lacks it
-            raise UsageError(f"the series has no patch on sglang {named}", where="series.lock")
-        return named
-    below = [v for v in supported if v < release]
+        return _get_carried(lock, named)
+    below = [v for v in _list_carried(lock) if v < release]
     if below:
         return below[-1]
     raise UsageError(
         f"the series supports nothing older than sglang {release}",
         where="series.lock",
-        why=f"supported releases: {', '.join(f'v{v}' for v in supported) or 'none'}",
+        why=_describe_carried(lock),
         next_step="to go to an older release, name the one to start from with --from",
     )
+
+
+def _get_carried(lock: Lock, named: Version) -> Version:
+    if named not in _list_carried(lock):
+        lock.get(named)  # the usual refusal, when the lock lacks it
+        raise UsageError(f"the series has no patch on sglang {named}", where="series.lock")
+    return named
+
+
+def _describe_carried(lock: Lock) -> str:
+    return f"supported releases: {', '.join(f'v{v}' for v in _list_carried(lock)) or 'none'}"
+
+
+def _list_carried(lock: Lock) -> list[Version]:
+    return sorted(v for v, entry in lock.releases.items() if entry.patches)
 
 
 def _find_wheels(session: Session, release: Version, *, whole: bool) -> tuple[LockedWheel, ...]:
@@ -288,17 +287,19 @@ def _find_wheels(session: Session, release: Version, *, whole: bool) -> tuple[Lo
 def resolve_release(session: Session, request: Request, *, whole: bool) -> ResolvedRelease:
     """Find or fetch ``request``'s base. ``whole``: with every wheel of the release, as a lock needs.
 
-    A release that is not locked is whatever the index serves; its hashes are recorded, not checked.
+    A release that is not locked is whatever the index serves; its hashes are recorded, not checked. Of a git
+    ref, ``Base.release`` is the release that it is based on.
 
     Raises:
-        UsageError: no such release, or it is yanked.
+        UsageError: no such release or ref, or it is yanked.
         EnvironmentFault: offline and not in the cache, or the transfer failed.
         IntegrityError: a wheel cannot be read.
     """
+    if not names_release(request.ref):
+        return ResolvedRelease(_resolve_ref(session, request), ())
     git, releases = session.git, session.lock.releases
     release = find_release(session.series, request)
-    from_git = request.source not in (None, PYPI) or not names_release(request.ref)
-    if from_git or release in releases:
+    if request.source not in (None, PYPI) or release in releases:
         base = resolve_base(session, request)
         wheels = releases[release].wheels if base.source == PYPI else ()
         return ResolvedRelease(base, wheels)

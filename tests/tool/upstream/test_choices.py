@@ -17,8 +17,16 @@ from tool.project import Session
 from tool.project.workspace import Workspace
 from tool.series import Lock, LockedRelease, LockedWheel, Series
 from tool.series.lockfile import LockedPatch
-from tool.upstream import download, index, resolve, wheel_import
-from tool.upstream.resolve import Request, find_release, names_release, previous_release
+from tool.upstream import download, git_source, index, resolve, wheel_import
+from tool.upstream.basis import Basis
+from tool.upstream.git_source import GitSource
+from tool.upstream.resolve import (
+    Request,
+    carried_release,
+    find_release,
+    names_release,
+    previous_release,
+)
 
 V9, V23, V24 = Version("0.5.9"), Version("0.5.23"), Version("0.5.24")
 SERIES = cast(Series, SimpleNamespace(pin=V23))
@@ -47,14 +55,18 @@ def lock(*entries: LockedRelease) -> Lock:
         (Request("pin"), V23, True),
         (Request("v0.5.9"), V9, True),
         (Request("0.5.9"), V9, True),
-        (Request("main"), V23, False),
-        (Request("main", release=V9), V9, False),
-        (Request("v1"), V23, False),
+        (Request("main"), None, False),
+        (Request("main", release=V9), None, False),
+        (Request("v1"), None, False),
     ],
 )
-def test_which_release_is_meant(request_: Request, release: Version, named: bool) -> None:
-    assert find_release(SERIES, request_) == release
+def test_which_release_is_meant(request_: Request, release: Version | None, named: bool) -> None:
     assert names_release(request_.ref) is named
+    if release is not None:
+        assert find_release(SERIES, request_) == release
+        return
+    with pytest.raises(UsageError, match="is not a release"):
+        find_release(SERIES, request_)
 
 
 def test_the_release_to_start_from() -> None:
@@ -74,6 +86,19 @@ def test_the_release_to_start_from() -> None:
     assert caught.value.why == "supported releases: none"
 
 
+def test_the_release_whose_patches_serve_a_ref() -> None:
+    known = lock(locked(V9), locked(V23), locked(V24, patches=0))
+    assert carried_release(known, V23) == V23
+    assert carried_release(known, V24) == V23
+    assert carried_release(known, Version("0.5.22.post1")) == V9
+    assert carried_release(known, V24, V9) == V9
+    with pytest.raises(UsageError, match="the series has no patch on sglang 0.5.24"):
+        carried_release(known, V24, V24)
+    with pytest.raises(UsageError, match="no release up to sglang 0.5.8") as caught:
+        carried_release(known, Version("0.5.8"))
+    assert caught.value.why == "supported releases: v0.5.9, v0.5.23"
+
+
 class FakeGit:
     """A repository that holds some refs, and a remote that answers as it is told."""
 
@@ -91,6 +116,12 @@ class FakeGit:
     def tree_of(self, commit: str) -> str:
         return f"tree of {commit}"
 
+    def find(self, name: str) -> str | None:
+        return None
+
+    def out(self, *args: str) -> str:
+        return "2026-01-02"
+
     def run(self, *args: str, **_: Any) -> Any:
         self.asked.append(args)
         code, text = self.answers.get(args[0], (0, ""))
@@ -101,7 +132,7 @@ def session(git: FakeGit, known: Lock | None = None, *, offline: bool = False) -
     found = SimpleNamespace(
         series=SERIES, lock=known or lock(), git=git, offline=offline,
         progress=SimpleNamespace(note=lambda _: None),
-        workspace=Workspace(Path("/none"), Path("/none")),
+        workspace=Workspace(Path("/none"), Path("/none")), folder=Path("/none"),
     )  # fmt: skip
     return cast(Session, found)
 
@@ -153,11 +184,13 @@ def test_where_a_base_comes_from(
 ) -> None:
     taken: list[tuple[str, str]] = []
 
-    def from_git(_: Session, url: str, ref: str) -> tuple[str, str]:
-        taken.append((url, ref))
-        return "c", "t"
+    def find_commit(_: Session, source: GitSource, ref: str, *, refresh: bool) -> str:
+        assert refresh
+        taken.append((source.url, ref))
+        return "c" * 40
 
-    monkeypatch.setattr(resolve, "_from_git", from_git)
+    monkeypatch.setattr(resolve, "find_commit", find_commit)
+    monkeypatch.setattr(resolve, "find_basis", lambda *_: Basis(V24, "told"))
     monkeypatch.setattr(resolve, "_from_index", lambda *_: taken.append(("index", "v0.5.23")))
     resolve.resolve_base(session(FakeGit(), lock(locked(V23))), asked)
     assert taken == [(where, label)]
@@ -178,73 +211,78 @@ def test_the_index_knows_only_releases() -> None:
 )  # fmt: skip
 def test_what_a_source_may_be(text: str, good: bool) -> None:
     if good:
-        assert resolve._check_url(text) == text
+        assert git_source.check_url(text) == text
         return
     with pytest.raises(UsageError, match="is not a source"):
-        resolve._check_url(text)
+        git_source.check_url(text)
 
 
 def test_a_source_that_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("folder", "-folder"):
         Path(name).mkdir()
-    assert resolve._check_url("folder") == str(tmp_path / "folder")
+    assert git_source.check_url("folder") == str(tmp_path / "folder")
     with pytest.raises(UsageError):
-        resolve._check_url("-folder")
-
-
-def local_ref(url: str, ref: str) -> str:
-    import hashlib
-
-    return f"refs/ada/git/{hashlib.sha256(url.encode()).hexdigest()[:16]}/{ref}"
+        git_source.check_url("-folder")
 
 
 def test_a_git_source() -> None:
-    url, oid = "https://host/x", "d" * 40
-    local = local_ref(url, oid)
-    git = FakeGit({local: "c"})
-    assert resolve._from_git(session(git), url, oid) == ("c", "tree of c")
+    source, oid = GitSource("https://host/x"), "d" * 40
+    local, tags = f"{source.refs}/commits/{oid}", f"+refs/tags/v*:{source.refs}/tags/v*"
+    git = FakeGit({local: oid})
+    git_source._fetch_name(cast(Git, git), source, oid)
     fetch, *settings = git.asked
-    assert fetch[0] == "fetch" and "--filter=blob:none" in fetch and fetch[-1] == f"+{oid}:{local}"
+    assert fetch[0] == "fetch" and "--filter=blob:none" in fetch
+    assert fetch[-2:] == (tags, f"+{oid}:{local}")
     assert [one[-2] for one in settings] == [
-        f"remote.{url}.promisor",
-        f"remote.{url}.partialclonefilter",
+        f"remote.{source.url}.promisor",
+        f"remote.{source.url}.partialclonefilter",
     ]
-    git = FakeGit({local: "c"})
-    assert resolve._from_git(session(git, offline=True), url, oid) == ("c", "tree of c")
-    assert git.asked == []
+    git = FakeGit({oid: oid})
+    assert git_source.find_commit(session(git, offline=True), source, oid) == oid
+    assert git_source.find_commit(session(git), source, oid, refresh=True) == oid
+    assert git.asked == [], "an id is the same commit for ever"
     with pytest.raises(EnvironmentFault, match="was never fetched"):
-        resolve._from_git(session(FakeGit(), offline=True), url, oid)
+        git_source.find_commit(session(FakeGit(), offline=True), source, oid)
     with pytest.raises(EnvironmentFault, match="has no complete history"):
-        resolve._from_git(session(FakeGit()), url, oid)
+        git_source.find_commit(session(FakeGit()), source, oid)
     with pytest.raises(EnvironmentFault, match="cannot fetch"):
-        resolve._from_git(session(FakeGit(fetch=(128, "fatal: gone"))), url, oid)
+        git_source.find_commit(session(FakeGit(fetch=(128, "fatal: gone"))), source, oid)
+
+
+@pytest.mark.parametrize("words", ["error: index-pack died of signal 25", "write: File too large"])
+def test_a_fetch_is_bounded(words: str) -> None:
+    with pytest.raises(EnvironmentFault, match="sends more than 4 GiB"):
+        git = FakeGit(fetch=(128, words))
+        git_source.find_commit(session(git), GitSource("https://host/x"), "d" * 40)
 
 
 def test_a_local_repository_is_fetched_whole(tmp_path: Path) -> None:
-    oid = "d" * 40
-    git = FakeGit({local_ref(str(tmp_path), oid): "c"})
-    resolve._from_git(session(git), str(tmp_path), oid)
+    git = FakeGit()
+    git_source._fetch_name(cast(Git, git), GitSource(str(tmp_path)), "d" * 40)
     assert len(git.asked) == 1 and "--filter=blob:none" not in git.asked[0]
 
 
 @pytest.mark.parametrize(
-    ("answer", "found"),
+    ("names", "found"),
     [
-        ("1\trefs/heads/x\n", "refs/heads/x"),
-        ("1\trefs/heads/x\n2\trefs/tags/x\n", "refs/tags/x"),
-        ("", None),
+        (["heads/x"], "heads/x"),
+        (["heads/x", "tags/x"], "tags/x"),
+        ([], None),
     ],
 )
-def test_a_tag_wins_over_a_branch(answer: str, found: str | None) -> None:
-    git = cast(Git, FakeGit(ls_remote=(0, answer)))
+def test_a_tag_wins_over_a_branch(names: list[str], found: str | None) -> None:
+    source = GitSource("https://h/x")
+    answer = "".join(f"1\trefs/{name}\n" for name in names)
+    refs = {f"{source.refs}/{name}": name for name in names} | {name: name for name in names}
+    git = FakeGit(refs, ls_remote=(0, answer))
     if found:
-        assert resolve._full_ref(git, "https://h/x", "x") == found
+        assert git_source.find_commit(session(git), source, "x", refresh=True) == found
         return
-    with pytest.raises(UsageError, match="has no tag or branch x"):
-        resolve._full_ref(git, "https://h/x", "x")
+    with pytest.raises(UsageError, match="has no tag, branch or commit x"):
+        git_source.find_commit(session(git), source, "x")
     with pytest.raises(EnvironmentFault, match="cannot reach https://h/x"):
-        resolve._full_ref(cast(Git, FakeGit(ls_remote=(128, "fatal"))), "https://h/x", "x")
+        git_source.find_commit(session(FakeGit(ls_remote=(128, "fatal"))), source, "x")
 
 
 @pytest.mark.parametrize(
@@ -287,6 +325,7 @@ def test_a_release_by_its_lock_by_an_earlier_look_or_anew(
         return resolve.resolve_release(session(FakeGit(refs), known), Request(ref), whole=whole)
 
     assert ask("v0.5.23", True).wheels == known.get(V23).wheels
+    monkeypatch.setattr(resolve, "_resolve_ref", lambda *_: base)
     assert ask("main", False).base == base
     seen = {"refs/ada/base/v0.5.24": "seen"}
     assert (ask("v0.5.24", False, seen).base.commit, ask("v0.5.24", False, seen).wheels) == (

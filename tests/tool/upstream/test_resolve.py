@@ -9,7 +9,7 @@ import pytest
 from tests.support.lab import EDITED, TREE, UTILS, Lab, git
 from tool.errors import EnvironmentFault
 from tool.git.repository import OFFLINE, Git
-from tool.upstream.resolve import split_login
+from tool.upstream.git_source import split_login
 
 TOKEN = "t0ken"
 

@@ -8,8 +8,10 @@ import click
 
 from tool.apply import apply_to_worktree
 from tool.cli.options import command, make_request, release_option, source_options
+from tool.cli.outcomes import describe_ref
 from tool.cli.output import Report, format_table
 from tool.project import Session
+from tool.upstream import Base
 
 
 @command(
@@ -17,6 +19,7 @@ from tool.project import Session
     example=(
         "tool apply",
         "tool apply --sglang-ref v0.5.17 --into ~/sglang",
+        "tool apply --sglang-ref upstream/main",
     ),
 )
 @release_option
@@ -31,7 +34,7 @@ def apply(
     into: Path | None,
     branch: str | None,
 ) -> Report:
-    """Apply the series to a release: a git worktree, one commit per patch."""
+    """Apply the series to a release or a git ref: a git worktree, one commit per patch."""
     request = make_request(ref, source, release)
     done = apply_to_worktree(session, request, into=into, branch=branch)
     base, applied = done.composition.base, done.composition.applied
@@ -43,6 +46,8 @@ def apply(
         "release": str(base.release),
         "source": base.source,
         "base": base.commit,
+        "based_on": base.based_on,
+        "as_locked": done.composition.locked,
         "head": done.head,
         "checked_files": done.checked_files,
         "patches": [
@@ -63,13 +68,18 @@ def apply(
     rows.append(("ada_dsa kernels", done.head[:12], "bundled", ""))
     lines = [
         *(f"  {line}" for line in format_table(rows)),
+        *describe_ref(base),
         {
             "created": f"sglang {base.label} with {len(applied)} patches is in {done.folder}",
             "updated": f"updated {done.folder} to the series as it is now",
             "unchanged": f"{done.folder} already holds this; nothing changed",
         }[done.state],
         f"  branch {done.branch}, head {done.head[:12]}",
-        "next: tool build makes the wheel that pip installs; "
+        f"next: {_build(base)} makes the wheel that pip installs; "
         f"or use the tree as it is: PYTHONPATH={done.folder}/python",
     ]
     return Report(result, lines)
+
+
+def _build(base: Base) -> str:
+    return f"tool build --sglang-ref {base.typed}" if base.basis else "tool build"

@@ -17,7 +17,7 @@ from tool.series import parse_release
     session="offline quiet",
     example=(
         "tool drift --onto v0.5.24",
-        "tool drift --onto main --source git",
+        "tool drift --onto upstream/main",
     ),
 )
 @click.option(
@@ -25,14 +25,14 @@ from tool.series import parse_release
     required=True,
     metavar="REF",
     shell_complete=complete_release,
-    help="A release (v0.5.24) or a git ref.",
+    help="A release (v0.5.24) or a git ref (upstream/main).",
 )
 @start_option
 @source_options
 def drift(
     session: Session, onto: str, start: str | None, source: str | None, release: str | None
 ) -> Report:
-    """Show what carrying the series to another release would meet; changes nothing."""
+    """Show what carrying the series to a release or a git ref would meet; changes nothing."""
     request = make_request(onto, source, release)
     return report_preview(
         preview_rebase(session, request, source=parse_release(start) if start else None)
