@@ -5,6 +5,9 @@ holds the blobs upstream had there and the releases, so that it can be said wher
 offered again like any other patch: merged from the blobs it was made on, and taken only when it carries
 over, with the placement proof, the Python checks and nothing stale since. It is written when the rebase it
 was made in lands: one that was given up or begun anew leaves nothing behind.
+
+A rebase onto a git ref also leaves behind which patches a person left out because upstream has them. That is
+taken again only where upstream has the patch in the same way.
 """
 
 from __future__ import annotations
@@ -16,9 +19,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Final
 
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
-from tool.classify import ReplayStep, replay_series
+from tool.classify import UPSTREAM, Decision, OutcomeKind, ReplayStep, replay_series
 from tool.errors import ToolError
 from tool.git import Git, find_blobs
 from tool.project import Session, Workspace
@@ -26,11 +29,17 @@ from tool.series import Patch, PatchFile, patchfile
 from tool.upstream import Base
 
 _FOLDER: Final = "resolutions"
+TAKEN: Final = UPSTREAM - {OutcomeKind.PARTIAL}
+"""Upstream has the whole patch. Of one it has in part, what is left out is just left out."""
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """``preimages`` and ``upstream`` are blob ids by path; ``diff`` is the resolved patch, base64."""
+    """``preimages`` and ``upstream`` are blob ids by path; ``diff`` is the resolved patch, base64.
+
+    ``onto`` is a release, or the name of a git ref. ``skipped`` is why the patch was left out, and ``kind``
+    the outcome that this answered; ``diff`` is then empty.
+    """
 
     patch: str
     source: str
@@ -38,24 +47,32 @@ class Resolution:
     preimages: dict[str, str]
     upstream: dict[str, str]
     diff: str
+    skipped: str = ""
+    kind: str = ""
 
     def __str__(self) -> str:
-        return f"remembered resolution of {self.patch}, v{self.source} -> v{self.onto}"
+        onto = f"v{self.onto}" if is_release(self.onto) else self.onto
+        return f"remembered resolution of {self.patch}, v{self.source} -> {onto}"
 
 
 def record_resolution(
-    patch: Patch, content: bytes, source: Version, onto: Version
+    patch: Patch, decision: Decision, source: Version, onto: str
 ) -> tuple[str, bytes]:
-    """What keeps ``content``, what a person made of ``patch``: a file of the data folder and its bytes."""
-    made = patchfile.parse(patch.name, content)
+    """What keeps ``decision``, a person's on ``patch``: a file of the data folder and its bytes.
+
+    ``onto`` is a release, or the name of a git ref.
+    """
     parsed = patchfile.parse(patch.name, patch.content)
+    made = patchfile.parse(patch.name, decision.content) if decision.content is not None else None
     found = Resolution(
         patch.name,
         str(source),
-        str(onto),
+        onto,
         {f.path: f.before for f in parsed.files},
-        {f.path: f.before for f in made.files},
-        base64.b64encode(made.diff).decode(),
+        {f.path: f.before for f in made.files} if made else {},
+        base64.b64encode(made.diff).decode() if made else "",
+        decision.skipped or "",
+        decision.kind.value if decision.skipped else "",
     )
     body = json.dumps(asdict(found), indent=1).encode()
     return f"{_FOLDER}/{_key(parsed)}-{hashlib.sha256(body).hexdigest()[:16]}.json", body
@@ -63,13 +80,19 @@ def record_resolution(
 
 def recall_resolution(
     session: Session, base: Base, step: ReplayStep
-) -> tuple[bytes, Resolution] | None:
-    """New content for ``step``'s patch from a remembered resolution that carries over, if there is one."""
+) -> tuple[Decision, Resolution] | None:
+    """What to do with ``step``'s patch by a remembered resolution that holds here, if there is one."""
     git, series = session.git, session.series
     parsed = patchfile.parse(step.patch.name, step.patch.content)
     here = replace(base, commit=step.parent, tree=step.parent_tree)
     known = _list_resolutions(session.workspace, parsed)
+    kind, reasons = step.outcome.kind, step.outcome.reasons
     for found in sorted(known, key=lambda r: _distance(git, step, r)):
+        how = f"by a {found}"
+        if found.skipped:
+            if kind in TAKEN and kind.value == found.kind:
+                return Decision(kind, reasons, skipped=found.skipped, how=how), found
+            continue
         diff = base64.b64decode(found.diff)
         content = patchfile.render(parsed.header, diff)
         candidate = replace(step.patch, content_override=content)
@@ -78,8 +101,17 @@ def recall_resolution(
         except ToolError:
             continue  # the blobs it was made on are gone
         if tried.outcome.carries:
-            return content, found
+            return Decision(kind, reasons, content, how=how), found
     return None
+
+
+def is_release(text: str) -> bool:
+    """Is ``text`` a version, and not the name of a git ref?"""
+    try:
+        Version(text)
+    except InvalidVersion:
+        return False
+    return True
 
 
 def _list_resolutions(workspace: Workspace, parsed: PatchFile) -> Iterator[Resolution]:

@@ -3,6 +3,9 @@
 The project is not touched until every patch has an answer; then patches, series.txt, series.lock and
 the history change in one transaction. A patch that needs a person stops the rebase with a worktree
 at exactly that patch.
+
+A rebase onto a git ref is provisional: it ends with a worktree and with what a person decided remembered.
+The project stays as it is, because series.lock rests on released wheels.
 """
 
 from __future__ import annotations
@@ -14,11 +17,11 @@ from typing import Final
 
 from packaging.version import Version
 
-from tool.apply import check_patch_files, select_patches
+from tool.apply import check_patch_files, commit_kernels, select_patches
 from tool.classify import CARRIES, Decision, OutcomeKind, ReplayStep, replay_series
-from tool.errors import UsageError
+from tool.errors import ConflictError, UsageError
 from tool.git import canonical_diff
-from tool.project import Session, carries_token, new_token
+from tool.project import Session, carries_token, inspect_folder, new_token
 from tool.rebase.conflict import (
     MergedFile,
     close_worktree,
@@ -29,9 +32,10 @@ from tool.rebase.conflict import (
     read_resolution,
 )
 from tool.rebase.preview import prepare_source
-from tool.rebase.rerere import recall_resolution, record_resolution
+from tool.rebase.rerere import TAKEN, recall_resolution, record_resolution
 from tool.rebase.state import (
     STATE_FILE,
+    Ref,
     State,
     Stop,
     check_snapshot,
@@ -44,9 +48,12 @@ from tool.rebase.state import (
 from tool.rebase.write import SeriesUpdate, SeriesWriter
 from tool.series import Patch, Series, patchfile
 from tool.upstream import (
+    GIT,
     PYPI,
     Base,
+    Basis,
     Request,
+    carried_release,
     find_release,
     names_release,
     previous_release,
@@ -77,7 +84,10 @@ class Stopped:
 @dataclass(frozen=True)
 class RebaseResult:
     """``stopped``, or landed. ``update`` and ``steps`` are missing where an earlier command, killed
-    while it wrote, had decided everything. ``remembered`` names resolutions used."""
+    while it wrote, had decided everything. ``remembered`` names resolutions used.
+
+    ``ref``: onto a git ref; ``update`` is then missing, ``recorded`` counts decisions that are remembered
+    from now on, and ``worktree`` is where the result is."""
 
     source: Version
     onto: Version
@@ -85,6 +95,13 @@ class RebaseResult:
     update: SeriesUpdate | None
     stopped: Stopped | None
     remembered: tuple[str, ...]
+    ref: Ref | None = None
+    recorded: int = 0
+    worktree: Path | None = None
+
+    @property
+    def target(self) -> str:
+        return self.ref.label if self.ref else f"v{self.onto}"
 
 
 def start_rebase(
@@ -97,16 +114,18 @@ def start_rebase(
 ) -> RebaseResult:
     """Begin carrying the series to ``request``'s release, stopping at the patches ``edits`` in any case.
 
+    A git ref is carried to provisionally.
+
     Raises:
-        UsageError: a rebase is under way, the release is carried already, or it is not a release; or
-            one of ``edits`` is not carried to it.
+        UsageError: a rebase is under way, the release is carried already, or one of ``edits`` is not
+            carried to it.
         ToolError: a base cannot be had, or the series is not the locked one.
     """
     with session.exclusive():
         if running := load_state(session.folder):
             if running.decisions or _has_stopped(session, running):
                 raise UsageError(
-                    f"a rebase onto v{running.onto} is under way",
+                    f"a rebase onto {running.target} is under way",
                     where=running.root,
                     next_step="go on with it: tool rebase --continue, or give it up: tool rebase --abort",
                 )
@@ -123,10 +142,12 @@ def _begin(
     into: Path | None,
     edits: Sequence[str],
 ) -> State:
-    if request.source not in (None, PYPI) or not names_release(request.ref):
+    if not names_release(request.ref):
+        return _begin_ref(session, request, source, into, edits)
+    if request.source not in (None, PYPI):
         raise UsageError(
-            f"{request.ref!r} is not a release, and series.lock rests on released wheels",
-            next_step=f"see what would happen there: tool drift --onto {request.ref}",
+            f"{request.ref} is a release, and series.lock rests on released wheels",
+            next_step=f"tool rebase --onto {request.ref}, without --source",
         )
     series, lock = session.series, session.lock
     onto = find_release(series, request)
@@ -141,13 +162,7 @@ def _begin(
     patches = select_patches(series, begin)
     check_patch_files(patches, lock.get(begin))
     wanted = _edits(series, patches, begin, onto, edits)
-    folder = (into or Path.cwd() / f"sglang-v{onto}-rebase").resolve()
-    if folder.exists():
-        raise UsageError(
-            "exists already, and a stopped rebase would need that place",
-            where=str(folder),
-            next_step="move it away, or name another folder with --into",
-        )
+    folder = _find_folder(into, f"v{onto}")
     found = resolve_release(session, request, whole=True)
     prepare_source(session, begin)
     return State(
@@ -161,6 +176,48 @@ def _begin(
         snapshot=snapshot_project(series),
         edits=wanted,
     )
+
+
+def _begin_ref(
+    session: Session,
+    request: Request,
+    source: Version | None,
+    into: Path | None,
+    edits: Sequence[str],
+) -> State:
+    if edits:
+        raise UsageError(
+            f"--edit changes patches that carry over, and {request.ref!r:.200} is not a release",
+            why="a rebase onto a git ref remembers how conflicts were resolved; no patch would keep the edit",
+            next_step="tool refresh changes a patch; --edit goes with a release",
+        )
+    base = resolve_release(session, request, whole=False).base
+    assert base.basis is not None
+    begin = carried_release(session.lock, base.release, source)
+    folder = _find_folder(into, base.slug)
+    prepare_source(session, begin)
+    return State(
+        root=str(session.series.root),
+        onto=base.release,
+        source=begin,
+        base_commit=base.commit,
+        base_tree=base.tree,
+        wheels=(),
+        folder=str(folder),
+        snapshot=snapshot_project(session.series),
+        ref=Ref(base.label, base.typed, base.basis.how),
+    )
+
+
+def _find_folder(into: Path | None, slug: str) -> Path:
+    folder = (into or Path.cwd() / f"sglang-{slug}-rebase").resolve()
+    if folder.exists():
+        raise UsageError(
+            "exists already, and a stopped rebase would need that place",
+            where=str(folder),
+            next_step="move it away, or name another folder with --into",
+        )
+    return folder
 
 
 def _edits(
@@ -197,9 +254,8 @@ def show_rebase(session: Session) -> RebaseResult | None:
         steps = _replay(session, state)
         merged = merge_files(session.git, steps[-1], _label(state))
         now = tuple(read_from_disk(folder, file) for file in merged)
-        return RebaseResult(
-            state.source, state.onto, steps, None, Stopped(steps[-1], folder, now), ()
-        )
+        stopped = Stopped(steps[-1], folder, now)
+        return RebaseResult(state.source, state.onto, steps, None, stopped, (), state.ref)
 
 
 def continue_rebase(session: Session) -> RebaseResult:
@@ -214,7 +270,7 @@ def continue_rebase(session: Session) -> RebaseResult:
         running = load_state(session.folder)
         if session.settle() and running is not None and load_state(session.folder) is None:
             # The kill came after the last decision: the files were all that was left to write.
-            return RebaseResult(running.source, running.onto, (), None, None, ())
+            return RebaseResult(running.source, running.onto, (), None, None, (), running.ref)
         state = _require_state(session)
         stop = state.stop
         if stop is None or not _has_stopped(session, state):
@@ -256,8 +312,8 @@ def skip_patch(session: Session, why: str) -> RebaseResult:
         return _run(session, state)
 
 
-def abort_rebase(session: Session) -> Version:
-    """Give the rebase up: the project is byte for byte what it was. Returns the release it was onto.
+def abort_rebase(session: Session) -> str:
+    """Give the rebase up: the project is byte for byte what it was. Returns what it was onto.
 
     Raises:
         UsageError: none is under way.
@@ -265,17 +321,24 @@ def abort_rebase(session: Session) -> Version:
     with session.exclusive(settle=False):
         state = _take_back(session)
         remove_state(session.folder)
-    return state.onto
+    return state.target
 
 
 def restart_rebase(session: Session) -> RebaseResult:
-    """The same rebase from its beginning, with the same stops, without the decisions made so far.
+    """The same rebase from its beginning, with the same stops, without the decisions made so far. One onto
+    a git ref keeps its commit, wherever the ref is now.
 
     Raises:
         UsageError: none is under way.
     """
     with session.exclusive(settle=False):
         state = _take_back(session)
+        if state.ref is not None:
+            prepare_source(session, state.source)
+            folder = _find_folder(Path(state.folder), "")
+            now = snapshot_project(session.series)
+            fresh = replace(state, folder=str(folder), snapshot=now, decisions={}, stop=None)
+            return _run(session, replace(fresh, token=None))
         again = Request(f"v{state.onto}")
         begun = _begin(session, again, state.source, Path(state.folder), state.edits)
         return _run(session, begun)
@@ -331,9 +394,8 @@ def _run(session: Session, state: State) -> RebaseResult:
         recalled = None if asked else recall_resolution(session, _base(state), step)
         if recalled is None:
             break
-        content, found = recalled
+        decision, found = recalled
         used.append(str(found))
-        decision = Decision(step.outcome.kind, step.outcome.reasons, content, how=f"by a {found}")
         state = replace(state, decisions={**state.decisions, step.patch.name: decision})
     stop = Stop(step.patch.name, step.outcome.kind, step.outcome.reasons)
     token = new_token()
@@ -341,7 +403,7 @@ def _run(session: Session, state: State) -> RebaseResult:
     save_state(session.folder, replace(state, stop=stop, token=token))
     merged = open_worktree(git, folder, step, token=token, label=_label(state))
     stopped = Stopped(step, folder, tuple(merged))
-    return RebaseResult(state.source, state.onto, steps, None, stopped, tuple(used))
+    return RebaseResult(state.source, state.onto, steps, None, stopped, tuple(used), state.ref)
 
 
 def _replay(session: Session, state: State, *, until: str | None = None) -> tuple[ReplayStep, ...]:
@@ -371,30 +433,67 @@ def _write(
     session: Session, state: State, steps: tuple[ReplayStep, ...], used: list[str]
 ) -> RebaseResult:
     series = session.series
+    if state.ref is not None:
+        return _end_ref(session, state, steps, used)
     writer = SeriesWriter(session.git, series, session.lock, state.onto)
     update = writer.write(state.source, _base(state), state.wheels, steps)
     session.write(update.files, data=dict(_resolved(series, state)), own={STATE_FILE: None})
     return RebaseResult(state.source, state.onto, steps, update, None, tuple(used))
 
 
+def _end_ref(
+    session: Session, state: State, steps: tuple[ReplayStep, ...], used: list[str]
+) -> RebaseResult:
+    """Make the worktree of a provisional rebase, and remember what a person decided."""
+    base = _base(state)
+    tip = next((s.applied.commit for s in reversed(steps) if s.applied), base.commit)
+    folder: Path | None = Path(state.folder).parent / f"sglang-{base.slug}"
+    assert folder is not None
+    try:
+        head = commit_kernels(session.git, base, tip, session.series.kernel_dir)
+        found = inspect_folder(session.git, folder, None, f"ada/{base.slug}")
+        if found.head != head:
+            with session.publish(found, head, base.commit) as publication:
+                publication.finish()
+    except (UsageError, ConflictError) as refused:
+        where = f"{refused.where}: " if refused.where else ""
+        session.warn(f"no worktree of the result was made: {where}{refused.message}")
+        folder = None
+    kept = dict(_resolved(session.series, state))
+    session.write({}, data=kept, own={STATE_FILE: None})
+    return RebaseResult(
+        state.source, state.onto, steps, None, None, tuple(used), state.ref, len(kept), folder
+    )
+
+
 def _resolved(series: Series, state: State) -> Iterator[tuple[str, bytes]]:
     """Files of the data folder that keep what a person made of patches that did not carry over."""
     patches = {p.name: p for p in series.patches}
+    onto = state.ref.label if state.ref else str(state.onto)
     for name, decision in state.decisions.items():
         if (
-            decision.content is not None
-            and decision.how in (BY_HAND, AS_MERGED)
-            and decision.kind not in CARRIES
-            # Stale and left so is a word on this release: the next may have more that is left over.
-            and not (decision.kind is OutcomeKind.STALE and decision.how == AS_MERGED)
+            (
+                decision.content is not None
+                and decision.how in (BY_HAND, AS_MERGED)
+                and decision.kind not in CARRIES
+                # Stale and left so is a word on this release: the next may have more that is left over.
+                and not (decision.kind is OutcomeKind.STALE and decision.how == AS_MERGED)
+            )
+            or state.ref
+            and decision.skipped
+            and not decision.how
+            and decision.kind in TAKEN
         ):
-            yield record_resolution(patches[name], decision.content, state.source, state.onto)
+            yield record_resolution(patches[name], decision, state.source, onto)
 
 
 def _label(state: State) -> str:
     """What the release's side of a conflict is called."""
-    return f"sglang v{state.onto}"
+    return f"sglang {state.target}"
 
 
 def _base(state: State) -> Base:
-    return Base(state.onto, state.base_commit, state.base_tree, PYPI, f"v{state.onto}")
+    commit, tree, ref = state.base_commit, state.base_tree, state.ref
+    if ref is None:
+        return Base(state.onto, commit, tree, PYPI, f"v{state.onto}")
+    return Base(state.onto, commit, tree, GIT, ref.label, Basis(state.onto, ref.how), ref.typed)

@@ -25,6 +25,8 @@ from tool.series import LOCK_FILE, PATCH_DIR, SERIES_FILE, LockedWheel, Series
 
 STATE_FILE: Final = "rebase.json"
 _FORMAT: Final = 3
+_REF_FORMAT: Final = 4
+"""That of a rebase onto a git ref: a tool that knows only releases must not land it as one."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,20 @@ class Stop:
 
 
 @dataclass(frozen=True)
+class Ref:
+    """A git ref that is no release, as messages name it, as one types it, and what tells its release."""
+
+    label: str
+    typed: str
+    how: str
+
+
+@dataclass(frozen=True)
 class State:
     """``snapshot`` is the sha256 of each project file the rebase reads: they may not change meanwhile.
     ``folder`` is where worktrees are made; ``token`` is that of the one that may be there. ``edits`` are
-    patches to stop at though they carry over."""
+    patches to stop at though they carry over. ``ref``: the rebase is onto a git ref, and ``onto`` is the
+    release that this is based on."""
 
     root: str
     onto: Version
@@ -54,6 +66,12 @@ class State:
     stop: Stop | None = None
     token: str | None = None
     edits: tuple[str, ...] = ()
+    ref: Ref | None = None
+
+    @property
+    def target(self) -> str:
+        """What the rebase is onto, for messages."""
+        return self.ref.label if self.ref else f"v{self.onto}"
 
 
 def load_state(folder: Path) -> State | None:
@@ -65,8 +83,8 @@ def load_state(folder: Path) -> State | None:
     path = folder / STATE_FILE
     try:
         raw = json.loads(path.read_bytes())
-        if raw["format"] != _FORMAT:
-            raise ValueError(f"format {raw['format']}, this tool reads {_FORMAT}")
+        if raw["format"] not in (_FORMAT, _REF_FORMAT):
+            raise ValueError(f"format {raw['format']}, this tool reads {_FORMAT} and {_REF_FORMAT}")
         return _state(raw)
     except FileNotFoundError:
         return None
@@ -81,7 +99,7 @@ def load_state(folder: Path) -> State | None:
 
 def save_state(folder: Path, state: State) -> None:
     body: dict[str, Any] = {
-        "format": _FORMAT,
+        "format": _REF_FORMAT if state.ref else _FORMAT,
         "root": state.root,
         "onto": str(state.onto),
         "from": str(state.source),
@@ -93,6 +111,7 @@ def save_state(folder: Path, state: State) -> None:
         "stop": asdict(state.stop) if state.stop else None,
         "token": state.token,
         "edits": list(state.edits),
+        "ref": asdict(state.ref) if state.ref else None,
     }
     atomic.write(folder / STATE_FILE, json.dumps(body, indent=1).encode())
 
@@ -175,6 +194,7 @@ def _state(raw: dict[str, Any]) -> State:
         else None,
         token=raw["token"],
         edits=tuple(raw.get("edits", ())),
+        ref=Ref(**raw["ref"]) if raw["format"] == _REF_FORMAT else None,
     )
 
 

@@ -29,12 +29,14 @@ class PatchStatus:
 
 @dataclass(frozen=True)
 class RebaseStatus:
-    """A rebase under way in the project ``root``. ``patch`` is where it stopped and ``outcome`` why;
-    both are None when a kill left it between two stops. ``next_step`` is what to type."""
+    """A rebase under way in the project ``root``, ``onto`` a release or a git ref.
+
+    ``patch`` is where it stopped and ``outcome`` why; both are None when a kill left it between two stops.
+    ``next_step`` is what to type."""
 
     root: str
     source: Version
-    onto: Version
+    onto: str
     patch: str | None
     outcome: str | None
     worktree: str | None
@@ -87,13 +89,14 @@ def _rebase(session: Session, git: Git | None) -> RebaseStatus | None:
     if state is None:
         return None
     stop, token = state.stop, state.token
+    onto = state.ref.label if state.ref else str(state.onto)
     if not (stop and git and token and carries_token(git, Path(state.folder), token)):
         resume = "tool rebase --continue"
-        return RebaseStatus(state.root, state.source, state.onto, None, None, None, resume)
+        return RebaseStatus(state.root, state.source, onto, None, None, None, resume)
     return RebaseStatus(
         state.root,
         state.source,
-        state.onto,
+        onto,
         stop.patch,
         stop.kind.value,
         state.folder,

@@ -10,15 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 from packaging.version import Version
 
 from tool.apply import apply_series, check_applied, lock_patches, recompute_commits
-from tool.classify import UPSTREAM, OutcomeKind, ReplayStep
+from tool.classify import OutcomeKind, ReplayStep
 from tool.errors import IntegrityError, UsageError
 from tool.git import Git, canonical_diff
 from tool.rebase.history import HISTORY_FILE, HistoryRow, add_entry
+from tool.rebase.rerere import TAKEN
 from tool.series import (
     LOCK_FILE,
     PATCH_DIR,
@@ -38,9 +38,6 @@ from tool.series import (
     widen_specifier,
 )
 from tool.upstream import Base
-
-_TAKEN: Final = UPSTREAM - {OutcomeKind.PARTIAL}
-"""Upstream has the whole patch. Of one it has in part, what is left out is just left out."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +153,7 @@ class SeriesWriter:
             fields["Releases"] = bounded
         if skipped:
             header = patchfile.parse(patch.name, patch.content).header
-            taken = kind in _TAKEN and not header.get("Applied-Upstream")
+            taken = kind in TAKEN and not header.get("Applied-Upstream")
             field = "Applied-Upstream" if taken else "Skipped"
             fields[field] = f"{self._target}, {skipped}"
         if fields:
@@ -174,7 +171,7 @@ class SeriesWriter:
             reasons = [
                 s.decision.skipped
                 for s in own
-                if s.decision and s.decision.skipped and s.outcome.kind in _TAKEN
+                if s.decision and s.decision.skipped and s.outcome.kind in TAKEN
             ]
             if reasons and len(reasons) == len(own) and all(r is not None for r in reasons):
                 needed = next(c.needed for c in self._series.changes if c.name == change)

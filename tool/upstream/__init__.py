@@ -9,6 +9,7 @@ from tool.upstream.download import choose_wheel, fetch_wheel, hash_file, select_
 from tool.upstream.git_source import GitSource, mask_login
 from tool.upstream.index import list_available
 from tool.upstream.resolve import (
+    GIT,
     PYPI,
     Base,
     Request,
@@ -30,6 +31,7 @@ from tool.upstream.wheel_import import PREFIX, is_imported, release_ref
 __all__ = [
     "Base",
     "Basis",
+    "GIT",
     "GitSource",
     "PREFIX",
     "PYPI",

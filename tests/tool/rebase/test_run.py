@@ -371,8 +371,11 @@ class TestBadInput:
         assert "0.5.99" in error["message"]
 
     def test_a_git_ref(self, three: Lab) -> None:
-        error = rebase(three, "--onto", "main", "--offline", code=2)
-        assert "tool drift" in error["next"]
+        error = rebase(three, "--onto", "main", "--offline", code=6)
+        assert "was never fetched" in error["message"]
+        before = project(three)
+        error = rebase(three, "--onto", "main", "--source", "pypi", code=2)
+        assert "is not a release" in error["message"] and project(three) == before
 
     def test_an_edited_patch(self, three: Lab) -> None:
         path = three.root / "patches" / "demo/limits.patch"

@@ -11,8 +11,8 @@ import click
 
 from tool.analysis import Block
 from tool.classify import UPSTREAM, OutcomeKind
-from tool.cli.completion import complete_patch
-from tool.cli.options import command, start_option
+from tool.cli.completion import complete_patch, complete_release
+from tool.cli.options import command, make_request, source_options, start_option
 from tool.cli.outcomes import make_step_result
 from tool.cli.output import Report, format_table
 from tool.errors import UsageError
@@ -29,7 +29,6 @@ from tool.rebase import (
     start_rebase,
 )
 from tool.series import parse_release
-from tool.upstream import Request
 
 _HUNK_LINES: Final = 24
 
@@ -39,11 +38,18 @@ _HUNK_LINES: Final = 24
     settle=False,
     example=(
         "tool rebase --onto v0.5.24",
+        "tool rebase --onto upstream/main",
         "tool rebase --continue",
     ),
 )
-@click.option("--onto", metavar="RELEASE", help="The release to carry the series to.")
+@click.option(
+    "--onto",
+    metavar="REF",
+    shell_complete=complete_release,
+    help="The release to carry the series to; of a git ref, provisionally.",
+)
 @start_option
+@source_options
 @click.option(
     "--edit",
     "edits",
@@ -65,6 +71,8 @@ def rebase(
     session: Session,
     onto: str | None,
     start: str | None,
+    source: str | None,
+    release: str | None,
     edits: tuple[str, ...],
     resume: bool,
     skip: bool,
@@ -73,17 +81,19 @@ def rebase(
     restart: bool,
     into: Path | None,
 ) -> Report:
-    """Carry the series to another release.
+    """Carry the series to another release, or provisionally to a git ref.
 
     \b
     Exit code 3: stopped at a patch that does not carry over, in a worktree where it can be resolved;
     4: upstream seems to have it. Then --continue, --skip --why TEXT, --abort or --restart. Without any
     of these: show again where it stopped.
+
+    A git ref gets no entry in series.lock. What you resolve there is remembered, and the rebase onto the
+    release takes it where it still holds.
     """
     _check_options(onto, resume, skip, abort, restart, edits, why)
     if abort:
-        onto_release = abort_rebase(session)
-        message = f"gave up the rebase onto v{onto_release}; the series is as it was"
+        message = f"gave up the rebase onto {abort_rebase(session)}; the series is as it was"
         return Report({"state": "aborted"}, [message])
     if resume:
         return _report(continue_rebase(session))
@@ -94,9 +104,9 @@ def rebase(
     if onto is None:
         shown = show_rebase(session)
         return _report(shown) if shown else _report_interrupted()
-    source = parse_release(start) if start else None
-    request = Request(onto)
-    return _report(start_rebase(session, request, source=source, into=into, edits=edits))
+    request = make_request(onto, source, release)
+    begin = parse_release(start) if start else None
+    return _report(start_rebase(session, request, source=begin, into=into, edits=edits))
 
 
 def _check_options(
@@ -127,12 +137,20 @@ def _report(done: RebaseResult) -> Report:
     """Exit code 0 when the series was carried, 3 or 4 when the rebase stopped at a patch."""
     result: dict[str, Any] = {
         "from": str(done.source),
-        "onto": str(done.onto),
+        "onto": done.ref.typed if done.ref else str(done.onto),
+        "provisional": done.ref is not None,
         "remembered": list(done.remembered),
     }
-    lines = [f"used a {text}" for text in done.remembered]
+    lines = []
+    if ref := done.ref:
+        lines.append(
+            f"{ref.label} is based on v{done.onto}: {ref.how}; --release RELEASE overrides this"
+        )
+    lines += [f"used a {text}" for text in done.remembered]
     if done.stopped is not None:
         return _report_stop(done, done.stopped, result, lines)
+    if done.ref is not None:
+        return _report_provisional(done, result, lines)
     result |= {"state": "carried", "patches": [], "files": []}
     if done.update is not None:
         rows = [("patch", "outcome", "became")]
@@ -148,6 +166,30 @@ def _report(done: RebaseResult) -> Report:
         lines += _dated_lines(done.update)
     lines.append(f"the series carries v{done.onto} now")
     lines.append(f"next: tool check; tool diff v{done.source} v{done.onto} shows what changed")
+    return Report(result, lines)
+
+
+def _report_provisional(done: RebaseResult, result: dict[str, Any], lines: list[str]) -> Report:
+    rows = [("patch", "outcome", "decided")]
+    for step in done.steps:
+        decision = step.decision
+        what = "" if decision is None else decision.skipped or decision.how
+        left_out = "left out: " if decision and decision.skipped else ""
+        rows.append((step.patch.name, step.outcome.kind.value, f"{left_out}{what}"))
+    lines += format_table(rows)
+    lines.append(f"the series carries {done.target} provisionally; series.lock has no entry for it")
+    if done.recorded:
+        lines.append(f"remembered for the release: what you decided on {done.recorded} patch(es)")
+    if done.worktree:
+        lines.append(f"the result is in {done.worktree}")
+    lines.append("next: when the release is out: tool rebase --onto RELEASE")
+    result |= {
+        "state": "carried",
+        "patches": [make_step_result(step) for step in done.steps],
+        "files": [],
+        "recorded": done.recorded,
+        "worktree": str(done.worktree) if done.worktree else None,
+    }
     return Report(result, lines)
 
 
