@@ -34,7 +34,8 @@ SECTIONS: Final = {
     "Carry the series to another release": {
         "source": "Remember git repositories of sglang.",
         "watch": "Preview a rebase onto the newest release.",
-        "drift": "Preview a rebase onto a named release.",
+        "drift": "Preview a rebase onto a release or ref.",
+        "bisect": "Name the upstream commits that break patches.",
         "rebase": "Carry the series; stop where you decide.",
     },
     "Write patches": {

@@ -3,6 +3,7 @@
 It may import ``tool.classify`` and what is below it.
 """
 
+from tool.rebase.bisect import Bisection, Break, bisect_breaks
 from tool.rebase.explain import diff_releases, explain_patch
 from tool.rebase.history import load_history, render_markdown
 from tool.rebase.preview import Preview, count_outcomes, find_newer, preview_rebase
@@ -21,12 +22,15 @@ from tool.rebase.status import RebaseStatus, read_status
 from tool.rebase.write import SeriesUpdate
 
 __all__ = [
+    "Bisection",
+    "Break",
     "Preview",
     "RebaseResult",
     "RebaseStatus",
     "SeriesUpdate",
     "Stopped",
     "abort_rebase",
+    "bisect_breaks",
     "continue_rebase",
     "count_outcomes",
     "diff_releases",

@@ -18,6 +18,8 @@ from tool.upstream.resolve import (
     names_release,
     previous_release,
     resolve_base,
+    resolve_beside,
+    resolve_ref,
     resolve_release,
 )
 from tool.upstream.sources import (
@@ -52,6 +54,8 @@ __all__ = [
     "remove_source",
     "release_ref",
     "resolve_base",
+    "resolve_beside",
+    "resolve_ref",
     "resolve_release",
     "hash_file",
     "select_wheels",

@@ -123,7 +123,7 @@ def resolve_base(session: Session, request: Request) -> Base:
         IntegrityError: what came is not what series.lock holds.
     """
     if not names_release(request.ref):
-        base = _resolve_ref(session, request)
+        base = resolve_ref(session, request)
         return replace(base, release=carried_release(session.lock, base.release))
     release = find_release(session.series, request)
     if request.source in (None, PYPI):
@@ -134,8 +134,13 @@ def resolve_base(session: Session, request: Request) -> Base:
     return Base(release, commit, tree, GIT, f"v{release} of {source}")
 
 
-def _resolve_ref(session: Session, request: Request) -> Base:
-    """The commit of a git ref; ``Base.release`` is the release that it is based on."""
+def resolve_ref(session: Session, request: Request) -> Base:
+    """The commit of a git ref, which may be a release's tag; ``Base.release`` is what it is based on.
+
+    Raises:
+        UsageError: not a ref, or nothing tells what it is based on.
+        EnvironmentFault: never fetched and offline, or the transfer failed.
+    """
     if request.source == PYPI:
         raise UsageError(
             f"{request.ref!r} is not a release, and the package index knows only releases",
@@ -154,6 +159,14 @@ def _resolve_ref(session: Session, request: Request) -> Base:
     made = git.out("show", "--no-patch", "--format=%cs", commit)
     label = f"{name} ({made})" if is_oid(ref) else f"{name} ({commit[:12]}, {made})"
     return Base(basis.release, commit, git.tree_of(commit), GIT, label, basis, typed)
+
+
+def resolve_beside(session: Session, request: Request, ref: str) -> str:
+    """The commit that ``ref`` is in the git source of ``request``. Raises as ``resolve_ref``."""
+    source, _ = _split_ref(session, request)
+    if source.name:
+        ref = ref.removeprefix(f"{source.name}/")
+    return find_commit(session, source, ref, refresh=source.name is None)
 
 
 def _split_ref(session: Session, request: Request) -> tuple[GitSource, str]:
@@ -296,7 +309,7 @@ def resolve_release(session: Session, request: Request, *, whole: bool) -> Resol
         IntegrityError: a wheel cannot be read.
     """
     if not names_release(request.ref):
-        return ResolvedRelease(_resolve_ref(session, request), ())
+        return ResolvedRelease(resolve_ref(session, request), ())
     git, releases = session.git, session.lock.releases
     release = find_release(session.series, request)
     if request.source not in (None, PYPI) or release in releases:

@@ -325,7 +325,7 @@ def test_a_release_by_its_lock_by_an_earlier_look_or_anew(
         return resolve.resolve_release(session(FakeGit(refs), known), Request(ref), whole=whole)
 
     assert ask("v0.5.23", True).wheels == known.get(V23).wheels
-    monkeypatch.setattr(resolve, "_resolve_ref", lambda *_: base)
+    monkeypatch.setattr(resolve, "resolve_ref", lambda *_: base)
     assert ask("main", False).base == base
     seen = {"refs/ada/base/v0.5.24": "seen"}
     assert (ask("v0.5.24", False, seen).base.commit, ask("v0.5.24", False, seen).wheels) == (
