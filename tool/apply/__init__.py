@@ -28,6 +28,7 @@ from tool.apply.kernels import DESTINATION, commit_kernels
 from tool.apply.lint_imports import lint_imports
 from tool.apply.lock import recompute_commits, update_lock
 from tool.apply.preimages import find_missing_preimages, find_orphans, list_known_preimages
+from tool.apply.ref_base import RefBuild, compose_commit, compose_ref, project_ref
 from tool.apply.worktree import apply_to_worktree
 from tool.series import RELEASE_TRAILER, TREE_TRAILER
 
@@ -39,6 +40,7 @@ __all__ = [
     "Dangling",
     "EMPTY_MERGE",
     "RELEASE_TRAILER",
+    "RefBuild",
     "TREE_TRAILER",
     "UNBOUND",
     "apply_patch",
@@ -49,6 +51,8 @@ __all__ = [
     "check_patch_files",
     "check_releases",
     "commit_kernels",
+    "compose_commit",
+    "compose_ref",
     "compose_release",
     "compose_series",
     "compute_intended",
@@ -62,6 +66,7 @@ __all__ = [
     "lock_patches",
     "merge_diff",
     "prepare_base",
+    "project_ref",
     "recompute_commits",
     "select_patches",
     "select_releases",

@@ -19,6 +19,7 @@ from tool.apply import (
     apply_series,
     check_applied,
     commit_kernels,
+    compose_commit,
     find_orphans,
     list_known_preimages,
     lock_patches,
@@ -221,6 +222,11 @@ class Author:
             return False  # the edit did not reach the worktree's release
         base, tip = self.tips[worktree.release]
         try:
+            if worktree.on_ref:
+                on = worktree.branch.base
+                composed = compose_commit(self.session, worktree.release, on, on[:12])
+                check_applied(self.git, composed.applied)
+                base, tip = composed.base, composed.tip
             head = commit_kernels(self.git, base, tip, self.series.kernel_dir)
             return worktree.move(self.git, head)
         except ToolError:
@@ -242,7 +248,7 @@ def new_patch(session: Session, fields: HeaderFields, folder: Path) -> Edited:
         worktree.require_changes()
         base, applied = author.applied(worktree.release)
         before = applied[-1].tree if applied else base.tree
-        tree = _merge(author.git, before, worktree.diff, fields.name)
+        tree = _merge(author.git, before, worktree.diff, fields.name, worktree)
         done = _add(author, fields, worktree.release, before, tree)
         return replace(done, worktree_moved=author.move_worktree(worktree))
 
@@ -296,7 +302,9 @@ def refresh_patch(session: Session, name: str, folder: Path, *, split: bool = Fa
             )
         if not split and applied.exact:
             worktree.require_changes()
-        tree = _merge(author.git, applied.tree, diff, patch.name) if diff else applied.tree
+        tree = (
+            _merge(author.git, applied.tree, diff, patch.name, worktree) if diff else applied.tree
+        )
         if tree == applied.parent_tree:
             raise UsageError(
                 f"nothing of {patch.name} would be left",
@@ -444,16 +452,24 @@ def _add(author: Author, fields: HeaderFields, release: Version, before: str, af
     return replace(done, files={change.path: describe_change(change) for change in changes})
 
 
-def _merge(git: Git, tree: str, diff: bytes, name: str) -> str:
+def _merge(git: Git, tree: str, diff: bytes, name: str, worktree: EditedWorktree) -> str:
     """``tree`` with ``diff`` merged into it from the blobs it was made on."""
     patchfile.parse(name, b"Description: an edit\n---\n" + diff)
     with private_index(git, tree) as index:
         done = merge_diff(index, diff)
         if done.returncode != 0:
+            next_step = (
+                "a later patch changes the same lines: refresh that one, or make a new patch"
+            )
+            if worktree.on_ref:
+                next_step = (
+                    f"sglang {worktree.release} has other lines there than the git ref of the worktree: "
+                    "commit the change in your own repository"
+                )
             raise ConflictError(
                 f"the change does not fit into {name}",
                 why=read_reason(done.stderr),
-                next_step="a later patch changes the same lines: refresh that one, or make a new patch",
+                next_step=next_step,
             )
         return index.out("write-tree")
 

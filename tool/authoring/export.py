@@ -16,19 +16,23 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from tool.apply import DESTINATION
-from tool.authoring.worktree import Branch, describe_change, open_branch, refuse_leftovers
+from tool.authoring.worktree import (
+    Branch,
+    describe_change,
+    find_release_of,
+    open_branch,
+    refuse_leftovers,
+)
 from tool.errors import UsageError
-from tool.git import Git, canonical_diff, changed_files, list_changes, list_commits
+from tool.git import Git, canonical_diff, changed_files, find_blobs, list_changes, list_commits
 from tool.project import Session
 from tool.series import (
     PATCH_DIR,
-    RELEASE_TRAILER,
     SERIES_FILE,
     TREE_TRAILER,
     Series,
     SeriesText,
     make_specifier,
-    parse_release,
     parse_series,
     patchfile,
 )
@@ -76,7 +80,8 @@ def export_patches(session: Session, folder: Path) -> Exported:
                 where=str(folder),
                 next_step="commit them, then export again",
             )
-        release = _find_release(git, branch)
+        release = find_release_of(git, branch)
+        _refuse_ref(session, branch, release)
         found = _read_commits(git, series, branch, release)
         contents = dict(found.contents)
         text = SeriesText((series.root / SERIES_FILE).read_text(encoding="utf-8"))
@@ -129,24 +134,27 @@ def _write(session: Session, files: Mapping[str, bytes | None], text: str | None
         session.write(changed)
 
 
+def _refuse_ref(session: Session, branch: Branch, release: Version) -> None:
+    """A patch file holds the blobs of a release; commits on other files would be written for those."""
+    entry = session.lock.releases.get(release)
+    net = entry.net_files() if entry and entry.base_commit != branch.base else {}
+    here = find_blobs(session.git, branch.base, list(net))
+    if other := min(
+        (path for path, change in net.items() if here[path] != change.before), default=None
+    ):
+        raise UsageError(
+            f"is on a git ref with another {other} than sglang {release}",
+            where=str(branch.folder),
+            why="patch files are written for the files of a release",
+            next_step="leave the change uncommitted there, then: tool new, or tool refresh",
+        )
+
+
 def _exclude(others: set[Version], release: Version) -> str:
     """The specifier of ``others``, without ``release``."""
     spec = make_specifier(others)
     inside = SpecifierSet(spec).contains(release, prereleases=True)
     return f"{spec},!={release}" if inside else spec
-
-
-def _find_release(git: Git, branch: Branch) -> Version:
-    """The release that ``tool apply`` made the branch of: its last commit names it."""
-    header, _ = patchfile.from_message(git.out("log", "-1", "--format=%B", branch.tip))
-    named = header.get(RELEASE_TRAILER)
-    if named is None:
-        raise UsageError(
-            "is on a branch whose release is not known",
-            where=str(branch.folder),
-            next_step="make a worktree with tool apply",
-        )
-    return parse_release(named)
 
 
 def _find_order(

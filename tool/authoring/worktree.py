@@ -8,7 +8,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from tool.apply import DESTINATION
+from tool.apply import DESTINATION, RELEASE_TRAILER
 from tool.errors import UsageError
 from tool.git import (
     NULL_OID,
@@ -20,7 +20,7 @@ from tool.git import (
     write_worktree,
 )
 from tool.project import Session, base_ref, tip_ref
-from tool.series import PatchFile, find_content_faults, patchfile
+from tool.series import PatchFile, find_content_faults, parse_release, patchfile
 
 _KINDS = {"120000": "a symlink", "160000": "a repository of its own (git would keep a submodule)"}
 
@@ -57,15 +57,32 @@ def open_branch(session: Session, folder: Path) -> Branch:
     return Branch(folder, admin, name, head, tip, base)
 
 
+def find_release_of(git: Git, branch: Branch) -> Version:
+    """The release that ``tool apply`` made the branch of: its last commit names it."""
+    header, _ = patchfile.from_message(git.out("log", "-1", "--format=%B", branch.tip))
+    named = header.get(RELEASE_TRAILER)
+    if named is None:
+        raise UsageError(
+            "is on a branch whose release is not known",
+            where=str(branch.folder),
+            next_step="make a worktree with tool apply",
+        )
+    return parse_release(named)
+
+
 @dataclass(frozen=True)
 class EditedWorktree:
-    """A worktree without commits of a person's. ``tree`` is what its files are, ``diff`` what differs."""
+    """A worktree without commits of a person's. ``tree`` is what its files are, ``diff`` what differs.
+
+    ``on_ref``: its base is a commit of a git source, and ``release`` the one whose patches are on it.
+    """
 
     branch: Branch
     release: Version
     tree: str
     diff: bytes
     files: Mapping[str, str]
+    on_ref: bool = False
 
     def require_changes(self) -> None:
         if not self.diff:
@@ -111,7 +128,10 @@ def read_worktree(session: Session, folder: Path) -> EditedWorktree:
         )
     locked = (v for v, e in session.lock.releases.items() if e.base_commit == branch.base)
     release = next(locked, None)
+    on_ref = release is None
     if release is None:
+        release = find_release_of(git, branch)
+    if release not in session.lock.releases:
         raise UsageError(
             "is not of a release in series.lock",
             where=str(folder),
@@ -124,7 +144,8 @@ def read_worktree(session: Session, folder: Path) -> EditedWorktree:
     for change in changes:
         _check_change(folder, change)
     files = {change.path: describe_change(change) for change in changes}
-    return EditedWorktree(branch, release, tree, canonical_diff(git, before, tree), files)
+    diff = canonical_diff(git, before, tree)
+    return EditedWorktree(branch, release, tree, diff, files, on_ref)
 
 
 def _check_change(folder: Path, change: TreeChange) -> None:

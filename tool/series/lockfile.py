@@ -58,13 +58,19 @@ class LockedPatch:
 
 @dataclass(frozen=True)
 class LockedRelease:
-    """One release. ``base_commit``/``base_tree`` are of the wheel import."""
+    """One release. ``base_commit``/``base_tree`` are of the wheel import.
+
+    ``commit`` and ``own`` describe a git ref that is no release: its commit, and what it changes in the files
+    of the wheel. No lock holds such an entry.
+    """
 
     version: Version
     wheels: tuple[LockedWheel, ...]
     base_commit: str
     base_tree: str
     patches: tuple[LockedPatch, ...]
+    commit: str | None = None
+    own: tuple[FileChange, ...] = ()
 
     @property
     def final_tree(self) -> str:
@@ -78,7 +84,7 @@ class LockedRelease:
 
     def net_files(self) -> dict[str, FileChange]:
         """Per touched path, the blob in the release and the blob after the whole series."""
-        net: dict[str, FileChange] = {}
+        net = {change.path: change for change in self.own}
         for patch in self.patches:
             for change in patch.files:
                 first = net.get(change.path)
@@ -262,6 +268,7 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _release_json(release: LockedRelease) -> dict[str, Any]:
+    assert release.commit is None, "series.lock rests on released wheels"
     return {
         "wheels": {w.filename: {"sha256": w.sha256, "size": w.size} for w in release.wheels},
         "base": {"commit": release.base_commit, "tree": release.base_tree},

@@ -6,7 +6,7 @@ It may import ``tool.project`` and what is below it.
 from tool.upstream.basis import Basis
 from tool.upstream.complete import complete_wheels
 from tool.upstream.download import choose_wheel, fetch_wheel, hash_file, select_wheels
-from tool.upstream.git_source import GitSource, mask_login
+from tool.upstream.git_source import GitSource, find_release_tag, mask_login
 from tool.upstream.index import list_available
 from tool.upstream.resolve import (
     GIT,
@@ -28,13 +28,14 @@ from tool.upstream.sources import (
     refresh_sources,
     remove_source,
 )
-from tool.upstream.wheel_import import PREFIX, is_imported, release_ref
+from tool.upstream.wheel_import import PACKAGE, PREFIX, is_imported, release_ref
 
 __all__ = [
     "Base",
     "Basis",
     "GIT",
     "GitSource",
+    "PACKAGE",
     "PREFIX",
     "PYPI",
     "Request",
@@ -44,6 +45,7 @@ __all__ = [
     "complete_wheels",
     "fetch_wheel",
     "find_release",
+    "find_release_tag",
     "is_imported",
     "list_available",
     "list_sources",

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from packaging.version import Version
+
 from tool.errors import EnvironmentFault, UsageError
 from tool.git import Git, check_ref, is_oid, last_line
 from tool.project import Session
@@ -172,6 +174,12 @@ def list_release_tags(git: Git, commit: str, source: GitSource | None) -> Iterat
         _, mark, tag = name.partition("/tags/")
         if mark:
             yield tag, peeled or oid
+
+
+def find_release_tag(git: Git, commit: str, release: Version) -> str | None:
+    """The commit of the tag of ``release`` in the history of ``commit``, whichever source has it."""
+    tags = dict(list_release_tags(git, commit, None))
+    return tags.get(f"v{release}")
 
 
 def use_login(session: Session, source: GitSource) -> None:

@@ -323,6 +323,7 @@ class Verification:
         claims: tuple[tuple[str, object, object], ...] = (
             ("version", version, facts.version),
             ("release", locked.version, facts.release),
+            ("commit", locked.commit, facts.commit),
             ("sha256 of its released wheel", wheels.get(facts.source), facts.source_sha256),
             ("tree", locked.final_tree, facts.tree),
             (

@@ -24,20 +24,36 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from tool.apply import RELEASE_TRAILER
-from tool.errors import EnvironmentFault, IntegrityError, ToolError, UsageError
-from tool.git import Git, Worktree, admin_folders, check_ref, read_text
-from tool.project import SILENT, Progress, Session, tip_ref
-from tool.series import Lock, LockedRelease, LockedWheel, Series, read_kernels
+from tool.apply import DESTINATION, RELEASE_TRAILER, compose_commit, lock_patches, project_ref
+from tool.errors import (
+    ConflictError,
+    EnvironmentFault,
+    IntegrityError,
+    ToolError,
+    UpstreamedError,
+    UsageError,
+)
+from tool.git import Git, Worktree, admin_folders, changed_files, check_ref, find_blobs, read_text
+from tool.project import SILENT, Progress, Session, base_ref, tip_ref
+from tool.series import (
+    FileChange,
+    Lock,
+    LockedPatch,
+    LockedRelease,
+    LockedWheel,
+    Series,
+    read_kernels,
+)
 from tool.upstream import PREFIX, fetch_wheel
 from tool.verify.beside import PACKAGE, inspect_site, inspect_start_folder
 from tool.verify.checks import Fetch, Verification, VerifyReport
-from tool.verify.files import Difference, FolderFiles, WheelFiles
+from tool.verify.files import Difference, FolderFiles, Unproven, WheelFiles
 from tool.wheel import (
     READ_LIMIT,
     VERSION_FILE,
@@ -49,6 +65,8 @@ from tool.wheel import (
     is_fork,
     open_regular,
     parse_record,
+    public_release,
+    read_commit,
     read_version,
     unsafe_name,
 )
@@ -65,16 +83,17 @@ def verify_artifact(session: Session, artifact: Path) -> VerifyReport:
     Raises:
         UsageError: it is none of the three, or of a release the lock does not carry.
     """
-    lock = session.lock
     kernels = read_kernels(session.series.kernel_dir)
     patches = functools.partial(_describe, session.series)
     fetch = functools.partial(_fetch, session)
     if artifact.is_file():
+        lock = _add_ref(session, WheelName.parse(artifact.name).version)
         return verify_wheel(artifact, lock=lock, kernels=kernels, patches=patches, fetch=fetch)
     if not artifact.is_dir():
         raise UsageError("is neither a file nor a folder", where=str(artifact))
     if (artifact / PREFIX / PACKAGE).is_dir():
         return _verify_worktree(session, artifact, kernels)
+    lock = _add_ref(session, _find_installed(artifact)[1])
     return verify_installed(
         artifact,
         lock=lock,
@@ -83,6 +102,32 @@ def verify_artifact(session: Session, artifact: Path) -> VerifyReport:
         fetch=fetch,
         progress=session.progress,
     )
+
+
+def _add_ref(session: Session, version: Version) -> Lock:
+    """The lock; for the fork of a git ref with what the series gives on it, computed anew.
+
+    Raises:
+        EnvironmentFault: the commit is not in the tool's repository.
+        ToolError: as ``compose_commit`` and ``project_ref``.
+    """
+    short = read_commit(version)
+    if short is None:
+        return session.lock
+    release = public_release(version)
+    session.lock.get(release)
+    git = session.workspace.find_repository()
+    commit = git.resolve(short) if git else None
+    if commit is None:
+        raise EnvironmentFault(
+            f"commit {short}, which {version} was built from, is not in the tool's repository",
+            why="without it nothing tells what that fork holds",
+            next_step="name the repository that has it: tool source add NAME URL|PATH, then: tool drift "
+            f"--onto NAME/{short}",
+        )
+    with session.exclusive():
+        composed = compose_commit(session, release, commit, f"commit {commit[:12]}")
+        return session.lock.with_release(project_ref(session, composed).entry)
 
 
 def verify_wheel(
@@ -165,6 +210,7 @@ def verify_tree(
     kernels: Mapping[str, bytes] | None = None,
     expected: Mapping[str, tuple[str, str]] | None = None,
     wheel_base: bool = True,
+    unproven: Sequence[Unproven] = (),
     progress: Progress = SILENT,
 ) -> VerifyReport:
     """Verify the files of a worktree that ``tool apply`` made.
@@ -176,6 +222,7 @@ def verify_tree(
             name a differing file that the series does not touch.
         wheel_base: False for a worktree whose base came from a git repository, which holds files
             the wheels do not; then the lock proves the touched files, ``expected`` the others.
+        unproven: what is known to be unproven beside.
 
     Raises:
         UsageError: not such a worktree, or a release the lock does not carry.
@@ -195,6 +242,7 @@ def verify_tree(
         "worktree", directory, lock, FolderFiles(root, ("",), links=False), kernels
     )
     verification.progress = progress
+    verification.unproven += unproven
     if wheel_base:
         verification.unproven += inspect_start_folder(directory)
     return verification.verify_worktree(release, expected, wheel_base)
@@ -251,23 +299,68 @@ def _verify_worktree(session: Session, folder: Path, kernels: Mapping[str, bytes
     applied = _find_applied(session, folder)
     if applied is None:
         return verify_tree(folder, lock=lock, kernels=kernels, progress=progress)
-    git, version, tip = applied
+    git, version, tip, base = applied
     locked = lock.get(version)
     wheel_base = _stands_on(git, locked, tip)
-    tree = locked.final_tree if wheel_base else git.tree_of(tip)
+    unproven: list[Unproven] = []
+    if wheel_base:
+        tree = locked.final_tree
+    elif _holds_release(git, locked, base):
+        tree = git.tree_of(tip)
+    else:
+        locked, tree = _recompute(session, version, base, tip, unproven)
     return verify_tree(
         folder,
-        lock=lock,
+        lock=lock.with_release(locked),
         version=version,
         kernels=kernels,
         expected=_list_tree(git, tree),
         wheel_base=wheel_base,
+        unproven=unproven,
         progress=progress,
     )
 
 
-def _find_applied(session: Session, folder: Path) -> tuple[Git, Version, str] | None:
-    """The tool's repository, the release and the commit that ``tool apply`` left in ``folder``.
+def _holds_release(git: Git, locked: LockedRelease, base: str) -> bool:
+    """Are the files that the series changes in ``base`` those of the release?"""
+    net = locked.net_files()
+    here = find_blobs(git, base, list(net))
+    return all(here[path] == change.before for path, change in net.items())
+
+
+def _recompute(
+    session: Session, release: Version, base: str, tip: str, unproven: list[Unproven]
+) -> tuple[LockedRelease, str]:
+    """What the series gives on the git ref ``base``: an entry as of the lock, and the tree.
+
+    A patch that does not apply there was carried by ``tool rebase``. What a person decided is in no lock, so
+    only the commit that it made tells.
+    """
+    git, locked = session.git, session.lock.get(release)
+    try:
+        with session.exclusive():
+            composed = compose_commit(session, release, base, f"commit {base[:12]}")
+        entry = replace(locked, patches=lock_patches(composed.applied))
+        return entry, composed.tree
+    except (ConflictError, UpstreamedError) as error:
+        changes = changed_files(git, base, tip)
+        files = tuple(
+            FileChange(c.path, c.before, c.after)
+            for c in changes
+            if not c.path.startswith(f"{DESTINATION}/")
+        )
+        unproven.append(
+            Unproven(
+                f"{len(files)} patched files",
+                f"{error.where} was carried to this git ref by tool rebase, and no lock holds what that gave",
+            )
+        )
+        tree = git.tree_of(tip)
+        return replace(locked, patches=(LockedPatch("", "", tree, tip, files),)), tree
+
+
+def _find_applied(session: Session, folder: Path) -> tuple[Git, Version, str, str] | None:
+    """The tool's repository, the release, the commit that ``tool apply`` left in ``folder``, and its base.
 
     None for a folder that is no worktree of the tool's repository: no other repository is believed, nor
     opened, and the folder's ``.git`` is not read at all.
@@ -285,8 +378,9 @@ def _find_applied(session: Session, folder: Path) -> tuple[Git, Version, str] | 
             continue
         try:
             tip = session.git.resolve(check_ref(tip_ref(branch)))
+            base = session.git.resolve(check_ref(base_ref(branch)))
             release = tip and _read_trailer(session.git, tip, RELEASE_TRAILER)
-            return (session.git, Version(release), tip) if tip and release else None
+            return (session.git, Version(release), tip, base) if tip and base and release else None
         except (UsageError, InvalidVersion):
             return None
     return None

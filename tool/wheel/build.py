@@ -8,11 +8,11 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from tool.apply import Composition, check_applied, compose_series
+from tool.apply import check_applied, compose_ref, compose_series
 from tool.git import EXECUTABLE, NULL_OID, Git
 from tool.project import Session
 from tool.series import LockedRelease, Series, patchfile, read_kernels, read_requirements
-from tool.upstream import PREFIX, Request, choose_wheel, fetch_wheel
+from tool.upstream import PREFIX, Base, Request, choose_wheel, fetch_wheel, names_release
 from tool.wheel.overlay import BuiltWheel, build_fork_wheel
 from tool.wheel.sbom import PatchProvenance
 
@@ -31,6 +31,7 @@ class ForkParts:
     requires: Sequence[str]
     patches: Sequence[PatchProvenance]
     executables: Collection[str]
+    base: Base
 
     def build(self, source: Path, out: Path) -> BuiltWheel:
         """Build the wheel of the released ``source`` into ``out``. Raises as ``build_fork_wheel``."""
@@ -49,8 +50,8 @@ class ForkParts:
 
 def build_wheel(
     session: Session, request: Request, *, out: Path, python: str | None, machine: str | None
-) -> BuiltWheel:
-    """Build the wheel of one Python and machine into ``out``.
+) -> tuple[Base, BuiltWheel]:
+    """Build the wheel of one Python and machine into ``out``; also what it is built on.
 
     Raises:
         UsageError: the release has no wheel for that Python and machine.
@@ -59,7 +60,7 @@ def build_wheel(
     with session.exclusive():
         parts = prepare_parts(session, request)
         wanted = choose_wheel(parts.locked, python, machine)
-        return parts.build(fetch_wheel(session, parts.locked, wanted), out)
+        return parts.base, parts.build(fetch_wheel(session, parts.locked, wanted), out)
 
 
 def prepare_parts(session: Session, request: Request) -> ForkParts:
@@ -69,17 +70,27 @@ def prepare_parts(session: Session, request: Request) -> ForkParts:
         ToolError: whatever composing or checking raises.
     """
     series, git = session.series, session.git
-    composed = compose_series(session, request)
-    check_applied(git, composed.applied)
-    locked = session.lock.get(composed.base.release)
+    if names_release(request.ref):
+        composed = compose_series(session, request)
+        check_applied(git, composed.applied)
+        locked = session.lock.get(composed.base.release)
+    else:
+        found = compose_ref(session, request)
+        composed, locked = found.composed, found.entry
+        if found.left_out:
+            session.warn(
+                f"{len(found.left_out)} changed file(s) of {composed.base.label} are in no wheel of "
+                f"sglang and not in this one, first {found.left_out[0]}"
+            )
     return ForkParts(
         locked=locked,
         revision=series.revision,
-        patched=_patched(git, composed),
+        patched=_patched(git, locked),
         kernels=read_kernels(series.kernel_dir),
         requires=read_requirements(series.kernel_dir),
         patches=describe_patches(series, locked.version),
         executables=_list_executables(git, composed.base.tree),
+        base=composed.base,
     )
 
 
@@ -93,9 +104,9 @@ def _list_executables(git: Git, tree: str) -> frozenset[str]:
     )
 
 
-def _patched(git: Git, composed: Composition) -> dict[str, bytes | None]:
+def _patched(git: Git, locked: LockedRelease) -> dict[str, bytes | None]:
     """Path → content after the whole series, None for a file the series deletes."""
-    after = {change.path: change.after for patch in composed.applied for change in patch.files}
+    after = {path: change.after for path, change in locked.net_files().items()}
     contents = git.blobs([oid for oid in after.values() if oid != NULL_OID])
     return {path: contents.get(oid) for path, oid in after.items()}
 

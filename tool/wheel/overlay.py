@@ -82,9 +82,11 @@ def build_fork_wheel(
 ) -> BuiltWheel:
     """Write ``sglang-<release>+ada.<revision>-<tags>.whl`` into ``out_dir``, whole or not at all.
 
+    The wheel of a git ref has its commit in the version.
+
     Args:
         source: the released wheel under its own file name.
-        locked: the release's entry in series.lock.
+        locked: the release's entry in series.lock, or what describes a git ref in the same way.
         patched: for every file the series touches, its path (``python/sglang/…``) and content after
             the series; None where the series deletes it.
         kernels: the files of the kernel package, by path relative to it.
@@ -105,7 +107,7 @@ def build_fork_wheel(
         released = check_released(wheel, locked)
         _check_patches(locked, patches)
         new, removed = _overlay(wheel, locked, patched, kernels, executables)
-        version = fork_version(locked.version, revision)
+        version = fork_version(locked.version, revision, locked.commit)
         name = WheelName(wheel.name.distribution, version, wheel.name.tags)
 
         old = new[VERSION_FILE].data if VERSION_FILE in new else wheel.read(VERSION_FILE)
@@ -128,6 +130,7 @@ def build_fork_wheel(
             kernel_files=len(kernels),
             executables=find_executables(wheel, removed, executables),
             requirements=requirements,
+            commit=locked.commit,
         )
         new[f"{info}/{SBOM_NAME}"] = _New(render_sbom(facts), 0o644)
         with _whole_file(out_dir / name.filename) as out:

@@ -81,7 +81,7 @@ class Provenance:
     patched release; ``kernel_digest`` is :func:`tool.wheel.archive.content_digest` over
     ``kernel_files`` files, paths relative to the bundle, and ``kernel_tree`` git's tree of them, as
     in the Kernels-Tree trailer of a worktree's last commit; ``executables`` are member names,
-    ``requirements`` the Requires-Dist added.
+    ``requirements`` the Requires-Dist added. ``commit``: the fork is that of a git ref, not of a release.
     """
 
     version: Version
@@ -95,6 +95,7 @@ class Provenance:
     kernel_files: int
     executables: tuple[str, ...]
     requirements: tuple[str, ...]
+    commit: str | None = None
 
 
 def render_sbom(facts: Provenance) -> bytes:
@@ -106,8 +107,16 @@ def render_sbom(facts: Provenance) -> bytes:
         "purl": f"{_purl(facts.release)}?file_name={quote(facts.source, safe='')}",
         "hashes": _hashes(facts.source_sha256),
     }
-    pedigree = {"ancestors": [ancestor], "patches": [_pedigree_patch(p) for p in facts.patches]}
+    pedigree: dict[str, Any] = {
+        "ancestors": [ancestor],
+        "patches": [_pedigree_patch(p) for p in facts.patches],
+    }
+    base = []
+    if facts.commit is not None:
+        pedigree["commits"] = [{"uid": facts.commit}]
+        base = [_property("base", f"not a release: {facts.release} with commit {facts.commit}")]
     properties = [
+        *base,
         *(_property("executable", path) for path in facts.executables),
         *(_property("requires", requirement) for requirement in facts.requirements),
         _property("source", facts.source),
@@ -172,6 +181,7 @@ def _facts(document: Mapping[str, Any]) -> Provenance:
     (ancestor,) = fork["pedigree"]["ancestors"]
     kernels, *patches = document["components"]
     (source,), (tree,) = _values(fork, "source"), _values(fork, "tree")
+    commits = [str(one["uid"]) for one in fork["pedigree"].get("commits", ())]
     return Provenance(
         version=Version(fork["version"]),
         release=Version(ancestor["version"]),
@@ -184,6 +194,7 @@ def _facts(document: Mapping[str, Any]) -> Provenance:
         kernel_files=int(_values(kernels, "files")[0]),
         executables=_values(fork, "executable"),
         requirements=_values(fork, "requires"),
+        commit=commits[0] if commits else None,
     )
 
 

@@ -25,24 +25,33 @@ from tool.errors import IntegrityError, UsageError
 
 VERSION_FILE: Final = "sglang/_version.py"
 _LOCAL_PREFIX: Final = "ada"
-_FORK_LABEL: Final = re.compile(rf"{_LOCAL_PREFIX}\.([1-9][0-9]*)")
+_FORK_LABEL: Final = re.compile(rf"{_LOCAL_PREFIX}\.([1-9][0-9]*)(?:\.g([0-9a-f]{{12}}))?")
 _REQUIRES: Final = b"Requires-Dist:"
 
 
-def fork_version(release: Version, revision: int) -> Version:
+def fork_version(release: Version, revision: int, commit: str | None = None) -> Version:
     """``0.5.23`` and 1 → ``0.5.23+ada.1``, which satisfies ``==0.5.23``.
+
+    A git ref that is no release has its commit in it: ``0.5.23+ada.1.g0123456789ab``.
 
     Raises:
         UsageError: ``revision`` is not positive, or ``release`` has a local part already.
     """
     if revision < 1 or release.local:
         raise UsageError(f"no fork version for release {release}, revision {revision}")
-    return Version(f"{release}+{_LOCAL_PREFIX}.{revision}")
+    suffix = f".g{commit[:12]}" if commit else ""
+    return Version(f"{release}+{_LOCAL_PREFIX}.{revision}{suffix}")
 
 
 def is_fork(version: Version) -> bool:
     """Whether ``version`` is one :func:`fork_version` gives."""
     return _FORK_LABEL.fullmatch(version.local or "") is not None
+
+
+def read_commit(version: Version) -> str | None:
+    """The first 12 digits of the commit in a fork's version; None in that of a release."""
+    match = _FORK_LABEL.fullmatch(version.local or "")
+    return match[2] if match else None
 
 
 def public_release(version: Version) -> Version:
