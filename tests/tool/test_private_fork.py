@@ -236,3 +236,32 @@ def test_the_wheel_installs_and_imports(lab: Lab, mine: Upstream, tmp_path: Path
         [sys.executable, "-c", code], cwd=target, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["1", build(lab)["version"]]
+
+
+def test_diff_and_explain(lab: Lab, mine: Upstream) -> None:
+    done = lab.json("diff", "-q", "v0.5.23", "mine/main")["result"]
+    assert (done["from"], done["to"]) == ("0.5.23", "mine/main")
+    assert "change demo/limits.patch" in done["range_diff"]
+    assert done["based_on"][0] is None and "is based on v0.5.23" in done["based_on"][1]
+    assert "is based on v0.5.23" in lab.tool("diff", "-q", "v0.5.23", "mine/main").stdout
+    found = lab.json("explain", "-q", "demo/limits", "--sglang-ref", "mine/main")["result"]
+    assert found["onto"] == "mine/main" and found["release"] == "0.5.23"
+    assert found["symbols"] == {LIMITS: ["Pool.size"]}
+    text = lab.tool("explain", "-q", "demo/limits", "--sglang-ref", "mine/main").stdout
+    assert "on mine/main (" in text and "is based on v0.5.23" in text
+    assert lab.json("explain", "demo/limits", "--release", "v0.5.23", code=2)["error"]["next"]
+
+
+def test_commands_that_only_read_leave_the_project_alone(lab: Lab, mine: Upstream) -> None:
+    before = project(lab)
+    for args in (
+        ("drift", "--onto", "mine/main"),
+        ("diff", "v0.5.23", "mine/main"),
+        ("explain", "demo/limits", "--sglang-ref", "mine/main"),
+        ("bisect", "--onto", "mine/main"),
+        ("build", "--sglang-ref", "mine/main"),
+        ("verify", str(Path("dist").absolute() / "nothing.whl")),
+        ("source", "list"),
+    ):
+        lab.tool(*args, code=None)
+    assert project(lab) == before

@@ -4,7 +4,7 @@ It may import ``tool.classify`` and what is below it.
 """
 
 from tool.rebase.bisect import Bisection, Break, bisect_breaks
-from tool.rebase.explain import diff_releases, explain_patch
+from tool.rebase.explain import diff_bases, explain_patch
 from tool.rebase.history import load_history, render_markdown
 from tool.rebase.preview import Preview, count_outcomes, find_newer, preview_rebase
 from tool.rebase.run import (
@@ -33,7 +33,7 @@ __all__ = [
     "bisect_breaks",
     "continue_rebase",
     "count_outcomes",
-    "diff_releases",
+    "diff_bases",
     "explain_patch",
     "find_newer",
     "load_history",

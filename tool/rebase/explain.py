@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from packaging.version import Version
 
 from tool.analysis import Outlines, changed_blocks
-from tool.apply import Applied, Composition, compose_release
+from tool.apply import Applied, Composition, compose_release, compose_series
 from tool.classify import replay_series
 from tool.errors import UsageError
 from tool.git import Git
 from tool.project import Session
 from tool.series import Patch, Series, patchfile
+from tool.upstream import Base, Request
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Dependent:
 
 @dataclass(frozen=True)
 class Explanation:
-    """``symbols`` by file, as they are on ``release``, the newest one the patch is proven on."""
+    """``symbols`` by file, as they are on ``base``: the newest release the patch is proven on, or what was
+    asked for."""
 
     patch: str
     subject: str
@@ -39,20 +41,23 @@ class Explanation:
     checked_on: tuple[Version, ...]
     fields: tuple[tuple[str, str], ...]
     relatives: tuple[tuple[str, str], ...]
-    release: Version
+    base: Base
     symbols: dict[str, tuple[str, ...]]
     dependents: tuple[Dependent, ...]
 
 
-def explain_patch(session: Session, name: str) -> Explanation:
-    """Everything known about the patch ``name``.
+def explain_patch(session: Session, name: str, request: Request | None = None) -> Explanation:
+    """Everything known about the patch ``name``; what it changes and what needs it, on ``request``.
 
     Raises:
-        UsageError: the series has no such patch, or it was checked on no release.
+        UsageError: the series has no such patch, it was checked on no release, or it is not one of
+            ``request``.
+        ConflictError, UpstreamedError: the series does not apply to ``request``.
     """
     with session.exclusive():
         series = session.series
-        patch = series.find_patch(name, series.pin)
+        composed = compose_series(session, request) if request else None
+        patch = series.find_patch(name, composed.base.release if composed else series.pin)
         proven = tuple(sorted(session.lock.checked_on(patch.name)))
         if not proven:
             raise UsageError(
@@ -60,8 +65,13 @@ def explain_patch(session: Session, name: str) -> Explanation:
                 where="series.lock",
                 next_step="prove it: tool lock --sglang-ref RELEASE",
             )
-        release = proven[-1]
-        composed = compose_release(session, release)
+        composed = composed or compose_release(session, proven[-1])
+        if patch.name not in [applied.name for applied in composed.applied]:
+            raise UsageError(
+                f"{patch.name} is not a patch on {composed.base.label}",
+                where="series.txt",
+                next_step=f"leave --sglang-ref out: it was proven on {', '.join(f'v{v}' for v in proven)}",
+            )
         symbols = _symbols(session.git, composed.applied, patch.name)
         dependents = _dependents(session.git, series, composed, patch)
     change = series.change_of(patch)
@@ -81,25 +91,26 @@ def explain_patch(session: Session, name: str) -> Explanation:
             for p in series.patches
             if p.change == patch.change and p.name != patch.name
         ),
-        release=release,
+        base=composed.base,
         symbols=symbols,
         dependents=dependents,
     )
 
 
-def diff_releases(session: Session, one: Version, other: Version) -> str:
-    """``git range-diff`` of the series on two releases; the kernels are the same and left out.
+def diff_bases(session: Session, one: Request, other: Request) -> tuple[Base, Base, str]:
+    """``git range-diff`` of the series on two releases or git refs, and these; the kernels are the same and
+    left out.
 
     Raises:
         UsageError: a release is not carried.
+        ConflictError, UpstreamedError: the series does not apply to a git ref.
     """
     with session.exclusive():
-        spans = []
-        for release in (one, other):
-            composed = compose_release(session, release)
-            spans.append(f"{composed.base.commit}..{composed.tip}")
+        found = [compose_series(session, request) for request in (one, other)]
+        spans = [f"{composed.base.commit}..{composed.tip}" for composed in found]
         # The creation factor says how alike two commits must be to be seen as versions of one patch.
-        return session.git.out("range-diff", "--no-color", "--creation-factor=80", *spans)
+        text = session.git.out("range-diff", "--no-color", "--creation-factor=80", *spans)
+        return found[0].base, found[1].base, text
 
 
 def _symbols(git: Git, applied: Sequence[Applied], name: str) -> dict[str, tuple[str, ...]]:
