@@ -239,14 +239,18 @@ class Verification:
 
     def _touched(self, locked: LockedRelease, blobs: Mapping[str, str]) -> None:
         net = locked.net_files()
+        # The fork of a git ref is not in the lock: it was made anew.
+        known = (
+            f"the tool's result on commit {locked.commit[:12]}" if locked.commit else "series.lock"
+        )
         for path, change in sorted(net.items()):
             found = blobs.get(path.removeprefix(PREFIX), NULL_OID)
             if found != change.after:
-                problem = "not the file series.lock has" if found != NULL_OID else "missing"
+                problem = f"not the file {known} has" if found != NULL_OID else "missing"
                 if change.after == NULL_OID:
                     problem = "the series deletes this file"
                 self._differ(path.removeprefix(PREFIX), problem, _blob(change.after), _blob(found))
-        self.checked.append(f"{len(net)} patched files against series.lock")
+        self.checked.append(f"{len(net)} patched files against {known}")
 
     def _record(self, info: str) -> Mapping[str, RecordRow]:
         path = f"{info}/RECORD"

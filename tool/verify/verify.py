@@ -305,7 +305,7 @@ def _verify_worktree(session: Session, folder: Path, kernels: Mapping[str, bytes
     unproven: list[Unproven] = []
     if wheel_base:
         tree = locked.final_tree
-    elif _holds_release(git, locked, base):
+    elif base is None or _holds_release(git, locked, base):
         tree = git.tree_of(tip)
     else:
         locked, tree = _recompute(session, version, base, tip, unproven)
@@ -340,7 +340,7 @@ def _recompute(
     try:
         with session.exclusive():
             composed = compose_commit(session, release, base, f"commit {base[:12]}")
-        entry = replace(locked, patches=lock_patches(composed.applied))
+        entry = replace(locked, patches=lock_patches(composed.applied), commit=base)
         return entry, composed.tree
     except (ConflictError, UpstreamedError) as error:
         changes = changed_files(git, base, tip)
@@ -356,10 +356,11 @@ def _recompute(
             )
         )
         tree = git.tree_of(tip)
-        return replace(locked, patches=(LockedPatch("", "", tree, tip, files),)), tree
+        made = LockedPatch("", "", tree, tip, files)
+        return replace(locked, patches=(made,), commit=base), tree
 
 
-def _find_applied(session: Session, folder: Path) -> tuple[Git, Version, str, str] | None:
+def _find_applied(session: Session, folder: Path) -> tuple[Git, Version, str, str | None] | None:
     """The tool's repository, the release, the commit that ``tool apply`` left in ``folder``, and its base.
 
     None for a folder that is no worktree of the tool's repository: no other repository is believed, nor
@@ -380,7 +381,7 @@ def _find_applied(session: Session, folder: Path) -> tuple[Git, Version, str, st
             tip = session.git.resolve(check_ref(tip_ref(branch)))
             base = session.git.resolve(check_ref(base_ref(branch)))
             release = tip and _read_trailer(session.git, tip, RELEASE_TRAILER)
-            return (session.git, Version(release), tip, base) if tip and base and release else None
+            return (session.git, Version(release), tip, base) if tip and release else None
         except (UsageError, InvalidVersion):
             return None
     return None

@@ -89,6 +89,7 @@ def test_a_worktree_that_cannot_be_read(
     monkeypatch.setattr(worktree, "open_branch", lambda *_: branch)
     lock = Lock({V23: LockedRelease(V23, (), "b" * 40, "t", ())})
     found = SimpleNamespace(git=None, lock=lock, series=SimpleNamespace(pin=V23))
+    monkeypatch.setattr(worktree, "find_release_of", lambda *_: Version("0.5.99"))
     with pytest.raises(UsageError, match=says):
         worktree.read_worktree(cast(Session, found), Path("/tree"))
 
@@ -392,9 +393,9 @@ def test_the_commit_of_the_kernels_is_left_out(
 def test_a_branch_of_no_known_release() -> None:
     git = SimpleNamespace(out=lambda *_: "a commit of mine\n")
     with pytest.raises(UsageError, match="is on a branch whose release is not known"):
-        export._find_release(cast(Git, git), BRANCH)
-    git.out = lambda *_: f"bundle\n\n{export.RELEASE_TRAILER}: 0.5.23\n"
-    assert export._find_release(cast(Git, git), BRANCH) == V23
+        worktree.find_release_of(cast(Git, git), BRANCH)
+    git.out = lambda *_: f"bundle\n\n{worktree.RELEASE_TRAILER}: 0.5.23\n"
+    assert worktree.find_release_of(cast(Git, git), BRANCH) == V23
 
 
 @pytest.mark.parametrize(
