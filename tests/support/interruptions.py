@@ -25,6 +25,7 @@ import pytest
 from tests.support.lab import B_ONLY, EDITED, NEXT, TREE, TWINS, UTILS, Lab, git
 from tests.support.rebases import LIMITS, MERGED, OURS, SOURCE, THEIRS
 from tests.support.shipping import release_wheels
+from tests.support.upstreams import Upstream
 from tool.project import transaction
 
 LATER = "0.5.25"
@@ -61,7 +62,16 @@ class Scene:
         self.folder.mkdir(parents=True)
         self.places = {
             name: self.folder / "place" / name
-            for name in ("new", "out", "fork", "dirty", "rebased", "mail")
+            for name in (
+                "new",
+                "out",
+                "fork",
+                "dirty",
+                "rebased",
+                "mail",
+                "upstream",
+                "sglang-upstream-main",
+            )
         }
         self.lab = lab = Lab(self.folder / "project", self.folder / "cache", self.folder / "data")
         first = TREE | {"sglang/srt/limits.py": SOURCE}
@@ -264,6 +274,20 @@ def resolve(scene: Scene) -> None:
     (scene.places["rebased"] / LIMITS).write_text(MERGED)
 
 
+def make_upstream(scene: Scene) -> None:
+    """A git repository whose main conflicts with a patch."""
+    Upstream(scene.places["upstream"]).rename_page()
+
+
+def resolve_ref(scene: Scene) -> None:
+    """A rebase onto a git ref whose conflict is resolved."""
+    make_upstream(scene)
+    scene.lab.tool("source", "add", "upstream", str(scene.places["upstream"]))
+    rebased = str(scene.places["rebased"])
+    scene.lab.tool("rebase", "--onto", "upstream/main", "--into", rebased, "-q", code=3)
+    (scene.places["rebased"] / LIMITS).write_text(MERGED)
+
+
 def interrupt_drop(scene: Scene) -> None:
     """A drop that has written its journal and nothing else."""
     with pytest.MonkeyPatch.context() as patched:
@@ -292,6 +316,8 @@ COMMANDS: Mapping[str, Command] = {
     "rebase --continue": Command(("rebase", "--continue", "--offline"), resolve),
     "rebase --skip": Command(("rebase", "--skip", "--why", "W", "--offline"), stop),
     "rebase --restart": Command(("rebase", "--restart", "--offline"), resolve),
+    "rebase --continue on a git ref": Command(("rebase", "--continue", "--offline"), resolve_ref),
+    "source add": Command(("source", "add", "upstream", "{upstream}"), make_upstream),
     "rebase --abort": Command(("rebase", "--abort", "--offline"), stop),
     "repair": Command(("repair",), interrupt_drop),
 }  # fmt: skip

@@ -44,7 +44,12 @@ def report_preview(done: Preview) -> Report:
     for step in done.steps:
         name, outcome = step.patch.name, step.outcome
         since = done.broken_since.get(name)
-        first, *rest = (*outcome.reasons, *([f"first broken by v{since}"] if since else []))
+        known = done.remembered.get(name)
+        first, *rest = (
+            *outcome.reasons,
+            *([f"first broken by v{since}"] if since else []),
+            *([f"there is a {known}"] if known else []),
+        )
         rows.append((name, outcome.kind.value, first))
         rows += [("", "", more) for more in rest]
     counts = count_outcomes(done.steps)
@@ -57,7 +62,10 @@ def report_preview(done: Preview) -> Report:
             if done.same_as_lock
             else "the result is not the locked tree of that release, which has patches of its own"
         )
-    stop = f", which stops at {done.failing[0].patch.name}" if done.failing else ""
+    open_ = [s.patch.name for s in done.failing if s.patch.name not in done.remembered]
+    stop = f", which stops at {open_[0]}" if open_ else ""
+    if done.remembered and not open_:
+        stop = ", which takes what is remembered"
     onto = base.typed if base.basis else f"v{base.release}"
     lines.append(f"next: tool rebase --onto {onto} --from v{done.source}{stop}")
     if base.basis and done.failing:
@@ -72,6 +80,7 @@ def report_preview(done: Preview) -> Report:
         "tree": done.tree,
         "carries": not done.failing,
         "same_as_lock": done.same_as_lock,
+        "remembered": done.remembered,
         "summary": counts,
         "patches": [make_step_result(step, done.broken_since) for step in done.steps],
     }

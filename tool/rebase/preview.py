@@ -18,6 +18,7 @@ from tool.classify import OutcomeKind, ReplayStep, replay_series
 from tool.errors import EnvironmentFault, ToolError
 from tool.git import Git
 from tool.project import Session
+from tool.rebase.rerere import recall_resolution
 from tool.upstream import (
     PYPI,
     Base,
@@ -35,13 +36,15 @@ from tool.upstream import (
 @dataclass(frozen=True)
 class Preview:
     """``broken_since``: per patch that does not carry over, the first release known here that breaks
-    it. ``same_as_lock``: does the resulting tree equal the locked one (None: not locked)?"""
+    it. ``same_as_lock``: does the resulting tree equal the locked one (None: not locked)?
+    ``remembered``: per patch that does not carry over, the remembered resolution that holds there."""
 
     source: Version
     base: Base
     steps: tuple[ReplayStep, ...]
     broken_since: dict[str, Version]
     same_as_lock: bool | None
+    remembered: dict[str, str]
 
     @property
     def failing(self) -> tuple[ReplayStep, ...]:
@@ -82,7 +85,9 @@ def preview_rebase(session: Session, request: Request, *, source: Version | None
         if broken:
             broken |= _first_breaks(_between(git, start, release), classify, failing)
         entry = lock.releases.get(release)
-        done = Preview(start, base, steps, broken, None)
+        known = {s.patch.name: recall_resolution(session, base, s) for s in steps if s.stops}
+        remembered = {name: str(found[1]) for name, found in known.items() if found}
+        done = Preview(start, base, steps, broken, None, remembered)
         if entry is None or not entry.patches or base.source != PYPI or failing:
             return done
         return replace(done, same_as_lock=entry.final_tree == done.tree)

@@ -59,6 +59,11 @@ def test_a_resolution_made_early_lands_with_the_release(three: Lab, upstream: Up
     assert titles[0] == "bundle the ada_dsa kernels" and titles[-1] == "release 0.5.23"
 
     upgrade(three, {"sglang/srt/limits.py": THEIRS})
+    seen = three.json("drift", "-q", "--offline", "--onto", f"v{NEXT}", code=1)["result"]
+    assert list(seen["remembered"]) == ["demo/limits.patch"]
+    text = three.tool("drift", "-q", "--offline", "--onto", f"v{NEXT}", code=1).stdout
+    assert "there is a remembered resolution of demo/limits.patch" in text
+    assert text.endswith("--from v0.5.23, which takes what is remembered\n")
     landed = onto(three)
     assert landed["state"] == "carried" and not landed["provisional"]
     assert len(landed["remembered"]) == 1 and MAIN in landed["remembered"][0]

@@ -221,7 +221,7 @@ def test_revision_and_kernels_change_the_result(fork: Fork, tmp_path: Path) -> N
 
 def sbom(path: Path) -> bytes:
     with Wheel(path) as wheel:
-        return wheel.read(f"{FORK_INFO}/{provenance.SBOM_NAME}")
+        return wheel.read(f"{wheel.name.dist_info}/{provenance.SBOM_NAME}")
 
 
 def test_pedigree_names_ancestor_patches_and_kernels(fork: Fork, out: Path) -> None:
@@ -269,16 +269,19 @@ def test_provenance_round_trip_and_strictness(fork: Fork, out: Path) -> None:
             provenance.parse_sbom(wrong, "x")
 
 
-def test_provenance_is_valid_cyclonedx(fork: Fork, out: Path) -> None:
+@pytest.mark.parametrize("commit", [None, "c" * 40])
+def test_provenance_is_valid_cyclonedx(fork: Fork, out: Path, commit: str | None) -> None:
     reason = "the schema is missing: pip install cyclonedx-python-lib[json-validation]"
     pytest.importorskip("cyclonedx.validation.json", reason=reason)
     from cyclonedx.schema import SchemaVersion
     from cyclonedx.validation.json import JsonStrictValidator
 
-    problem = JsonStrictValidator(SchemaVersion.V1_6).validate_str(
-        sbom(fork.build(out).path).decode()
-    )
+    fork.locked = replace(fork.locked, commit=commit)
+    data = sbom(fork.build(out).path)
+    problem = JsonStrictValidator(SchemaVersion.V1_6).validate_str(data.decode())
     assert problem is None, problem
+    assert provenance.parse_sbom(data, "x").commit == commit
+    assert (b"not a release" in data) is (commit is not None)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from tool.wheel.version import (
     fork_version,
     is_fork,
     public_release,
+    read_commit,
     read_identity,
     read_version,
     replace_metadata,
@@ -29,6 +30,10 @@ def test_the_forks_version() -> None:
     assert is_fork(FORK) and not is_fork(STOCK)
     for other in ("0.5.23+ada.0", "0.5.23+ada.1.2", "0.5.23+ada", "0.5.23+cu129"):
         assert not is_fork(Version(other))
+    of_ref = fork_version(STOCK, 1, "0123456789ab" + "c" * 28)
+    assert str(of_ref) == "0.5.23+ada.1.g0123456789ab" and is_fork(of_ref)
+    assert read_commit(of_ref) == "0123456789ab" and read_commit(FORK) is None
+    assert public_release(of_ref) == STOCK and not is_fork(Version("0.5.23+ada.1.g012"))
     for release, revision in ((STOCK, 0), (STOCK, -1), (FORK, 1)):
         with pytest.raises(UsageError, match="no fork version"):
             fork_version(release, revision)
