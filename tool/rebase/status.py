@@ -29,18 +29,19 @@ class PatchStatus:
 
 @dataclass(frozen=True)
 class RebaseStatus:
-    """A rebase under way in the project ``root``, ``onto`` a release or a git ref.
+    """A rebase under way in the project ``root``; onto the git ref ``ref`` if that is not None.
 
     ``patch`` is where it stopped and ``outcome`` why; both are None when a kill left it between two stops.
     ``next_step`` is what to type."""
 
     root: str
     source: Version
-    onto: str
+    onto: Version
     patch: str | None
     outcome: str | None
     worktree: str | None
     next_step: str
+    ref: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,18 +90,19 @@ def _rebase(session: Session, git: Git | None) -> RebaseStatus | None:
     if state is None:
         return None
     stop, token = state.stop, state.token
-    onto = state.ref.label if state.ref else str(state.onto)
+    ref = state.ref.label if state.ref else None
     if not (stop and git and token and carries_token(git, Path(state.folder), token)):
         resume = "tool rebase --continue"
-        return RebaseStatus(state.root, state.source, onto, None, None, None, resume)
+        return RebaseStatus(state.root, state.source, state.onto, None, None, None, resume, ref)
     return RebaseStatus(
         state.root,
         state.source,
-        onto,
+        state.onto,
         stop.patch,
         stop.kind.value,
         state.folder,
         "tool rebase, which says what is to be decided and how",
+        ref,
     )
 
 

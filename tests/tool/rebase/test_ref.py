@@ -116,7 +116,7 @@ def test_abort_and_restart(three: Lab, upstream: Upstream) -> None:
     before = project(three)
     file = stop(three)
     status = three.json("status")["result"]["rebase"]
-    assert status["onto"].startswith(f"{MAIN} (") and status["patch"] == "demo/limits.patch"
+    assert status["ref"].startswith(f"{MAIN} (") and status["patch"] == "demo/limits.patch"
     assert MAIN in three.tool("status").stdout
     upstream.commit("a commit that the restart does not take")
     three.tool("source", "fetch")

@@ -38,7 +38,7 @@ def _rebase_lines(found: RebaseStatus | None) -> list[str]:
     if found is None:
         return []
     at = f"stopped at {found.patch} ({found.outcome})" if found.patch else "interrupted"
-    onto = f"v{found.onto}" if found.onto[:1].isdigit() else found.onto
+    onto = found.ref or f"v{found.onto}"
     lines = [f"rebase under way: v{found.source} -> {onto} of {found.root}, {at}"]
     lines += [f"  in {found.worktree}"] if found.worktree else []
     return [*lines, f"  next: {found.next_step}"]
