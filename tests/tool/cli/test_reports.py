@@ -34,6 +34,7 @@ from tool.rebase.explain import Dependent, Explanation
 from tool.rebase.status import PatchStatus, RebaseStatus, Status
 from tool.series import lockfile
 from tool.series.lockfile import Lock, LockedRelease
+from tool.upstream import Base
 from tool.verify.checks import VerifyReport
 from tool.verify.files import Difference, Unproven
 
@@ -232,9 +233,10 @@ def test_export(
 
 
 def test_explain(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    on = Base(V24, "b" * 40, "t" * 40, "pypi", "v0.5.24")
     found = Explanation(
         "swap/a.patch", "Swap it", "One.\n\nTwo.", "swap", ">=0.5.9", None, "==0.5.23", (V23, V24),
-        (("Origin", "a\n b"),), (("swap/b.patch", "==0.5.9"),), V24, {"x.py": ("f", "g")}, (),
+        (("Origin", "a\n b"),), (("swap/b.patch", "==0.5.9"),), on, {"x.py": ("f", "g")}, (),
     )  # fmt: skip
     say(monkeypatch, explain, "explain_patch", found)
     assert project.tool("explain", "swap").stdout.splitlines() == [
