@@ -152,5 +152,5 @@ def _list_commits(git: Git, first: str, base: Base) -> list[str]:
 
 def _read(git: Git, commit: str) -> tuple[str, str]:
     """Date and title."""
-    date, _, title = git.out("show", "--no-patch", "--format=%cs%n%s", commit).partition("\n")
+    date, _, title = git.out("log", "-1", "--format=%cs%n%s", commit).partition("\n")
     return date, title

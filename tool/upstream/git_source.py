@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import resource
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from typing import Final
 from packaging.version import Version
 
 from tool.errors import EnvironmentFault, UsageError
-from tool.git import Git, check_ref, is_oid, last_line
+from tool.git import Git, check_ref, failure, is_oid, last_line
 from tool.project import Session
 
 PREFIX: Final = "refs/ada/git/"
@@ -309,12 +310,17 @@ def _list_refs(git: Git, source: GitSource) -> dict[str, str]:
 
 
 def _transfer_failed(source: GitSource, what: str, stderr: bytes) -> EnvironmentFault:
-    if any(sign in stderr for sign in _SIZE_SIGNS):
+    own_limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    unlimited = own_limit == resource.RLIM_INFINITY or own_limit >= MAX_PACK
+    if unlimited and any(sign in stderr for sign in _SIZE_SIGNS):
         return EnvironmentFault(
             f"{source} sends more than {MAX_PACK >> 30} GiB",
             why="a fetch is bounded, so that a wrong repository does not fill the disk",
             next_step="fetch the branch you need into a repository of yours, and name that one",
         )
+    known = failure(("fetch",), 1, stderr)
+    if isinstance(known, EnvironmentFault):
+        return known  # no space, or a place that cannot be written: not the source's fault
     return EnvironmentFault(
         f"cannot fetch {what} from {source}",
         why=last_line(stderr),

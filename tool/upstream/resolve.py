@@ -156,7 +156,8 @@ def resolve_ref(session: Session, request: Request) -> Base:
         typed += f" --source {GIT if request.source == GIT else source.url}"
     if request.release is not None:
         typed += f" --release v{request.release}"
-    made = git.out("show", "--no-patch", "--format=%cs", commit)
+    # Not git show: it compares the commit with its parent, and fetches what it needs for that.
+    made = git.out("log", "-1", "--format=%cs", commit)
     label = f"{name} ({made})" if is_oid(ref) else f"{name} ({commit[:12]}, {made})"
     return Base(basis.release, commit, git.tree_of(commit), GIT, label, basis, typed)
 

@@ -157,6 +157,27 @@ class TestRefs:
         git(upstream.folder, "branch", "-m", "main", "trunk")
         assert "no tag, branch or commit main" in drift(three, "main", *given, code=2)["message"]
 
+    def test_the_files_of_a_commit_come_in_one_request(self, three: Lab, tmp_path: Path) -> None:
+        made = Upstream(tmp_path / "upstream")
+        made.commit("a file that was", {"sglang/srt/was.py": "WAS = 1\n"})
+        made.commit("and is not", {"sglang/srt/was.py": None, "sglang/srt/new.py": "NEW = 1\n"})
+        git(made.folder, "config", "uploadpack.allowFilter", "true")
+        git(made.folder, "config", "uploadpack.allowAnySHA1InWant", "true")
+        three.tool("source", "add", "remote", f"file://{made.folder}")
+        repository = three.home.open_repository()
+
+        def missing(name: str) -> list[str]:
+            tree = f"{git(made.folder, 'rev-parse', name)}:python/sglang"
+            rows = repository.out("rev-list", "--objects", "--missing=print", "--no-walk", tree)
+            return [row for row in rows.splitlines() if row.startswith("?")]
+
+        assert missing("main"), "the control: only the history was fetched"
+        drift(three, "remote/main")
+        assert missing("main") == [] and len(missing("main~1")) == 1
+        git(made.folder, "config", "uploadpack.allowFilter", "false")
+        made.folder.rename(tmp_path / "away")
+        assert drift(three, "remote/main", "--offline")["based_on"]
+
     def test_two_sources_and_a_ref_of_neither(
         self, three: Lab, upstream: Upstream, tmp_path: Path
     ) -> None:
