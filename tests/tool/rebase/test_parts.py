@@ -548,6 +548,7 @@ def test_a_preview_is_compared_with_the_lock(
         ("_between", iter(())),
     ):
         monkeypatch.setattr(preview, name, lambda *_, value=value, **__: value)
+    monkeypatch.setattr(preview, "recall_resolution", lambda *_: None)
     found = preview.preview_rebase(cast(Session, session), Request("pin"), source=V23)
     assert found.same_as_lock is same
     assert found.broken_since == ({"demo/a.patch": V24} if stops else {})
