@@ -7,6 +7,7 @@ what residency needs.
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -23,6 +24,19 @@ SHARED_PER_SM = {
     80: 167_936, 86: 102_400, 89: 102_400, 90: 233_472, 110: 233_472, 120: 102_400, 121: 102_400,
 }  # fmt: skip
 HEADS = (8, 16, 64)
+WORK = {
+    "fp8, heads<=8": {80: 2.6, 89: 1.53},
+    "fp8, heads<=16": {80: 2.6, 89: 1.0, 90: 1.0, 120: 1.0},
+    "fp8, heads>16": {80: 1.53, 90: 1.0, 120: 1.53},
+    "bf16, heads<=16": {80: 1.0},
+    "bf16, heads>16": {80: 2.6},
+}
+"""Products that the tensor cores compute, over those that a tile needs, by bucket and architecture of a row.
+
+More than 1 means that several warps compute the same scores: a tile of N keys gives N / 16 warps scores of
+their own, or half as many if keys are N of the MMA. A layout that pads the heads exceeds the figure.
+"""
+MMA_SHAPE = re.compile(r"HMMA\.(16)(8)(8|16)")
 
 
 def mla_arguments(
@@ -89,6 +103,11 @@ def assert_main_kernel(compiled: Compiled, config: Config, rope: int = 64) -> No
     before = loop.split("MMA")[0].count("LDG.E.128")
     expected = 40 if rope else 36
     assert sum(compiled.mma.values()) >= expected, f"no tensor cores: {compiled.summary()}"
+    if compiled.arch not in BORROWED:
+        tile = config.params["BLOCK_H"] * config.params["BLOCK_N"]
+        work = count_products(loop) * config.num_warps / (tile * (512 + rope + 512))
+        limit = WORK[config.bucket][config.arch]
+        assert work <= limit, f"{work:.2f} times the products of a tile: {compiled.summary()}"
     if config.bucket.startswith("fp8"):
         assert before >= 3, f"rows are not prefetched: {compiled.summary()}"
     else:
@@ -114,6 +133,22 @@ def main_loop(sass: str) -> str:
         if (m := re.search(r"BRA[^`]*`\((\.L_x_\d+)\)", line)) and labels.get(m[1], i) < i
     ]
     return "\n".join(max(bodies, key=lambda body: sum("MMA" in line for line in body)))
+
+
+def count_products(sass: str) -> int:
+    """Multiplications of one warp's tensor-core instructions, each of which has its shape in its name."""
+    products = 0
+    for name in re.findall(r"\b\w*MMA\.\w+", sass):
+        shape = MMA_SHAPE.fullmatch(name)
+        assert shape, f"unknown instruction {name}"
+        products += math.prod(map(int, shape.groups()))
+    return products
+
+
+def test_products_of_instructions() -> None:
+    assert count_products("HMMA.16816.F32 R0;\n HMMA.1688.F32.BF16 R4; LDSM.16") == 2048 + 1024
+    with pytest.raises(AssertionError, match=r"unknown instruction HGMMA\.64x8x16"):
+        count_products("HGMMA.64x8x16.F32 R0;")
 
 
 @pytest.mark.parametrize("split", [True, False], ids=["split", "whole"])
