@@ -58,10 +58,12 @@ def canonical_diff(git: Git, before: str, after: str) -> bytes:
 
 def changed_runs(git: Git, before: str, after: str) -> Iterator[Run]:
     """The runs of lines that turn blob ``before`` into blob ``after``, in order."""
-    raw = git.run(
-        "diff", "-U0", "--diff-algorithm=histogram", "--no-indent-heuristic", "--no-color",
-        "--no-ext-diff", "--no-textconv", "--text", before, after,
-    ).stdout  # fmt: skip
+    # A process that stays compares trees, not blobs.
+    raw = git.compare_trees(
+        git.make_tree("file", before), git.make_tree("file", after), "-p", "-U0", "--no-renames",
+        "--diff-algorithm=histogram", "--no-indent-heuristic", "--no-color", "--no-ext-diff",
+        "--no-textconv", "--text",
+    )  # fmt: skip
     lines = raw.split(b"\n")
     at = 0
     while at < len(lines):
