@@ -127,7 +127,7 @@ def find_dangling(
     lines = list_added_lines(patch, change, outlines)
     if not lines:
         return []
-    found = find_unresolved(outlines.syntax(change.after), change.path, lines, modules)
+    found = find_unresolved(outlines.syntax(change.after, lines), change.path, lines, modules)
     return [Dangling(change.path, u.line, u.message) for u in found]
 
 

@@ -139,7 +139,7 @@ class Classifier:
         for change in applied.files:
             if change.path.endswith(".py") and change.after != NULL_OID:
                 lines = list_added_lines(applied, change, self._outlines)
-                syntax = self._outlines.syntax(change.after)
+                syntax = self._outlines.syntax(change.after, lines)
                 own |= find_defined(syntax, lines)
                 for name, line in find_attributes(syntax, lines).items():
                     used.setdefault(name, f"{change.path} line {line}")

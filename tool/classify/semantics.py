@@ -61,14 +61,16 @@ def _nameless(
         return  # the common case, without reading any Python
     added = {n for b in aim.intended for n in range(b.new_line, b.new_line + len(b.added))}
     try:
-        names = list(find_names(outlines.syntax(aim.result), added))
+        names = list(find_names(outlines.syntax(aim.result, added), added))
         # A variable or parameter of the patch is its own; an attribute the author found there is not.
         own = {n.text for n in names if n.binds}
         used = [n for n in names if n.text.encode() in lost and (n.attribute or n.text not in own)]
         if not used:
             return  # spares reading the file as the author had it
         places = _list_lines(contents[aim.before], {n.text.encode() for n in used})
-        had = {(n.text, n.attribute) for n in find_names(outlines.syntax(aim.before), places)}
+        had = {
+            (n.text, n.attribute) for n in find_names(outlines.syntax(aim.before, places), places)
+        }
     except SyntaxError:
         return
     for name in dict.fromkeys(n.text for n in used if (n.text, n.attribute) in had):
