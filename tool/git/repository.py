@@ -18,7 +18,7 @@ import subprocess
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from io import BufferedReader
 from pathlib import Path
@@ -63,6 +63,10 @@ _DISK_FULL: Final = (
 )
 _NOT_WRITTEN: Final = ("couldn't write", "could not write", "unable to write", "cannot write")
 """git leaves out why. A full disk is one reason."""
+_KEPT: Final = 64
+"""Objects at hand: the files that a few patches are about are asked for again and again."""
+_KEPT_SIZE: Final = 1 << 20
+"""Bytes of the largest object that is kept."""
 _REF: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]*")
 _OID: Final = re.compile(r"[0-9a-f]{40}")
 _ANSWER: Final = re.compile(r"([0-9a-f]{40}) ([a-z]+) ([0-9]+)\n")
@@ -205,16 +209,7 @@ class Git:
             answer = self._reader("cat-file", "--batch").read_object(oid)
             if answer is None:
                 raise missing_object(oid, str(self.git_dir))
-            kind, content = answer
-            # git checks a file it unpacks against its own checksum, but not against its name.
-            if object_id(kind, content) != oid:
-                raise IntegrityError(
-                    f"object {oid} has the content of another one",
-                    where=str(self.git_dir),
-                    why="a file below objects/ was replaced or is damaged",
-                    next_step=f"see which: git -C {shlex.quote(str(self.git_dir))} fsck",
-                )
-            found[oid] = content
+            found[oid] = answer
         return found
 
     def find(self, name: str) -> str | None:
@@ -240,7 +235,8 @@ class Git:
     def _reader(self, *command: str) -> _Reader:
         readers: dict[tuple[str, ...], _Reader] = self._readers.__dict__.setdefault("started", {})
         if command not in readers:
-            readers[command] = _Reader(self, *command)
+            # It may stay longer than the index and the folder of whoever asks first.
+            readers[command] = _Reader(replace(self, index_file=None, cwd=None), *command)
         return readers[command]
 
 
@@ -251,6 +247,8 @@ class _Reader:
         self._command = command
         self._process = git.start(*command, stdout=subprocess.PIPE, reads=True)
         self._answers = cast(BufferedReader, self._process.stdout)
+        self._git_dir = git.git_dir
+        self._kept: dict[str, bytes] = {}
         weakref.finalize(self, _end, self._process)
 
     def find(self, name: str) -> str | None:
@@ -258,12 +256,27 @@ class _Reader:
         found = self._look_up(name)
         return found[1] if found else None
 
-    def read_object(self, oid: str) -> tuple[str, bytes] | None:
-        """The type and the content of an object (``cat-file --batch``)."""
+    def read_object(self, oid: str) -> bytes | None:
+        """The content of an object (``cat-file --batch``); the last few are kept."""
+        if oid in self._kept:
+            return self._kept[oid]
         found = self._look_up(oid)
         if found is None:
             return None
-        return found[2], self._answers.read(int(found[3]) + 1)[:-1]
+        content = self._answers.read(int(found[3]) + 1)[:-1]
+        # git checks a file it unpacks against its own checksum, but not against its name.
+        if object_id(found[2], content) != oid:
+            raise IntegrityError(
+                f"object {oid} has the content of another one",
+                where=str(self._git_dir),
+                why="a file below objects/ was replaced or is damaged",
+                next_step=f"see which: git -C {shlex.quote(str(self._git_dir))} fsck",
+            )
+        if len(content) <= _KEPT_SIZE:
+            self._kept[oid] = content
+            if len(self._kept) > _KEPT:
+                del self._kept[next(iter(self._kept))]
+        return content
 
     def compare(self, before: str, after: str) -> bytes:
         """What differs between two trees (``diff-tree --stdin``)."""
