@@ -9,18 +9,15 @@ upstream has moved into a function. All show in the syntax tree or the symbol ta
 from __future__ import annotations
 
 import ast
-import builtins
-import re
-import symtable
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
-from importlib.util import decode_source
 from typing import ClassVar, Final
 
 from tool.analysis.pieces import NOT_READ, Group, Piece, cut_source, join_syntax
 from tool.analysis.syntax import last_name, parse_syntax
+from tool.analysis.unbound import find_unbound, may_unbind
 from tool.git import Git, Run, changed_runs
 
 MODULE: Final = "<module>"
@@ -55,7 +52,7 @@ class Outline:
     @cached_property
     def unbound(self) -> frozenset[str]:
         """Names that are read as globals and bound nowhere; none where ``import *`` may bind any."""
-        return frozenset(_unbound(self.source))
+        return find_unbound(self.source)
 
     def symbol_at(self, line: int) -> str:
         """The qualified name of the innermost definition around ``line``, or ``<module>``."""
@@ -113,32 +110,25 @@ def find_duplicates(outline: Outline) -> dict[str, int]:
     return {name: count for name, count in outline.counts.items() if count > 1}
 
 
+def find_new_unbound(before: Outline | None, after: Outline) -> list[str]:
+    """Names that are unbound now and were not before."""
+    if before is None:
+        return sorted(after.unbound)
+    if not may_unbind(before.source, after.source):
+        return []
+    return sorted(after.unbound - before.unbound)
+
+
 def find_new_duplicates(before: Outline | None, after: Outline) -> list[str]:
     """Names defined more than once in one block now, and more often than before."""
     earlier = before.counts if before else Counter[str]()
     return sorted(n.split("@")[0] for n, c in find_duplicates(after).items() if c > earlier[n])
 
 
-def _unbound(source: bytes) -> set[str]:
-    if _STAR.search(source):
-        return set()
-    module = symtable.symtable(decode_source(source), "<patched>", "exec")
-    bound = set(_PROVIDED)
-    used: set[str] = set()
-    tables = [module]
-    for table in tables:
-        tables.extend(table.get_children())
-        for symbol in table.get_symbols():
-            binds = symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace()
-            if binds and (table is module or symbol.is_declared_global()):
-                bound.add(symbol.get_name())
-            if symbol.is_referenced() and (table is module or symbol.is_global()):
-                used.add(symbol.get_name())
-    return used - bound
-
-
-_STAR: Final = re.compile(rb"^\s*from\s.*\simport\s*\*", re.MULTILINE)
-_PROVIDED: Final = frozenset(dir(builtins)) | {"__file__", "__path__"}
+_COMPOUND: Final = (
+    ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.TryStar, ast.Match,
+)  # fmt: skip
+"""Statements, besides definitions, that other statements stand in."""
 
 _Block = tuple[tuple[ast.AST, str], ...]
 """The blocks around a statement, outermost first: the node that opens each and which part it is."""
@@ -156,7 +146,7 @@ def _collect(
                 # The block is part of the key: `if A: def f` / `else: def f` is one choice, not two.
                 counts[f"{name}@{_key(block)}"] += 1
             _collect(node.body, name, (), spans, counts)
-        else:
+        elif isinstance(node, _COMPOUND):
             for opener, part, inner in _blocks(node):
                 _collect(inner, scope, (*block, (opener, part)), spans, counts)
 
