@@ -81,6 +81,8 @@ class RenameDetector:
 
     def _renamed(self, path: str) -> Rename | None:
         """For a file without definitions: git's own rename detection."""
+        if self._git.find(f"{self._new}:{path}") is not None:
+            return None  # git looks only at files that are gone
         rows = self._git.out(
             "diff-tree", "-r", "-z", "-M40%", "-l0", "--name-status", "--diff-filter=R",
             str(self._old), self._new,
