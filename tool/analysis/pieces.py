@@ -20,6 +20,9 @@ from tool.analysis.syntax import parse_syntax
 _KEPT: Final = 4096
 """Syntax trees of pieces at hand: those of about a dozen large files."""
 
+_FILES: Final = 16
+"""Files cut at hand: about those that one patch is about."""
+
 # Decorators, which may go over several lines, and the definition. The newline before is there for speed:
 # `re` looks for a fixed byte first.
 _DEFINITION: Final = re.compile(
@@ -72,6 +75,7 @@ def _parse(text: bytes) -> list[ast.stmt]:
     return parse_syntax(text).body
 
 
+@lru_cache(maxsize=_FILES)
 def cut_source(source: bytes) -> tuple[Group, ...]:
     """The pieces of a file, which make up the whole of it.
 

@@ -15,6 +15,7 @@ from typing import Final
 
 from tool.analysis import Outlines, decode_line, find_names, is_significant
 from tool.classify.upstreamed import FileVersions
+from tool.classify.vocabulary import has_word
 from tool.git import NULL_OID
 
 _WORD: Final = re.compile(rb"[A-Za-z_]\w*")
@@ -68,7 +69,7 @@ def _nameless(
     """Names of the author's file that the patch uses and the release's file lacks."""
     before, current = contents[aim.before], contents[aim.current]
     words = {w for b in aim.intended for line in b.added for w in _WORD.findall(line)}
-    if not any(word in before and not _has_word(current, word) for word in words):
+    if not any(word in before and not has_word(current, word) for word in words):
         return  # the common case, without reading any Python
     lost = set(_WORD.findall(before)) - set(_WORD.findall(current))
     added = {n for b in aim.intended for n in range(b.new_line, b.new_line + len(b.added))}
@@ -87,17 +88,6 @@ def _nameless(
         return
     for name in dict.fromkeys(n.text for n in used if (n.text, n.attribute) in had):
         yield f"{aim.path}: the patch uses {name}, which this file of the release has not"
-
-
-def _has_word(source: bytes, word: bytes) -> bool:
-    """Is ``word`` somewhere in ``source`` with no letter or digit at its side?"""
-    at = source.find(word)
-    while at >= 0:
-        sides = source[max(0, at - 1) : at], source[at + len(word) : at + len(word) + 1]
-        if not any(side.isalnum() or side == b"_" for side in sides):
-            return True
-        at = source.find(word, at + 1)
-    return False
 
 
 def _list_lines(source: bytes, words: set[bytes]) -> set[int]:
