@@ -9,7 +9,6 @@ from .layout import (
     NOPE_BYTES,
     NOPE_DIM,
     NUM_TILES,
-    PACKED_BYTES,
     ROW_DIM,
     TILE,
     KvLayout,
@@ -25,10 +24,10 @@ def pack_rows(k_nope: torch.Tensor, k_rope: torch.Tensor) -> torch.Tensor:
 
     Args:
         k_nope: bfloat16 [N, 512].
-        k_rope: bfloat16 [N, 64].
+        k_rope: bfloat16 [N, 64], or [N, 0] for rows without a rotary part.
 
     Returns:
-        uint8 [N, 656].
+        uint8 [N, 656], or [N, 528].
     """
     tiles = k_nope.float().unflatten(1, (NUM_TILES, TILE))
     scale = tiles.abs().amax(dim=2) / FP8_MAX
@@ -45,14 +44,18 @@ def unpack_rows(rows: torch.Tensor) -> torch.Tensor:
 
 
 def dequantize_rows(rows: torch.Tensor, layout: KvLayout, dtype: torch.dtype) -> torch.Tensor:
-    """Convert rows [N, width] of any format to ``dtype`` [N, 576], float32 or float64, without rounding."""
+    """Convert rows [N, width] of any format to ``dtype`` (float32 or float64) without rounding.
+
+    Returns:
+        [N, 576], or [N, 512] if rows have no rotary part.
+    """
     if layout is not KvLayout.PACKED_FP8:
         return (rows if layout is KvLayout.BF16 else rows.view(torch.float8_e4m3fn)).to(dtype)
     rows = rows.view(torch.uint8)
     codes = rows[:, :NOPE_DIM].contiguous().view(torch.float8_e4m3fn).to(dtype)
     scale = rows[:, NOPE_DIM:NOPE_BYTES].contiguous().view(torch.float32).to(dtype)
     nope = codes.unflatten(1, (NUM_TILES, TILE)) * scale.unsqueeze(2)
-    rope = rows[:, NOPE_BYTES:PACKED_BYTES].contiguous().view(torch.bfloat16)
+    rope = rows[:, NOPE_BYTES:].contiguous().view(torch.bfloat16)
     return torch.cat([nope.flatten(1), rope.to(dtype)], dim=1)
 
 

@@ -11,42 +11,45 @@ from .._checks import debug_check_range, require_int, require_same_device, requi
 from .._launch import get_num_sms, on_device
 from ..arch import target_arch
 from ..configs import pick
-from ..kv_cache.layout import NOPE_DIM, ROPE_DIM, ROW_DIM, KvLayout, detect_layout
+from ..kv_cache.layout import NOPE_DIM, PACKED_BYTES, KvLayout, detect_layout
 from . import reference
 from .plan import LaunchPlan, plan_launch
 
 _COMBINE_WIDTH = 128  # output values per block of the combine kernel
 
 
-def _split_query(q: torch.Tensor, q_rope: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _split_query(
+    q: torch.Tensor, q_rope: torch.Tensor | None, rope: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     require_tensor(q, "q", dtype=torch.bfloat16, ndim=3)
     if q_rope is None:
-        require_tensor(q, "q", shape=(None, None, ROW_DIM))
+        require_tensor(q, "q", shape=(None, None, NOPE_DIM + rope))
         return q[..., :NOPE_DIM], q[..., NOPE_DIM:]
     require_tensor(q, "q", shape=(None, None, NOPE_DIM))
-    require_tensor(q_rope, "q_rope", dtype=torch.bfloat16, shape=(q.shape[0], q.shape[1], ROPE_DIM))
+    require_tensor(q_rope, "q_rope", dtype=torch.bfloat16, shape=(q.shape[0], q.shape[1], rope))
     return q, q_rope
 
 
-def _view_rows(kv: torch.Tensor) -> tuple[torch.Tensor, KvLayout]:
+def _view_rows(kv: torch.Tensor) -> tuple[torch.Tensor, KvLayout, int]:
     accepted = (torch.float8_e4m3fn, torch.uint8, torch.bfloat16)
     require_tensor(kv, "kv", dtype=accepted, contiguous=True)
     if kv.dim() < 2:
         raise ValueError(f"kv: expected [..., 1, width] rows, got shape {tuple(kv.shape)}")
-    layout = detect_layout(kv)
+    layout, rope = detect_layout(kv)
     if kv.data_ptr() % 16:
         raise ValueError("kv: expected memory aligned to 16 bytes (rows are read 16 at a time)")
-    return kv.view(-1, kv.shape[-1]), layout
+    return kv.view(-1, kv.shape[-1]), layout, rope
 
 
-def _check_backend(backend: str, layout: KvLayout) -> None:
+def _check_backend(backend: str, layout: KvLayout, rope: int) -> None:
     if backend not in ("triton", "tilelang"):
         raise ValueError(f"backend: expected 'triton' or 'tilelang', got {backend!r}")
     if backend == "tilelang":
-        if layout is not KvLayout.PACKED_FP8:
+        if layout is not KvLayout.PACKED_FP8 or not rope:
+            without = "" if rope else " without a rotary part"
             raise ValueError(
-                f"backend: 'tilelang' reads packed fp8 rows of 656 bytes, got {layout.name} rows; "
-                "use backend='triton'"
+                f"backend: 'tilelang' reads packed fp8 rows of {PACKED_BYTES} bytes, got {layout.name} "
+                f"rows{without}; use backend='triton'"
             )
         if importlib.util.find_spec("tilelang") is None:
             raise ValueError(
@@ -133,6 +136,7 @@ def launch(
             plan.num_splits,
             sm_scale * math.log2(math.e),
             LAYOUT=int(layout),
+            ROPE=q_rope.shape[2],
             BYTES=plan.bytes_only,
             BLOCK_H=params["BLOCK_H"],
             BLOCK_N=params["BLOCK_N"],
@@ -215,16 +219,18 @@ def sparse_mla_fwd(
     are float32.
 
     Args:
-        q: bfloat16 [T, H, 576], or its first 512 values [T, H, 512] if ``q_rope`` is given. Strides are
-            arbitrary except for a last stride of 1, so that views of a larger projection need no copy.
+        q: bfloat16 [T, H, 576], or its first 512 values [T, H, 512] if ``q_rope`` is given or rows have no
+            rotary part. Strides are arbitrary except for a last stride of 1, so that views of a larger
+            projection need no copy.
         kv: the pool, contiguous [..., 1, width], in one of three formats: packed fp8, 656 x float8_e4m3fn
             (or uint8) with scales that are not negative; raw fp8, 576 x float8_e4m3fn (or uint8);
-            576 x bfloat16. See ``kv_cache/layout.py``.
+            576 x bfloat16. Without a rotary part 528 x float8_e4m3fn (or uint8), packed, and
+            512 x bfloat16. See ``kv_cache/layout.py``.
         indices: int32 [T, topk] or [T, 1, topk], row numbers in the pool. A negative entry at any
             position is absent. A repeated entry counts each time.
         sm_scale: factor of the scores.
         d_v: width of the value part; 512.
-        q_rope: bfloat16 [T, H, 64].
+        q_rope: bfloat16 [T, H, 64], or [T, H, 0] if rows have no rotary part.
         return_lse: also return the log-sum-exp.
         backend: ``"triton"``, or ``"tilelang"`` for packed rows. The latter needs tilelang and a CUDA
             compiler, compiles the kernel on its first call, and is not tuned.
@@ -240,12 +246,12 @@ def sparse_mla_fwd(
 
     Source of the contract: sglang ``nsa/tilelang_kernel.py`` (0.5.9), ``dsa_backend.py`` (0.5.23).
     """
-    q_nope, q_rope = _split_query(q, q_rope)
-    rows, layout = _view_rows(kv)
+    rows, layout, rope = _view_rows(kv)
+    q_nope, q_rope = _split_query(q, q_rope, rope)
     tokens, heads, _ = q_nope.shape
     lists = _check_indices(indices, tokens)
     require_int(d_v, "d_v", low=NOPE_DIM, high=NOPE_DIM)
-    _check_backend(backend, layout)
+    _check_backend(backend, layout, rope)
     device = require_same_device(q=q_nope, q_rope=q_rope, kv=rows, indices=lists)
     debug_check_range(lists, "indices", -(2**31), rows.shape[0] - 1)
     lse: torch.Tensor | None

@@ -1,8 +1,8 @@
 """Triton kernels of sparse MLA attention over selected latent rows.
 
 A block processes BLOCK_H heads of one query token over one contiguous part ("split") of the token's index
-list. It reads every selected row once, directly from the pool. The row serves as key (576 values) and as
-value (its first 512 values).
+list. It reads every selected row once, directly from the pool. The row serves as key (576 values, or 512
+without a rotary part) and as value (its first 512 values).
 
 These facts determine the main loop:
 
@@ -105,7 +105,7 @@ def finish_softmax(running_max, total):
 @triton.jit(do_not_specialize=["num_heads", "topk", "split_len", "num_splits"])
 def sparse_mla_kernel(
     q_nope,  # bfloat16 [T, H, 512]
-    q_rope,  # bfloat16 [T, H, 64]
+    q_rope,  # bfloat16 [T, H, 64], read only if ROPE
     kv,  # fp8 rows as int32, or bfloat16 rows
     indices,  # int32 [T, topk]
     out,  # bfloat16 [T, H, 512], or float32 [T, H, splits, 512]
@@ -121,6 +121,7 @@ def sparse_mla_kernel(
     num_splits,
     scale_log2,  # softmax scale times log2(e)
     LAYOUT: tl.constexpr,
+    ROPE: tl.constexpr,  # rotary values of a row, 64 or 0
     BYTES: tl.constexpr,
     SWAP: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -160,12 +161,15 @@ def sparse_mla_kernel(
     q1 = tl.load(q_row + 128, mask=head_ok[:, None], other=0.0)
     q2 = tl.load(q_row + 256, mask=head_ok[:, None], other=0.0)
     q3 = tl.load(q_row + 384, mask=head_ok[:, None], other=0.0)
-    dr = tl.arange(0, 64)
-    qr = tl.load(
-        q_rope + token * q_rope_stride_t + heads[:, None] * q_rope_stride_h + dr[None, :],
-        mask=head_ok[:, None],
-        other=0.0,
-    )
+    if ROPE:
+        dr = tl.arange(0, 64)
+        qr = tl.load(
+            q_rope + token * q_rope_stride_t + heads[:, None] * q_rope_stride_h + dr[None, :],
+            mask=head_ok[:, None],
+            other=0.0,
+        )
+    else:
+        qr = q0  # a placeholder
 
     # Codes decoded from bytes are 2^-8 of their value. A head's scores need the factor that Q was divided by.
     CODE_UNIT: tl.constexpr = 256.0 if BYTES else 1.0
@@ -197,22 +201,23 @@ def sparse_mla_kernel(
 
     next_position = start + BLOCK_N + lane
     if PREFETCH:
-        valid, r0, r1, r2, r3, rr, s0, s1, s2, s3 = load_rows(kv, index, LAYOUT)
+        valid, r0, r1, r2, r3, rr, s0, s1, s2, s3 = load_rows(kv, index, LAYOUT, ROPE)
         index = tl.load(indices + next_position, mask=next_position < end, other=-1)
 
     for first in range(start, last, BLOCK_N):
         if not PREFETCH:
-            valid, r0, r1, r2, r3, rr, s0, s1, s2, s3 = load_rows(kv, index, LAYOUT)
+            valid, r0, r1, r2, r3, rr, s0, s1, s2, s3 = load_rows(kv, index, LAYOUT, ROPE)
         row_scale, s0, s1, s2, s3 = normalize_scales(valid, s0, s1, s2, s3, LAYOUT)
         k0 = convert_chunk(r0, s0, LAYOUT, BYTES)
         k1 = convert_chunk(r1, s1, LAYOUT, BYTES)
         k2 = convert_chunk(r2, s2, LAYOUT, BYTES)
         k3 = convert_chunk(r3, s3, LAYOUT, BYTES)
-        kr = convert_rope(rr, LAYOUT, BYTES)
+        if ROPE:
+            kr = convert_rope(rr, LAYOUT, BYTES)
         row_scale = row_scale[:, None] if SWAP else row_scale[None, :]
         next_position = first + BLOCK_N + lane
         if PREFETCH:
-            valid, r0, r1, r2, r3, rr, s0, s1, s2, s3 = load_rows(kv, index, LAYOUT)
+            valid, r0, r1, r2, r3, rr, s0, s1, s2, s3 = load_rows(kv, index, LAYOUT, ROPE)
             next_position += BLOCK_N
         index = tl.load(indices + next_position, mask=next_position < end, other=-1)
 
@@ -221,10 +226,12 @@ def sparse_mla_kernel(
         zero = tl.zeros([BLOCK_N, BLOCK_H] if SWAP else [BLOCK_H, BLOCK_N], tl.float32)
         low = _compute_scores(q1, k1, _compute_scores(q0, k0, zero, SWAP), SWAP) * head_scale
         high = _compute_scores(q3, k3, _compute_scores(q2, k2, zero, SWAP), SWAP) * head_scale
+        s = low + high
         if LAYOUT == PACKED_FP8:
-            s = (low + high) * row_scale + _compute_scores(qr, kr, zero, SWAP) * scale_log2
-        else:
-            s = low + high + _compute_scores(qr, kr, zero, SWAP) * head_scale
+            s = s * row_scale
+        if ROPE:
+            rope_scale = scale_log2 if LAYOUT == PACKED_FP8 else head_scale
+            s = s + _compute_scores(qr, kr, zero, SWAP) * rope_scale
         s = tl.where(row_scale == float("-inf"), float("-inf"), s)
         # The second dot uses the weight times the row's scale, and this product must not exceed 1.
         weighted = s

@@ -25,7 +25,7 @@ def sparse_mla(
     each time.
 
     Args:
-        q: [T, H, 576].
+        q: [T, H, 576], or [T, H, 512] if rows have no rotary part.
         rows: [N, width], format ``layout``. Rows that no index names are never read.
         indices: int [T, topk].
         sm_scale: factor on the scores.

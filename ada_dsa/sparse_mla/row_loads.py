@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 
 # Row formats of the pool, see kv_cache.layout.KvLayout.
-PACKED_FP8 = tl.constexpr(0)  # 512 e4m3, 4 float32 scales, 64 bfloat16
-RAW_FP8 = tl.constexpr(1)  # 576 e4m3
-BF16 = tl.constexpr(2)  # 576 bfloat16
+PACKED_FP8 = tl.constexpr(0)  # 512 e4m3, 4 float32 scales, ROPE bfloat16
+RAW_FP8 = tl.constexpr(1)  # 512 + ROPE e4m3
+BF16 = tl.constexpr(2)  # 512 + ROPE bfloat16
 
 
 @triton.jit
@@ -164,44 +164,48 @@ def normalize_scales(valid, s0, s1, s2, s3, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def _load_nope(kv, rows, valid, chunk: tl.constexpr, LAYOUT: tl.constexpr):
+def _load_nope(kv, rows, valid, chunk: tl.constexpr, LAYOUT: tl.constexpr, WIDTH: tl.constexpr):
     """Load chunk ``chunk`` (128 values) of the selected rows in its stored form, and its scale."""
     scale = tl.full(rows.shape, 1.0, tl.float32)
     if LAYOUT == PACKED_FP8:
-        ptrs = kv + rows[:, None] * 164 + (chunk * 32 + tl.arange(0, 32))[None, :]
-        scale = tl.load(kv + rows * 164 + (128 + chunk), mask=valid, other=0)
+        ptrs = kv + rows[:, None] * WIDTH + (chunk * 32 + tl.arange(0, 32))[None, :]
+        scale = tl.load(kv + rows * WIDTH + (128 + chunk), mask=valid, other=0)
         scale = scale.to(tl.float32, bitcast=True)
     elif LAYOUT == RAW_FP8:
-        ptrs = kv + rows[:, None] * 144 + (chunk * 32 + tl.arange(0, 32))[None, :]
+        ptrs = kv + rows[:, None] * WIDTH + (chunk * 32 + tl.arange(0, 32))[None, :]
     else:
-        ptrs = kv + rows[:, None] * 576 + (chunk * 128 + tl.arange(0, 128))[None, :]
+        ptrs = kv + rows[:, None] * WIDTH + (chunk * 128 + tl.arange(0, 128))[None, :]
     return tl.load(ptrs, mask=valid[:, None], other=0), scale
 
 
 @triton.jit
-def _load_rope(kv, rows, valid, LAYOUT: tl.constexpr):
-    """Load the rotary part of the selected rows in its stored form."""
+def _load_rope(kv, rows, valid, LAYOUT: tl.constexpr, WIDTH: tl.constexpr):
+    """Load the rotary part of the selected rows, 64 values, in its stored form."""
     if LAYOUT == PACKED_FP8:
-        ptrs = kv + rows[:, None] * 164 + (132 + tl.arange(0, 32))[None, :]
+        ptrs = kv + rows[:, None] * WIDTH + (132 + tl.arange(0, 32))[None, :]
     elif LAYOUT == RAW_FP8:
-        ptrs = kv + rows[:, None] * 144 + (128 + tl.arange(0, 16))[None, :]
+        ptrs = kv + rows[:, None] * WIDTH + (128 + tl.arange(0, 16))[None, :]
     else:
-        ptrs = kv + rows[:, None] * 576 + (512 + tl.arange(0, 64))[None, :]
+        ptrs = kv + rows[:, None] * WIDTH + (512 + tl.arange(0, 64))[None, :]
     return tl.load(ptrs, mask=valid[:, None], other=0)
 
 
 @triton.jit
-def load_rows(kv, index, LAYOUT: tl.constexpr):
+def load_rows(kv, index, LAYOUT: tl.constexpr, ROPE: tl.constexpr):
     """Load the selected rows in their stored form; a negative index reads nothing and gives zeros.
 
-    ``kv`` points to int32 words if rows are fp8 (164 words per packed row, 144 per raw row), and to
-    bfloat16 values otherwise (576 per row).
+    ``kv`` points to int32 words if rows are fp8 (with rope 164 words per packed row, 144 per raw row), and
+    to bfloat16 values otherwise (576 per row). Without rope (ROPE is 0) the rotary part is a placeholder.
     """
+    # Words or values of a row.
+    NOPE: tl.constexpr = 132 if LAYOUT == PACKED_FP8 else 128 if LAYOUT == RAW_FP8 else 512
+    EACH: tl.constexpr = 2 if LAYOUT == PACKED_FP8 else 4 if LAYOUT == RAW_FP8 else 1
+    WIDTH: tl.constexpr = NOPE + ROPE // EACH
     valid = index >= 0
     rows = index.to(tl.int64)
-    r0, s0 = _load_nope(kv, rows, valid, 0, LAYOUT)
-    r1, s1 = _load_nope(kv, rows, valid, 1, LAYOUT)
-    r2, s2 = _load_nope(kv, rows, valid, 2, LAYOUT)
-    r3, s3 = _load_nope(kv, rows, valid, 3, LAYOUT)
-    rr = _load_rope(kv, rows, valid, LAYOUT)
+    r0, s0 = _load_nope(kv, rows, valid, 0, LAYOUT, WIDTH)
+    r1, s1 = _load_nope(kv, rows, valid, 1, LAYOUT, WIDTH)
+    r2, s2 = _load_nope(kv, rows, valid, 2, LAYOUT, WIDTH)
+    r3, s3 = _load_nope(kv, rows, valid, 3, LAYOUT, WIDTH)
+    rr = _load_rope(kv, rows, valid, LAYOUT, WIDTH) if ROPE else s0
     return valid, r0, r1, r2, r3, rr, s0, s1, s2, s3

@@ -47,7 +47,8 @@ in bytes, then spills (local loads and stores).
 
 The tests in `tests/ada_dsa/compile_gate/` assert limits on shared memory and spills. They also ask for a
 number of resident blocks, tensor-core instructions, and asynchronous copies or prefetch. **FAILED** means
-that an assertion does not hold; the last table has the reasons.
+that an assertion does not hold; the last table has the reasons. A dash means that the tools which this
+Triton bundles do not know the architecture.
 """
 
 
@@ -262,8 +263,10 @@ def markdown(runs: Sequence[Run]) -> str:
         for n, (record, number) in enumerate(records):
             text = f"**FAILED** {record.cell}" if n in failed else record.cell
             cells.setdefault((*record.key, number), {})[run["triton"]] = text
+    # What only some versions compile comes last in its own table.
+    order = {name: n for n, name in enumerate(dict.fromkeys(key[0] for key in cells))}
     test = ""
-    for key, by_version in cells.items():
+    for key, by_version in sorted(cells.items(), key=lambda cell: order[cell[0][0]]):
         if key[0] != test:
             test = str(key[0])
             lines += ["", f"## {test.replace('_', ' ')}", ""]

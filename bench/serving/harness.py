@@ -54,7 +54,8 @@ class Harness:
         self.buffers = [
             buffer.view(torch.uint8).view(-1, PAGE * buffer.shape[-1]) for buffer in pool.kv_buffer
         ]
-        self.buffers += list(pool.index_k_with_scale_buffer)
+        # A layer that shares another's indexer has an empty buffer, from 0.5.18 on.
+        self.buffers += [buffer for buffer in pool.index_k_with_scale_buffer if len(buffer)]
 
     def _between_events(self, replay: Callable[..., Any]) -> Callable[..., Any]:
         """Record when a replay of a captured step begins and ends on the GPU."""

@@ -32,7 +32,7 @@ from bench.serving import report
 from bench.serving.report import CONTEXTS, STREAMS
 from tests.serving.support import engines as shared
 from tests.serving.support.children import end_of, kill
-from tests.serving.support.flavours import HOME
+from tests.serving.support.flavours import HOME, MAIN
 
 if TYPE_CHECKING:
     import torch
@@ -203,7 +203,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--heads", type=int, default=8, help="heads of the model that is made (8: a rank at TP=8)"
     )
-    parser.add_argument("--flavours", help="comma-separated (default: stock,fork,fork-sm89)")
+    parser.add_argument(
+        "--flavours", default=",".join(MAIN), help="comma-separated (default: %(default)s)"
+    )
     parser.add_argument(
         "--fallback", type=Path, metavar="FILE", help="a released wheel, or what was cut from one"
     )

@@ -114,7 +114,7 @@ class Launched:
         q_rope: torch.Tensor,
         return_lse: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        layout = detect_layout(kv)
+        layout, _ = detect_layout(kv)
         plan = plan_launch(
             arch=self.arch,
             num_sms=4,

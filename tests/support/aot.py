@@ -175,6 +175,12 @@ def _disassemble(cubin: bytes) -> tuple[str, str]:
         )
 
 
+@functools.cache
+def can_disassemble(arch: int) -> bool:
+    """Whether the disassembler that Triton bundles knows the architecture."""
+    return f"'SM{arch}'" in _run(_tool("nvdisasm"), "--help")
+
+
 def compile_kernel(
     kernel: Any,
     args: Mapping[str, object],

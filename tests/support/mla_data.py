@@ -8,17 +8,23 @@ from dataclasses import dataclass
 import torch
 
 from ada_dsa.kv_cache import reference as kv_reference
-from ada_dsa.kv_cache.layout import NOPE_DIM, ROW_DIM, KvLayout
+from ada_dsa.kv_cache.layout import NOPE_DIM, ROPE_DIM, KvLayout
 from ada_dsa.sparse_mla.plan import LaunchPlan
 
 SM_SCALE = 1 / math.sqrt(192 + 64)
+FORMATS = [
+    *((layout, ROPE_DIM) for layout in KvLayout),
+    (KvLayout.PACKED_FP8, 0),
+    (KvLayout.BF16, 0),
+]
+"""The rows that the kernels read: how they are stored, and their rotary values."""
 
 
 @dataclass(frozen=True)
 class Problem:
     """One attention problem. Every byte of a pool row that no index names is NaN."""
 
-    q: torch.Tensor  # bfloat16 [T, H, 576]
+    q: torch.Tensor  # bfloat16 [T, H, 576], or 512 where rows have no rotary part
     kv: torch.Tensor  # [slots, 1, width]
     layout: KvLayout
     indices: torch.Tensor  # int32 [T, topk]
@@ -44,8 +50,10 @@ def poison(kv: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     return bytes_.view(kv.dtype)
 
 
-def make_rows(slots: int, layout: KvLayout, generator: torch.Generator) -> torch.Tensor:
-    rows = torch.randn(slots, ROW_DIM, generator=generator, device=generator.device)
+def make_rows(
+    slots: int, layout: KvLayout, generator: torch.Generator, rope: int = ROPE_DIM
+) -> torch.Tensor:
+    rows = torch.randn(slots, NOPE_DIM + rope, generator=generator, device=generator.device)
     rows = rows.to(torch.bfloat16)
     if layout is KvLayout.BF16:
         return rows
@@ -66,22 +74,28 @@ def make_problem(
     seed: int = 0,
     device: str = "cpu",
     indices: torch.Tensor | None = None,
+    rope: int = ROPE_DIM,
 ) -> Problem:
     generator = torch.Generator(device).manual_seed(seed)
-    q = torch.randn(tokens, heads, ROW_DIM, generator=generator, device=device).to(torch.bfloat16)
+    q = torch.randn(tokens, heads, NOPE_DIM + rope, generator=generator, device=device)
+    q = q.to(torch.bfloat16)
     if indices is None:
         indices = random_indices(tokens, topk, slots, absent, generator)
-    kv = poison(make_rows(slots, layout, generator), indices).unsqueeze(1)
+    kv = poison(make_rows(slots, layout, generator, rope), indices).unsqueeze(1)
     return Problem(q, kv, layout, indices)
 
 
-def uneven_problem(heads: int, topk: int, layout: KvLayout, *, device: str = "cpu") -> Problem:
+def uneven_problem(
+    heads: int, topk: int, layout: KvLayout, *, device: str = "cpu", rope: int = ROPE_DIM
+) -> Problem:
     """Two tokens whose values differ widely in size between the chunks of a row, rows, and heads.
 
     The latent values of a row's four chunks are of order 1e-3, 1, 30 and 0 (all zero, with scale zero).
     Every seventh row is 1e-4 of that. The queries of the heads range from 2^-60 to 2^6.
     """
-    problem = make_problem(2, heads, topk, KvLayout.BF16, slots=topk + 1, absent=0.0, device=device)
+    problem = make_problem(
+        2, heads, topk, KvLayout.BF16, slots=topk + 1, absent=0.0, device=device, rope=rope
+    )
     rows = problem.kv[:, 0].view(torch.int16).view(torch.bfloat16).nan_to_num(0.0).float()
     chunk = torch.tensor([1e-3, 1.0, 30.0, 0.0], device=device).repeat_interleave(128)
     rows[:, :NOPE_DIM] *= chunk

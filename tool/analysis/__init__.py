@@ -10,6 +10,7 @@ from tool.analysis.outline import (
     Outlines,
     find_duplicates,
     find_new_duplicates,
+    find_new_unbound,
     parse_outline,
 )
 from tool.analysis.references import (
@@ -39,6 +40,7 @@ __all__ = [
     "find_missing",
     "find_names",
     "find_new_duplicates",
+    "find_new_unbound",
     "find_unresolved",
     "import_origin",
     "is_significant",

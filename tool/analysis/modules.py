@@ -9,10 +9,9 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterator
 from typing import ClassVar, Final
 
-from tool.analysis.syntax import parse_syntax
+from tool.analysis.syntax import list_children, parse_syntax
 from tool.git import Git
 
 PACKAGE: Final = "sglang"
@@ -78,22 +77,21 @@ class Bindings:
             return
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             self.values.setdefault(node.targets[0].id, []).append(node.value)
-        for child in _shallow(node):
-            if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
-                self.names.add(child.id)
-                self.assigned[child.id] += 1
-            elif isinstance(child, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and child.name:
-                self.names.add(child.name)
-            elif isinstance(child, ast.stmt):
+        self._add_parts(node, path)
+
+    def _add_parts(self, node: ast.AST, path: str) -> None:
+        for child in list_children(node):
+            if isinstance(child, ast.stmt):
                 self._add(child, path)
-
-
-def _shallow(node: ast.AST) -> Iterator[ast.AST]:
-    """Every node below ``node`` but for what stands inside of a nested statement."""
-    for child in ast.iter_child_nodes(node):
-        yield child
-        if not isinstance(child, ast.stmt):
-            yield from _shallow(child)
+                continue
+            if isinstance(child, ast.Name):
+                if isinstance(child.ctx, ast.Store):
+                    self.names.add(child.id)
+                    self.assigned[child.id] += 1
+                continue
+            if isinstance(child, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and child.name:
+                self.names.add(child.name)
+            self._add_parts(child, path)
 
 
 class Modules:

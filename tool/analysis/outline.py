@@ -9,17 +9,15 @@ upstream has moved into a function. All show in the syntax tree or the symbol ta
 from __future__ import annotations
 
 import ast
-import builtins
-import re
-import symtable
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
-from importlib.util import decode_source
 from typing import ClassVar, Final
 
+from tool.analysis.pieces import NOT_READ, Group, Piece, cut_source, join_syntax
 from tool.analysis.syntax import last_name, parse_syntax
+from tool.analysis.unbound import find_unbound, may_unbind
 from tool.git import Git, Run, changed_runs
 
 MODULE: Final = "<module>"
@@ -28,6 +26,8 @@ _REDEFINES: Final = {"overload", "setter", "getter", "deleter", "register"}
 
 _KEPT: Final = 12
 """Syntax trees at hand: about those of the files that one patch changes."""
+_PIECES: Final = 8192
+"""Outlines of pieces at hand; they are small."""
 
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -52,7 +52,7 @@ class Outline:
     @cached_property
     def unbound(self) -> frozenset[str]:
         """Names that are read as globals and bound nowhere; none where ``import *`` may bind any."""
-        return frozenset(_unbound(self.source))
+        return find_unbound(self.source)
 
     def symbol_at(self, line: int) -> str:
         """The qualified name of the innermost definition around ``line``, or ``<module>``."""
@@ -60,24 +60,63 @@ class Outline:
         return min(around, key=lambda s: s.last - s.first).name if around else MODULE
 
 
-def parse_outline(source: bytes, syntax: ast.Module | None = None) -> Outline:
-    """Parse ``source``, unless its ``syntax`` is given.
+def parse_outline(source: bytes) -> Outline:
+    """Parse ``source``.
 
     Raises:
         SyntaxError: it is not Python, or nested too deeply to be read.
     """
+    try:
+        return _join_outline(cut_source(source), source)
+    except NOT_READ:
+        pass  # as a whole it may be read, and if not, that says why
     spans: list[Span] = []
     counts: Counter[str] = Counter()
     try:
-        _collect((syntax or parse_syntax(source)).body, "", (), spans, counts)
+        _collect(parse_syntax(source).body, "", (), spans, counts)
     except (ValueError, RecursionError, MemoryError) as error:
         raise SyntaxError(str(error) or "it is nested too deeply") from error
     return Outline(tuple(spans), counts, source)
 
 
+def _join_outline(groups: Sequence[Group], source: bytes) -> Outline:
+    spans: list[Span] = []
+    counts: Counter[str] = Counter()
+    for group in groups:
+        at = len(spans)
+        for piece in group:
+            theirs, more = _outline_piece(piece.owner, piece.text)
+            counts.update(more)
+            part = [Span(s.name, s.first + piece.shift, s.last + piece.shift) for s in theirs]
+            if piece.owner:  # another part of the class that the group began with
+                spans[at] = replace(spans[at], last=part[0].last)
+                part = part[1:]
+            spans += part
+    return Outline(tuple(spans), counts, source)
+
+
+@lru_cache(maxsize=_PIECES)
+def _outline_piece(owner: bytes, text: bytes) -> tuple[tuple[Span, ...], Counter[str]]:
+    spans: list[Span] = []
+    counts: Counter[str] = Counter()
+    _collect(Piece(1, text, owner).parse(), "", (), spans, counts)
+    if owner:
+        counts[f"{spans[0].name}@"] -= 1  # the class is counted where it begins
+    return tuple(spans), counts
+
+
 def find_duplicates(outline: Outline) -> dict[str, int]:
     """What is defined more than once in one block, and how often; a key names both."""
     return {name: count for name, count in outline.counts.items() if count > 1}
+
+
+def find_new_unbound(before: Outline | None, after: Outline) -> list[str]:
+    """Names that are unbound now and were not before."""
+    if before is None:
+        return sorted(after.unbound)
+    if not may_unbind(before.source, after.source):
+        return []
+    return sorted(after.unbound - before.unbound)
 
 
 def find_new_duplicates(before: Outline | None, after: Outline) -> list[str]:
@@ -86,26 +125,10 @@ def find_new_duplicates(before: Outline | None, after: Outline) -> list[str]:
     return sorted(n.split("@")[0] for n, c in find_duplicates(after).items() if c > earlier[n])
 
 
-def _unbound(source: bytes) -> set[str]:
-    if _STAR.search(source):
-        return set()
-    module = symtable.symtable(decode_source(source), "<patched>", "exec")
-    bound = set(_PROVIDED)
-    used: set[str] = set()
-    tables = [module]
-    for table in tables:
-        tables.extend(table.get_children())
-        for symbol in table.get_symbols():
-            binds = symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace()
-            if binds and (table is module or symbol.is_declared_global()):
-                bound.add(symbol.get_name())
-            if symbol.is_referenced() and (table is module or symbol.is_global()):
-                used.add(symbol.get_name())
-    return used - bound
-
-
-_STAR: Final = re.compile(rb"^\s*from\s.*\simport\s*\*", re.MULTILINE)
-_PROVIDED: Final = frozenset(dir(builtins)) | {"__file__", "__path__"}
+_COMPOUND: Final = (
+    ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.TryStar, ast.Match,
+)  # fmt: skip
+"""Statements, besides definitions, that other statements stand in."""
 
 _Block = tuple[tuple[ast.AST, str], ...]
 """The blocks around a statement, outermost first: the node that opens each and which part it is."""
@@ -123,7 +146,7 @@ def _collect(
                 # The block is part of the key: `if A: def f` / `else: def f` is one choice, not two.
                 counts[f"{name}@{_key(block)}"] += 1
             _collect(node.body, name, (), spans, counts)
-        else:
+        elif isinstance(node, _COMPOUND):
             for opener, part, inner in _blocks(node):
                 _collect(inner, scope, (*block, (opener, part)), spans, counts)
 
@@ -156,8 +179,12 @@ def _selector(opener: ast.AST) -> str:
             return type(opener).__name__
 
 
-def _parse(git: Git, oid: str) -> ast.Module:
-    return parse_syntax(git.blobs([oid])[oid])
+def _parse(git: Git, oid: str, lines: frozenset[int]) -> ast.Module:
+    source = git.blobs([oid])[oid]
+    try:
+        return join_syntax(cut_source(source), lines)
+    except NOT_READ:
+        return parse_syntax(source)
 
 
 def _compare(git: Git, before: str, after: str) -> tuple[Run, ...]:
@@ -179,12 +206,13 @@ class Outlines:
     def of(self, oid: str) -> Outline:
         """Raises SyntaxError when the file is not Python."""
         if oid not in self._known:
-            self._known[oid] = parse_outline(self._git.blobs([oid])[oid], self._syntax(oid))
+            self._known[oid] = parse_outline(self._git.blobs([oid])[oid])
         return self._known[oid]
 
-    def syntax(self, oid: str) -> ast.Module:
-        """The syntax tree; only the last few are kept. Raises SyntaxError when it is not Python."""
-        return self._syntax(oid)
+    def syntax(self, oid: str, lines: Collection[int]) -> ast.Module:
+        """The syntax tree, in which only what touches ``lines`` is sure to have its line numbers; only the
+        last few are kept. Raises SyntaxError when it is not Python."""
+        return self._syntax(oid, frozenset(lines))
 
     def runs(self, before: str, after: str) -> tuple[Run, ...]:
         """The runs of lines that turn one blob into another; only the last few answers are kept."""

@@ -14,6 +14,7 @@ from typing import Final
 
 from tool.analysis.modules import PACKAGE, Bindings, Definition, Modules, import_origin
 from tool.analysis.signatures import Signature, read_signature
+from tool.analysis.syntax import list_children
 
 _IMPORT_ERRORS: Final = {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"}
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -103,7 +104,7 @@ def find_defined(syntax: ast.Module, lines: Collection[int]) -> set[str]:
 
 def _within(node: ast.AST, lines: frozenset[int]) -> Iterator[ast.AST]:
     """The nodes below ``node`` that may touch ``lines``; other parts of the file are not walked."""
-    for child in ast.iter_child_nodes(node):
+    for child in list_children(node):
         first, last = getattr(child, "lineno", None), getattr(child, "end_lineno", None)
         if isinstance(child, Definition):
             first = min([child.lineno, *(d.lineno for d in child.decorator_list)])
@@ -115,7 +116,7 @@ def _within(node: ast.AST, lines: frozenset[int]) -> Iterator[ast.AST]:
 
 def _touches(lines: frozenset[int], first: int, last: int) -> bool:
     if last - first < len(lines):
-        return any(line in lines for line in range(first, last + 1))
+        return not lines.isdisjoint(range(first, last + 1))
     return any(first <= line <= last for line in lines)
 
 
@@ -149,7 +150,7 @@ class _Reader:
                 yield from self.read(rest, scope, guarded=guarded)
                 continue
             inner = (*scope, node) if isinstance(node, (*_SCOPES,)) else scope
-            children = list(ast.iter_child_nodes(node))
+            children = list_children(node)
             yield from self.read(children, inner, guarded=guarded)
 
     def _look(self, node: ast.AST, scope: _Scope, guarded: bool) -> Iterator[Unresolved]:
@@ -183,12 +184,14 @@ class _Reader:
         if module := self._module(node.value, scope):
             if self._modules.binds(module, node.attr) is False:
                 yield Unresolved(line, f"uses {module}.{node.attr}, and there is none")
-        elif isinstance(node.value, ast.Name) and (origin := self._origin(node.value.id, scope)):
-            members = self._members(origin[0], origin[1] or "")
-            if members is not None and node.attr not in members:
-                yield Unresolved(
-                    line, f"uses {node.value.id}.{node.attr}, and {origin[0]} has no such attribute"
-                )
+        elif (
+            isinstance(node.value, ast.Name)
+            and (origin := self._origin(node.value.id, scope))
+            and self._has_member(origin[0], origin[1] or "", node.attr) is False
+        ):
+            yield Unresolved(
+                line, f"uses {node.value.id}.{node.attr}, and {origin[0]} has no such attribute"
+            )
 
     def _module(self, node: ast.expr, scope: _Scope) -> str | None:
         """The module of the package that ``node`` is, if it is one."""
@@ -209,8 +212,8 @@ class _Reader:
             else None
         )
 
-    def _members(self, module: str, name: str) -> set[str] | None:
-        """What a class, or the one instance of it that ``name`` is, has; None when that is not known."""
+    def _has_member(self, module: str, name: str, member: str) -> bool | None:
+        """Has the class, or the one instance of it that ``name`` is, a ``member``? None: not known."""
         found = self._modules.definitions(module, name)
         if found is None:
             bindings = self._modules.bindings(module)
@@ -222,7 +225,7 @@ class _Reader:
                     found = self._modules.definitions(module, maker)
         if found is None or len(found) != 1 or not isinstance(found[0], ast.ClassDef):
             return None
-        return _list_members(found[0])
+        return _has_member(found[0], member)
 
     def _call(self, node: ast.Call, scope: _Scope) -> Iterator[Unresolved]:
         line = node.func.end_lineno or node.lineno
@@ -327,22 +330,28 @@ def _is_guard(node: ast.Try) -> bool:
     return False
 
 
-def _list_members(node: ast.ClassDef) -> set[str] | None:
-    """Every attribute of a class that has no base; None when its text does not tell."""
+def _has_member(node: ast.ClassDef, member: str) -> bool | None:
+    """Has a class that has no base the attribute ``member``? None when its text does not tell."""
     bases = {b.id if isinstance(b, ast.Name) else "" for b in node.bases}
-    members = list_attributes(node)
-    if node.keywords or bases - _PLAIN_BASES or members & _DYNAMIC_METHODS:
+    if node.keywords or bases - _PLAIN_BASES:
         return None
-    return members | _ANY_CLASS
+    if member in _ANY_CLASS or member in Bindings(node.body, "").names:
+        return True  # without reading all of its methods
+    members = list_attributes(node)
+    return None if members & _DYNAMIC_METHODS else member in members
 
 
 def list_attributes(node: ast.ClassDef) -> set[str]:
     """What the body of the class binds, and what its methods assign on ``self`` and ``cls``."""
     found = set(Bindings(node.body, "").names)
-    for inner in ast.walk(node):
-        match inner:
-            case ast.Attribute(value=ast.Name(id="self" | "cls"), attr=name, ctx=ast.Store()):
-                found.add(name)
+    left: list[ast.AST] = [node]
+    while left:
+        inner = left.pop()
+        left += list_children(inner)
+        if isinstance(inner, ast.Attribute):
+            match inner:
+                case ast.Attribute(value=ast.Name(id="self" | "cls"), attr=name, ctx=ast.Store()):
+                    found.add(name)
     return found
 
 

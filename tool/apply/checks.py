@@ -23,13 +23,15 @@ from tool.analysis import (
     Outlines,
     find_duplicates,
     find_new_duplicates,
+    find_new_unbound,
     find_unresolved,
 )
 from tool.apply.engine import Applied
 from tool.apply.kernels import DESTINATION
 from tool.errors import ConflictError, UpstreamedError
-from tool.git import NULL_OID, Git, add_blobs, find_blobs, private_index
+from tool.git import NULL_OID, Git, add_blobs, blob_id, find_blobs, private_index
 from tool.series import FileChange, PatchFile
+from tool.series.patchfile import FileDiff
 
 UNBOUND: Final = "is used, and nothing in the file binds it any more"
 
@@ -101,10 +103,8 @@ def _check_python(patch: Applied, change: FileChange, outlines: Outlines) -> Non
 
 def find_newly_unbound(change: FileChange, outlines: Outlines) -> list[str]:
     """Names a change leaves a Python file using that nothing binds, and that it did not use so before."""
-    after = outlines.or_empty(change.after).unbound
-    if not after or change.before == NULL_OID:
-        return sorted(after)
-    return sorted(after - outlines.or_empty(change.before).unbound)
+    before = None if change.before == NULL_OID else outlines.or_empty(change.before)
+    return find_new_unbound(before, outlines.or_empty(change.after))
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def find_dangling(
     lines = list_added_lines(patch, change, outlines)
     if not lines:
         return []
-    found = find_unresolved(outlines.syntax(change.after), change.path, lines, modules)
+    found = find_unresolved(outlines.syntax(change.after, lines), change.path, lines, modules)
     return [Dangling(change.path, u.line, u.message) for u in found]
 
 
@@ -190,13 +190,21 @@ def compute_intended(git: Git, patch: PatchFile) -> dict[str, str]:
     """Per path, the blob the patch makes of its own pre-image."""
     results = {f.path: f.after for f in patch.files}
     edited = [f for f in patch.files if NULL_OID not in (f.before, f.after)]
-    if not edited:
-        return results
+    if all(_is_result(git, file) for file in edited):
+        return results  # as the patch says itself; spares git the work
     with private_index(git, None) as index:
         add_blobs(index, {f.path: f.before for f in patch.files if f.before != NULL_OID})
         index.run("apply", "--cached", "--whitespace=nowarn", "-p1", "-", stdin=patch.diff)
         tree = index.out("write-tree")
     return results | find_blobs(git, tree, [f.path for f in edited])
+
+
+def _is_result(git: Git, file: FileDiff) -> bool:
+    """Is the blob that ``file`` names as the result here, and is it what the hunks make?"""
+    if git.find(file.after) is None:
+        return False
+    made = file.apply(git.blobs([file.before])[file.before])
+    return made is not None and blob_id(made) == file.after
 
 
 def changed_lines(before: str, after: str, outlines: Outlines) -> Iterator[ChangedLine]:

@@ -61,12 +61,6 @@ class Classifier:
             IntegrityError: a mode or a link appeared.
             UsageError: the patch file does not parse.
         """
-        outcome = self._classify(patch, commit, tree)
-        if not outcome.carries:
-            self._index.run("read-tree", tree)
-        return outcome
-
-    def _classify(self, patch: Patch, commit: str, tree: str) -> Outcome:
         try:
             applied = apply_patch(self._index, patch, commit, tree)
         except UpstreamedError as error:
@@ -74,6 +68,13 @@ class Classifier:
             return self._already(patch, aims, merged=error.why == EMPTY_MERGE)
         except ConflictError as error:
             return self._refused(patch, self._aims(patch, tree), error)
+        outcome = self._judge(patch, applied, tree)
+        if not outcome.carries:
+            self._index.run("read-tree", tree)
+        return outcome
+
+    def _judge(self, patch: Patch, applied: Applied, tree: str) -> Outcome:
+        """The outcome of a patch that git applied on ``tree``."""
         aims = () if applied.exact else self._aims(patch, tree)
         try:
             check_one(self._index, applied, self._outlines, {a.path: a.result for a in aims})
@@ -139,7 +140,7 @@ class Classifier:
         for change in applied.files:
             if change.path.endswith(".py") and change.after != NULL_OID:
                 lines = list_added_lines(applied, change, self._outlines)
-                syntax = self._outlines.syntax(change.after)
+                syntax = self._outlines.syntax(change.after, lines)
                 own |= find_defined(syntax, lines)
                 for name, line in find_attributes(syntax, lines).items():
                     used.setdefault(name, f"{change.path} line {line}")

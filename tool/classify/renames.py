@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -81,6 +81,8 @@ class RenameDetector:
 
     def _renamed(self, path: str) -> Rename | None:
         """For a file without definitions: git's own rename detection."""
+        if self._git.find(f"{self._new}:{path}") is not None:
+            return None  # git looks only at files that are gone
         rows = self._git.out(
             "diff-tree", "-r", "-z", "-M40%", "-l0", "--name-status", "--diff-filter=R",
             str(self._old), self._new,
@@ -135,5 +137,8 @@ def _likeness(one: Iterable[bytes], other: Iterable[bytes]) -> float:
     a, b = list(one)[1:], list(other)[1:]
     if not a or not b:
         return 0.0
-    matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
-    return matcher.ratio() if matcher.quick_ratio() >= _SAME_BODY else 0.0
+    # The share that equal lines would be in any order: most definitions are told apart by it.
+    most = 2.0 * (Counter(a) & Counter(b)).total() / (len(a) + len(b))
+    if most < _SAME_BODY:
+        return 0.0
+    return difflib.SequenceMatcher(None, a, b, autojunk=False).ratio()

@@ -15,6 +15,7 @@ from typing import Final
 
 from tool.analysis import Outlines, decode_line, find_names, is_significant
 from tool.classify.upstreamed import FileVersions
+from tool.classify.vocabulary import has_word
 from tool.git import NULL_OID
 
 _WORD: Final = re.compile(rb"[A-Za-z_]\w*")
@@ -37,38 +38,52 @@ def find_semantic_conflicts(
 
 def _left_over(aim: FileVersions, contents: Mapping[str, bytes]) -> Iterator[str]:
     """Lines the author replaced wherever they stood, of which the release has more."""
-    before, result, current = (
-        [line.strip() for line in contents[blob].split(b"\n")]
-        for blob in (aim.before, aim.result, aim.current)
-    )
+    before, result, current = (contents[blob] for blob in (aim.before, aim.result, aim.current))
     replaced = {line.strip() for b in aim.intended for line in b.removed if is_significant([line])}
-    for words in sorted(replaced - set(result)):
-        more = current.count(words) - before.count(words)
+    for words in sorted(replaced):
+        if any(_find_lines(result, words)):
+            continue
+        lines = [str(n) for n in _find_lines(current, words)]
+        more = len(lines) - len(list(_find_lines(before, words)))
         if more > 0:
-            lines = [str(n) for n, line in enumerate(current, 1) if line == words]
             yield (
                 f"{aim.path}: the release has {more} more of what the patch replaces, at one of the "
                 f"lines {', '.join(lines)}: {decode_line(words)[:80]}"
             )
 
 
+def _find_lines(source: bytes, words: bytes) -> Iterator[int]:
+    """The 1-based lines that read ``words``, whatever white space is around them."""
+    at = source.find(words)
+    while at >= 0:
+        begin, end = source.rfind(b"\n", 0, at) + 1, source.find(b"\n", at)
+        end = end if end >= 0 else len(source)
+        if source[begin:end].strip() == words:
+            yield source.count(b"\n", 0, at) + 1
+        at = source.find(words, end)
+
+
 def _nameless(
     aim: FileVersions, contents: Mapping[str, bytes], outlines: Outlines
 ) -> Iterator[str]:
     """Names of the author's file that the patch uses and the release's file lacks."""
-    lost = set(_WORD.findall(contents[aim.before])) - set(_WORD.findall(contents[aim.current]))
-    if not any(lost.intersection(_WORD.findall(line)) for b in aim.intended for line in b.added):
+    before, current = contents[aim.before], contents[aim.current]
+    words = {w for b in aim.intended for line in b.added for w in _WORD.findall(line)}
+    if not any(word in before and not has_word(current, word) for word in words):
         return  # the common case, without reading any Python
+    lost = set(_WORD.findall(before)) - set(_WORD.findall(current))
     added = {n for b in aim.intended for n in range(b.new_line, b.new_line + len(b.added))}
     try:
-        names = list(find_names(outlines.syntax(aim.result), added))
+        names = list(find_names(outlines.syntax(aim.result, added), added))
         # A variable or parameter of the patch is its own; an attribute the author found there is not.
         own = {n.text for n in names if n.binds}
         used = [n for n in names if n.text.encode() in lost and (n.attribute or n.text not in own)]
         if not used:
             return  # spares reading the file as the author had it
-        places = _list_lines(contents[aim.before], {n.text.encode() for n in used})
-        had = {(n.text, n.attribute) for n in find_names(outlines.syntax(aim.before), places)}
+        places = _list_lines(before, {n.text.encode() for n in used})
+        had = {
+            (n.text, n.attribute) for n in find_names(outlines.syntax(aim.before, places), places)
+        }
     except SyntaxError:
         return
     for name in dict.fromkeys(n.text for n in used if (n.text, n.attribute) in had):

@@ -36,7 +36,7 @@ class Vocabulary:
             return set()
         left = set(words)
         for source in self._list_near(paths):
-            left = {word for word in left if not _has_word(source, word)}
+            left = {word for word in left if not has_word(source, word.encode())}
             if not left:
                 return left
         left -= self._grep(left, self._new, "-w", "{}")
@@ -63,6 +63,12 @@ class Vocabulary:
         return {word.decode() for line in set(found.splitlines()) for word in _WORD.findall(line)}
 
 
-def _has_word(source: bytes, word: str) -> bool:
-    text = word.encode()
-    return text in source and re.search(rb"\b%b\b" % text, source) is not None
+def has_word(source: bytes, word: bytes) -> bool:
+    """Is ``word`` somewhere in ``source`` with no letter, digit or underscore at its side?"""
+    at = source.find(word)
+    while at >= 0:
+        sides = source[max(0, at - 1) : at], source[at + len(word) : at + len(word) + 1]
+        if not any(side.isalnum() or side == b"_" for side in sides):
+            return True
+        at = source.find(word, at + 1)
+    return False

@@ -53,15 +53,17 @@ class TreeChange:
 
 def canonical_diff(git: Git, before: str, after: str) -> bytes:
     """The diff between two commits or trees in the one form that patch files have."""
-    return git.run("diff-tree", "-r", "-p", *DIFF_FLAGS, before, after).stdout
+    return git.compare_trees(git.tree_of(before), git.tree_of(after), "-p", *DIFF_FLAGS)
 
 
 def changed_runs(git: Git, before: str, after: str) -> Iterator[Run]:
     """The runs of lines that turn blob ``before`` into blob ``after``, in order."""
-    raw = git.run(
-        "diff", "-U0", "--diff-algorithm=histogram", "--no-indent-heuristic", "--no-color",
-        "--no-ext-diff", "--no-textconv", "--text", before, after,
-    ).stdout  # fmt: skip
+    # A process that stays compares trees, not blobs.
+    raw = git.compare_trees(
+        git.make_tree("file", before), git.make_tree("file", after), "-p", "-U0", "--no-renames",
+        "--diff-algorithm=histogram", "--no-indent-heuristic", "--no-color", "--no-ext-diff",
+        "--no-textconv", "--text",
+    )  # fmt: skip
     lines = raw.split(b"\n")
     at = 0
     while at < len(lines):
@@ -79,8 +81,10 @@ def changed_runs(git: Git, before: str, after: str) -> Iterator[Run]:
 
 def changed_files(git: Git, before: str, after: str) -> tuple[TreeChange, ...]:
     """The files that differ between two trees, by path; a rename is a removal and an addition."""
-    raw = git.out("diff-tree", "-r", "--raw", "-z", "--no-renames", "--full-index", before, after)
-    words = raw.split("\0")
+    raw = git.compare_trees(
+        git.tree_of(before), git.tree_of(after), "--raw", "-z", "--no-renames", "--full-index"
+    )
+    words = raw.decode("utf-8", "surrogateescape").split("\0")
     found = []
     for meta, path in zip(words[0:-1:2], words[1::2], strict=True):
         old_mode, new_mode, old, new, _ = meta.lstrip(":").split()

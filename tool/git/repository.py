@@ -20,14 +20,15 @@ import subprocess
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from io import BufferedReader
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from tool import atomic
 from tool.errors import EnvironmentFault, IntegrityError, ToolError, UsageError
 from tool.git.isolation import isolated_folder
-from tool.git.objects import object_id
+from tool.git.objects import FILE, object_id
 
 MINIMUM: Final = (2, 32)
 """``git apply --cached --3way`` exists since 2.32."""
@@ -63,6 +64,10 @@ _DISK_FULL: Final = (
 )
 _NOT_WRITTEN: Final = ("couldn't write", "could not write", "unable to write", "cannot write")
 """git leaves out why. A full disk is one reason."""
+_KEPT: Final = 64
+"""Objects at hand: the files that a few patches are about are asked for again and again."""
+_KEPT_SIZE: Final = 1 << 20
+"""Bytes of the largest object that is kept."""
 _REF: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]*")
 _OID: Final = re.compile(r"[0-9a-f]{40}")
 _ANSWER: Final = re.compile(r"([0-9a-f]{40}) ([a-z]+) ([0-9]+)\n")
@@ -83,8 +88,9 @@ class Git:
     private index so that trees are built without touching any worktree. ``cwd`` is where git runs:
     a three-way ``git apply --cached`` of an added file that exists checks it out there (git 2.39).
 
-    Objects are looked up in processes that stay, a process for each thread and kind of question:
-    starting git takes fifty times as long as asking it. They end with the last copy of this object.
+    Objects are looked up and compared in processes that stay, a process for each thread and kind of
+    question: starting git takes fifty times as long as asking it. They end with the last copy of this
+    object.
     """
 
     git_dir: Path
@@ -205,78 +211,131 @@ class Git:
         """
         found: dict[str, bytes] = {}
         for oid in dict.fromkeys(oids):
-            answer = self._reader("--batch").read(oid)
+            answer = self._reader("cat-file", "--batch").read_object(oid)
             if answer is None:
                 raise missing_object(oid, str(self.git_dir))
-            kind, content = answer
-            # git checks a file it unpacks against its own checksum, but not against its name.
-            if object_id(kind, content) != oid:
-                raise IntegrityError(
-                    f"object {oid} has the content of another one",
-                    where=str(self.git_dir),
-                    why="a file below objects/ was replaced or is damaged",
-                    next_step=f"see which: git -C {shlex.quote(str(self.git_dir))} fsck",
-                )
-            found[oid] = content
+            found[oid] = answer
         return found
 
     def find(self, name: str) -> str | None:
         """The object id of ``name``, an id or ``TREE:PATH``; None when there is no such object."""
-        return self._reader("--batch-check").find(name)
+        return self._reader("cat-file", "--batch-check").find(name)
 
     def has_objects(self, oids: Sequence[str]) -> dict[str, bool]:
         return {oid: self.find(oid) is not None for oid in oids}
 
-    def _reader(self, mode: str) -> _Reader:
-        readers: dict[str, _Reader] = self._readers.__dict__
-        if mode not in readers:
-            readers[mode] = _Reader(self, mode)
-        return readers[mode]
+    def compare_trees(self, before: str, after: str, *flags: str) -> bytes:
+        """What ``git diff-tree -r FLAGS`` prints for two tree ids.
+
+        Raises:
+            EnvironmentFault: a file's content is missing.
+            GitFailed: one of the two is no tree here.
+        """
+        return self._reader("diff-tree", "--stdin", "-r", *flags).compare(before, after)
+
+    def make_tree(self, name: str, blob: str) -> str:
+        """The id of a tree with one regular file, which is written if need be."""
+        return self._reader("mktree", "--batch", "--missing").make_tree(name, blob)
+
+    def _reader(self, *command: str) -> _Reader:
+        readers: dict[tuple[str, ...], _Reader] = self._readers.__dict__.setdefault("started", {})
+        if command not in readers:
+            # It may stay longer than the index and the folder of whoever asks first.
+            readers[command] = _Reader(replace(self, index_file=None, cwd=None), *command)
+        return readers[command]
 
 
 class _Reader:
-    """A ``git cat-file --batch`` or ``--batch-check`` that answers until nobody can ask any more."""
+    """A git command that answers questions until nobody can ask any more."""
 
-    def __init__(self, git: Git, mode: str) -> None:
-        self._process = git.start("cat-file", mode, stdout=subprocess.PIPE, reads=True)
+    def __init__(self, git: Git, *command: str) -> None:
+        self._command = command
+        self._process = git.start(*command, stdout=subprocess.PIPE, reads=True)
+        self._answers = cast(BufferedReader, self._process.stdout)
+        self._git_dir = git.git_dir
+        self._kept: dict[str, bytes] = {}
         weakref.finalize(self, _end, self._process)
 
     def find(self, name: str) -> str | None:
-        """The object id that ``name`` stands for (``--batch-check``)."""
-        found = self._ask(name)
+        """The object id that ``name`` stands for (``cat-file --batch-check``)."""
+        found = self._look_up(name)
         return found[1] if found else None
 
-    def read(self, oid: str) -> tuple[str, bytes] | None:
-        """The type and the content of an object (``--batch``)."""
-        found = self._ask(oid)
+    def read_object(self, oid: str) -> bytes | None:
+        """The content of an object (``cat-file --batch``); the last few are kept."""
+        if oid in self._kept:
+            return self._kept[oid]
+        found = self._look_up(oid)
         if found is None:
             return None
-        assert self._process.stdout is not None
-        return found[2], self._process.stdout.read(int(found[3]) + 1)[:-1]
+        content = self._answers.read(int(found[3]) + 1)[:-1]
+        # git checks a file it unpacks against its own checksum, but not against its name.
+        if object_id(found[2], content) != oid:
+            raise IntegrityError(
+                f"object {oid} has the content of another one",
+                where=str(self._git_dir),
+                why="a file below objects/ was replaced or is damaged",
+                next_step=f"see which: git -C {shlex.quote(str(self._git_dir))} fsck",
+            )
+        if len(content) <= _KEPT_SIZE:
+            self._kept[oid] = content
+            if len(self._kept) > _KEPT:
+                del self._kept[next(iter(self._kept))]
+        return content
 
-    def _ask(self, name: str) -> re.Match[str] | None:
+    def compare(self, before: str, after: str) -> bytes:
+        """What differs between two trees (``diff-tree --stdin``)."""
+        # git repeats the names of the trees first, and repeats a line that does not begin with an id. That
+        # line ends the answer: no file of a tree can hold the id of that tree.
+        pair, end = f"{before} {after}\n", f"end {before} {after}\n"
+        self._ask(pair + end, f"of {before} or {after}")
+        answer = bytearray(self._answers.read1())
+        while not answer.endswith(end.encode()):
+            self._wait(f"of {before} or {after}")
+            answer += self._answers.read1()
+        if not answer.startswith(pair.encode()):
+            raise GitFailed(f"git has no trees {before} and {after} to compare")
+        return bytes(answer[len(pair) : -len(end)])
+
+    def make_tree(self, name: str, blob: str) -> str:
+        """The id of the tree (``mktree --batch``)."""
+        self._ask(f"{FILE} blob {blob}\t{name}\n\n", blob)
+        return self._answers.readline().decode().rstrip("\n")
+
+    def _look_up(self, name: str) -> re.Match[str] | None:
         """The answer's first line: id, type and size; None when there is no such object.
 
         git then repeats the name, which may hold spaces.
         """
         assert "\n" not in name
-        process = self._process
-        assert process.stdin is not None and process.stdout is not None
+        self._ask(f"{name}\n", name)
+        return _ANSWER.fullmatch(self._answers.readline().decode("utf-8", "surrogateescape"))
+
+    def _ask(self, question: str, name: str) -> None:
+        """Ask about the object ``name``, and wait until the answer begins."""
+        assert self._process.stdin is not None
         try:
-            process.stdin.write(f"{name}\n".encode())
-            process.stdin.flush()
+            self._process.stdin.write(question.encode())
+            self._process.stdin.flush()
         except BrokenPipeError:
             pass  # it died; its own words follow
+        self._wait(name)
+
+    def _wait(self, name: str) -> None:
+        """Wait until there is something to read.
+
+        Raises:
+            ToolError: the process ended, or the time limit passed.
+        """
         # A repository without file contents fetches one here, over a network that may hang.
         waiting = select.poll()  # select() fails where a process has more than 1024 files open
-        waiting.register(process.stdout, select.POLLIN)
+        waiting.register(self._answers, select.POLLIN)
         if not waiting.poll(TIMEOUT * 1000):
-            process.kill()
-            raise EnvironmentFault(f"git cat-file did not answer in {TIMEOUT:.0f} s")
-        line = process.stdout.readline()
-        if not line:
-            assert process.stderr is not None
-            words = process.stderr.read()
+            self._process.kill()
+            raise EnvironmentFault(f"git {self._command[0]} did not answer in {TIMEOUT:.0f} s")
+        if not self._answers.peek(1):
+            assert self._process.stderr is not None
+            words = self._process.stderr.read()
             if b"promisor remote" in words:
                 raise EnvironmentFault(
                     f"object {name} is not here and cannot be fetched",
@@ -284,8 +343,7 @@ class _Reader:
                     next_step="run it again when the git source can be reached, without --offline, or use "
                     "the released wheel: --source pypi",
                 )
-            raise failure(("cat-file",), process.wait(), words)
-        return _ANSWER.fullmatch(line.decode("utf-8", "surrogateescape"))
+            raise failure(self._command, self._process.wait(), words)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

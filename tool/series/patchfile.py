@@ -38,6 +38,7 @@ _DIFF_LIKE = re.compile(r"(diff --git |--- |\+\+\+ |@@ |Index: |index [0-9a-f]{7
 _INDEX = re.compile(r"index ([0-9a-f]{40})\.\.([0-9a-f]{40})(?: (\d{6}))?")
 # Nine digits: Python refuses to read a number of more than 4,300.
 _HUNK = re.compile(rb"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@")
+_LINE = re.compile(rb"[^\n]*\n|[^\n]+")
 _FILE_MODES: Final = ("100644", "100755")
 _MODE_NAMES: Final = {"120000": "a symlink", "160000": "a submodule", "040000": "a folder"}
 _NOT_TEXT: Final = (
@@ -78,6 +79,28 @@ class FileDiff:
                 if line.startswith(b"+"):
                     yield number, line[1:]
                 number += line[:1] in (b"+", b" ")
+
+    def apply(self, content: bytes) -> bytes | None:
+        """``content`` with every hunk applied on its own line; None where one does not fit there."""
+        old = _LINE.findall(content)
+        new: list[bytes] = []
+        at = 0
+        for hunk in self.hunks:
+            begin = hunk.old_start - bool(hunk.old_len)  # without lines: the line before the gap
+            end = begin + hunk.old_len
+            if begin < at or old[begin:end] != list(_list_side(hunk, b"-")):
+                return None
+            new += old[at:begin]
+            new += _list_side(hunk, b"+")
+            at = end
+        return b"".join([*new, *old[at:]])
+
+
+def _list_side(hunk: Hunk, sign: bytes) -> Iterator[bytes]:
+    """The lines of a hunk as they are in the file before (``-``) or after it (``+``)."""
+    for line, following in zip(hunk.lines, (*hunk.lines[1:], b""), strict=True):
+        if line[:1] in (b" ", sign):
+            yield line[1:] + (b"" if following.startswith(b"\\") else b"\n")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ what residency needs.
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -23,10 +24,29 @@ SHARED_PER_SM = {
     80: 167_936, 86: 102_400, 89: 102_400, 90: 233_472, 110: 233_472, 120: 102_400, 121: 102_400,
 }  # fmt: skip
 HEADS = (8, 16, 64)
+WORK = {
+    "fp8, heads<=8": {80: 2.6, 89: 1.53},
+    "fp8, heads<=16": {80: 2.6, 89: 1.0, 90: 1.0, 120: 1.0},
+    "fp8, heads>16": {80: 1.53, 90: 1.0, 120: 1.53},
+    "bf16, heads<=16": {80: 1.0},
+    "bf16, heads>16": {80: 2.6},
+}
+"""Products that the tensor cores compute, over those that a tile needs, by bucket and architecture of a row.
+
+More than 1 means that several warps compute the same scores: a tile of N keys gives N / 16 warps scores of
+their own, or half as many if keys are N of the MMA. A layout that pads the heads exceeds the figure.
+"""
+MMA_SHAPE = re.compile(r"HMMA\.(16)(8)(8|16)")
 
 
-def mla_arguments(arch: int, layout: KvLayout, heads: int, split: bool) -> dict[str, object]:
-    """What the main kernel takes from ``api.launch`` at topk 2048, but for its form."""
+def mla_arguments(
+    arch: int, layout: KvLayout, heads: int, split: bool, rope: int = 64
+) -> dict[str, object]:
+    """What the main kernel takes from ``api.launch`` at topk 2048, but for its form.
+
+    Lists of a model without rope have up to kpool - 1 keys more.
+    """
+    topk, stride = (2048, 576) if rope else (2051, 512)
     return {
         "q_nope": torch.bfloat16,
         "q_rope": torch.bfloat16,
@@ -34,25 +54,28 @@ def mla_arguments(arch: int, layout: KvLayout, heads: int, split: bool) -> dict[
         "indices": torch.int32,
         "out": torch.float32 if split else torch.bfloat16,
         "lse": torch.float32,
-        "q_nope_stride_t": heads * 576,
-        "q_nope_stride_h": 576,
-        "q_rope_stride_t": heads * 576,
-        "q_rope_stride_h": 576,
-        "indices_stride_t": 2048,
+        "q_nope_stride_t": heads * stride,
+        "q_nope_stride_h": stride,
+        "q_rope_stride_t": heads * stride,
+        "q_rope_stride_h": stride,
+        "indices_stride_t": topk,
         "num_heads": heads,
-        "topk": 2048,
-        "split_len": 64 if split else 2048,
+        "topk": topk,
+        "split_len": 64 if split else topk + 63 & ~63,
         "num_splits": 32 if split else 1,
         "scale_log2": 0.1,
         "LAYOUT": int(layout),
+        "ROPE": rope,
         "BYTES": layout is not KvLayout.BF16 and not has_native_fp8(arch),
         "SPLIT": split,
         "WRITE_LSE": True,
-        "SPAN": 256 if split else 2048,
+        "SPAN": 256 if split else 2048 if rope else 4096,
     }
 
 
-def compile_main(config: Config, arch: int, layout: KvLayout, heads: int, split: bool) -> Compiled:
+def compile_main(
+    config: Config, arch: int, layout: KvLayout, heads: int, split: bool, rope: int = 64
+) -> Compiled:
     """The main kernel of a configuration as ``api.launch`` launches it."""
     from ada_dsa.sparse_mla.kernel import sparse_mla_kernel
 
@@ -65,7 +88,7 @@ def compile_main(config: Config, arch: int, layout: KvLayout, heads: int, split:
     limit = params.get("MAXNREG")
     return compile_kernel(
         sparse_mla_kernel,
-        mla_arguments(arch, layout, heads, split) | form,
+        mla_arguments(arch, layout, heads, split, rope) | form,
         arch,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -73,12 +96,18 @@ def compile_main(config: Config, arch: int, layout: KvLayout, heads: int, split:
     )
 
 
-def assert_main_kernel(compiled: Compiled, config: Config) -> None:
+def assert_main_kernel(compiled: Compiled, config: Config, rope: int = 64) -> None:
     """Limits, tensor cores, and rows requested before the tensor cores start on those before."""
     assert_fits(compiled, config.blocks_per_sm, config.arch)
     loop = main_loop(compiled.sass)
     before = loop.split("MMA")[0].count("LDG.E.128")
-    assert sum(compiled.mma.values()) >= 40, f"no tensor cores: {compiled.summary()}"
+    expected = 40 if rope else 36
+    assert sum(compiled.mma.values()) >= expected, f"no tensor cores: {compiled.summary()}"
+    if compiled.arch not in BORROWED:
+        tile = config.params["BLOCK_H"] * config.params["BLOCK_N"]
+        work = count_products(loop) * config.num_warps / (tile * (512 + rope + 512))
+        limit = WORK[config.bucket][config.arch]
+        assert work <= limit, f"{work:.2f} times the products of a tile: {compiled.summary()}"
     if config.bucket.startswith("fp8"):
         assert before >= 3, f"rows are not prefetched: {compiled.summary()}"
     else:
@@ -106,6 +135,22 @@ def main_loop(sass: str) -> str:
     return "\n".join(max(bodies, key=lambda body: sum("MMA" in line for line in body)))
 
 
+def count_products(sass: str) -> int:
+    """Multiplications of one warp's tensor-core instructions, each of which has its shape in its name."""
+    products = 0
+    for name in re.findall(r"\b\w*MMA\.\w+", sass):
+        shape = MMA_SHAPE.fullmatch(name)
+        assert shape, f"unknown instruction {name}"
+        products += math.prod(map(int, shape.groups()))
+    return products
+
+
+def test_products_of_instructions() -> None:
+    assert count_products("HMMA.16816.F32 R0;\n HMMA.1688.F32.BF16 R4; LDSM.16") == 2048 + 1024
+    with pytest.raises(AssertionError, match=r"unknown instruction HGMMA\.64x8x16"):
+        count_products("HGMMA.64x8x16.F32 R0;")
+
+
 @pytest.mark.parametrize("split", [True, False], ids=["split", "whole"])
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("layout", list(KvLayout), ids=lambda layout: layout.name)
@@ -113,6 +158,20 @@ def main_loop(sass: str) -> str:
 def test_sparse_mla_fits(arch: int, layout: KvLayout, heads: int, split: bool) -> None:
     config = pick("sparse_mla", arch, heads=heads, layout=int(layout))
     assert_main_kernel(compile_main(config, arch, layout, heads, split), config)
+
+
+@pytest.mark.parametrize(
+    "split", [True, pytest.param(False, marks=pytest.mark.exhaustive)], ids=["split", "whole"]
+)
+@pytest.mark.parametrize(
+    "heads", [8, pytest.param(16, marks=pytest.mark.exhaustive), 64], ids="heads={}".format
+)
+@pytest.mark.parametrize("layout", [KvLayout.PACKED_FP8, KvLayout.BF16], ids=lambda one: one.name)
+@pytest.mark.parametrize("arch", EACH)
+def test_rows_without_rope_fit(arch: int, layout: KvLayout, heads: int, split: bool) -> None:
+    config = pick("sparse_mla", arch, heads=heads, layout=int(layout))
+    compiled = compile_main(config, arch, layout, heads, split, rope=0)
+    assert_main_kernel(compiled, config, rope=0)
 
 
 def test_the_gate_covers_every_table_row() -> None:

@@ -15,6 +15,7 @@ from ada_dsa.kv_cache.reference import dequantize_rows
 from ada_dsa.sparse_mla import reference
 from ada_dsa.sparse_mla.plan import choose_splits, plan_launch
 from tests.support.mla_data import (
+    FORMATS,
     SM_SCALE,
     Problem,
     assert_close,
@@ -66,14 +67,17 @@ def oracle(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
     tokens=st.integers(1, 3),
     heads=st.integers(1, 3),
     topk=st.integers(1, 12),
-    layout=st.sampled_from(LAYOUTS),
+    form=st.sampled_from(FORMATS),
     absent=st.sampled_from([0.0, 0.3, 1.0]),
     seed=st.integers(0, 1000),
 )
 def test_oracle_equals_the_definition(
-    tokens: int, heads: int, topk: int, layout: KvLayout, absent: float, seed: int
+    tokens: int, heads: int, topk: int, form: tuple[KvLayout, int], absent: float, seed: int
 ) -> None:
-    problem = make_problem(tokens, heads, topk, layout, slots=6, absent=absent, seed=seed)
+    layout, rope = form
+    problem = make_problem(
+        tokens, heads, topk, layout, slots=6, absent=absent, seed=seed, rope=rope
+    )
     want, want_lse = naive(problem)
     got, got_lse = oracle(problem)
     assert torch.allclose(got, want, rtol=1e-9, atol=1e-12)
@@ -111,6 +115,27 @@ def test_public_function_on_the_cpu() -> None:
         q_rope=problem.q[..., 512:],
     )
     assert torch.equal(apart, out)
+
+
+@pytest.mark.parametrize("layout", [KvLayout.PACKED_FP8, KvLayout.BF16])
+def test_public_function_without_rope(layout: KvLayout) -> None:
+    problem = make_problem(3, 4, 17, layout, rope=0)
+    want, want_lse = oracle(problem)
+    arguments = problem.q, problem.kv, problem.indices, SM_SCALE
+    out, lse = sparse_mla_fwd(*arguments, return_lse=True)
+    assert_close(out, want, KERNEL_LIMIT, "cpu path")
+    assert torch.allclose(lse.double(), want_lse, rtol=1e-5)
+    assert torch.equal(sparse_mla_fwd(*arguments, q_rope=problem.q[..., 512:]), out)
+    with pytest.raises(ValueError, match=r"q_rope: expected shape \(3, 4, 0\)"):
+        sparse_mla_fwd(*arguments, q_rope=torch.zeros(3, 4, 64).bfloat16())
+    with pytest.raises(ValueError, match=r"q: expected shape"):
+        sparse_mla_fwd(torch.zeros(3, 4, 576).bfloat16(), *arguments[1:])
+
+
+def test_the_tilelang_kernel_refuses_rows_without_rope() -> None:
+    problem = make_problem(1, 4, 17, KvLayout.PACKED_FP8, rope=0)
+    with pytest.raises(ValueError, match="656 bytes, got PACKED_FP8 rows without a rotary part"):
+        sparse_mla_fwd(problem.q, problem.kv, problem.indices, SM_SCALE, backend="tilelang")
 
 
 @pytest.mark.parametrize(
@@ -207,25 +232,25 @@ def check(problem: Problem, what: str) -> None:
 
 
 @gpu
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("layout", "rope"), FORMATS)
 @pytest.mark.parametrize("heads", [1, 8, 12, 16, 32, 64, 128])
 @pytest.mark.parametrize("tokens", [1, 7, 200])
-def test_kernel_all_heads_and_layouts(layout: KvLayout, heads: int, tokens: int) -> None:
-    problem = make_problem(tokens, heads, 2048, layout, slots=20_000, device=CUDA)
+def test_kernel_all_heads_and_layouts(layout: KvLayout, rope: int, heads: int, tokens: int) -> None:
+    problem = make_problem(tokens, heads, 2048, layout, slots=20_000, device=CUDA, rope=rope)
     check(problem, f"{layout.name} H={heads} T={tokens}")
 
 
 @gpu
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("topk", [1, 31, 32, 33, 64, 100, 2047, 2112, 4096])
-def test_kernel_any_list_length(layout: KvLayout, topk: int) -> None:
-    check(make_problem(3, 8, topk, layout, device=CUDA), f"topk={topk}")
+@pytest.mark.parametrize(("layout", "rope"), FORMATS)
+@pytest.mark.parametrize("topk", [1, 31, 32, 33, 64, 100, 2047, 2051, 2112, 4096])
+def test_kernel_any_list_length(layout: KvLayout, rope: int, topk: int) -> None:
+    check(make_problem(3, 8, topk, layout, device=CUDA, rope=rope), f"topk={topk}")
 
 
 @gpu
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("layout", "rope"), FORMATS)
 @pytest.mark.parametrize("heads", [8, 64])
-def test_kernel_sentinel_patterns(layout: KvLayout, heads: int) -> None:
+def test_kernel_sentinel_patterns(layout: KvLayout, rope: int, heads: int) -> None:
     topk, slots = 512, 4000
     generator = torch.Generator().manual_seed(5)
     base = torch.randint(1, slots, (9, topk), generator=generator, dtype=torch.int32)
@@ -239,7 +264,9 @@ def test_kernel_sentinel_patterns(layout: KvLayout, heads: int) -> None:
     base[7, :] = -(2**31)  # any negative number is absent
     base[7, 9] = 5
     check(
-        make_problem(9, heads, topk, layout, slots=slots, device=CUDA, indices=base.to(CUDA)),
+        make_problem(
+            9, heads, topk, layout, slots=slots, device=CUDA, rope=rope, indices=base.to(CUDA)
+        ),
         f"sentinels {layout.name}",
     )
 
@@ -287,19 +314,19 @@ def test_kernel_rows_past_two_gigabytes() -> None:
 
 
 @gpu
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_kernel_extreme_scores(layout: KvLayout) -> None:
+@pytest.mark.parametrize(("layout", "rope"), FORMATS)
+def test_kernel_extreme_scores(layout: KvLayout, rope: int) -> None:
     """Scores far apart: one key takes all the weight, and no exponential overflows."""
-    problem = make_problem(4, 8, 128, layout, absent=0.0, device=CUDA)
+    problem = make_problem(4, 8, 128, layout, absent=0.0, device=CUDA, rope=rope)
     problem.q.mul_(50)
     check(problem, f"extreme scores {layout.name}")
 
 
 @gpu
 @pytest.mark.parametrize("heads", [8, 16, 64])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_kernel_numbers_of_every_size(layout: KvLayout, heads: int) -> None:
-    problem = uneven_problem(heads, 2048, layout, device=CUDA)
+@pytest.mark.parametrize(("layout", "rope"), FORMATS)
+def test_kernel_numbers_of_every_size(layout: KvLayout, rope: int, heads: int) -> None:
+    problem = uneven_problem(heads, 2048, layout, device=CUDA, rope=rope)
     want, _ = oracle(problem)
     out, _ = run(problem)
     for chunk in range(3):

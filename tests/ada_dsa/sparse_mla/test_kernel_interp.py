@@ -10,6 +10,7 @@ from ada_dsa.kv_cache.layout import KvLayout
 from ada_dsa.sparse_mla import reference
 from ada_dsa.sparse_mla.plan import plan_launch
 from tests.support.mla_data import (
+    FORMATS,
     SM_SCALE,
     Problem,
     assert_close,
@@ -70,6 +71,16 @@ def test_every_table_row(name: str) -> None:
         check(problem, out, lse, f"{name} {layout.name}")
 
 
+@pytest.mark.parametrize("layout", [KvLayout.PACKED_FP8, KvLayout.BF16])
+@pytest.mark.parametrize("heads", [16, 40])
+def test_rows_without_rope(layout: KvLayout, heads: int) -> None:
+    """As the pooled index leaves lists: a prefix of an odd number of keys, rows of lists not aligned."""
+    problem = make_problem(2, heads, 75, layout, absent=0.0, slots=200, rope=0)
+    problem.indices[1, 41:] = -1
+    out, lse = run(problem, splits=1)
+    check(problem, out, lse, layout.name)
+
+
 @pytest.mark.parametrize("splits", [2, 3])
 @pytest.mark.parametrize("arch", [86, 89])
 def test_splits_and_their_combination(splits: int, arch: int) -> None:
@@ -81,8 +92,8 @@ def test_splits_and_their_combination(splits: int, arch: int) -> None:
     check(problem, out, lse, f"{splits} splits")
 
 
-@pytest.mark.parametrize("layout", list(KvLayout))
-def test_absent_entries_anywhere(layout: KvLayout) -> None:
+@pytest.mark.parametrize(("layout", "rope"), FORMATS)
+def test_absent_entries_anywhere(layout: KvLayout, rope: int) -> None:
     generator = torch.Generator().manual_seed(0)
     indices = torch.randint(1, 90, (5, 70), generator=generator, dtype=torch.int32)
     indices[0, ::2] = -1
@@ -90,16 +101,16 @@ def test_absent_entries_anywhere(layout: KvLayout) -> None:
     indices[2] = -(2**31)
     indices[3] = 17
     indices[4, 1:] = -1
-    problem = make_problem(5, 8, 70, layout, slots=90, indices=indices)
+    problem = make_problem(5, 8, 70, layout, slots=90, indices=indices, rope=rope)
     out, lse = run(problem, splits=1)
     check(problem, out, lse, layout.name)
 
 
 @pytest.mark.parametrize("arch", [86, 89])
-@pytest.mark.parametrize("layout", list(KvLayout))
-def test_numbers_of_every_size(layout: KvLayout, arch: int) -> None:
+@pytest.mark.parametrize(("layout", "rope"), FORMATS)
+def test_numbers_of_every_size(layout: KvLayout, rope: int, arch: int) -> None:
     """Chunk by chunk, so that the large ones do not hide the small ones."""
-    problem = uneven_problem(8, 70, layout)
+    problem = uneven_problem(8, 70, layout, rope=rope)
     out, lse = run(problem, splits=2, arch=arch)
     want, want_lse = reference.sparse_mla(
         problem.q, problem.kv[:, 0], layout, problem.indices, SM_SCALE, torch.float64

@@ -43,3 +43,13 @@ def test_versions_stand_side_by_side() -> None:
     assert "| kernel | case | arch | 3.7.1 | 3.8.0 |" in text
     assert "| select | 1x8K | sm_89 | 64 x 128, 8,192, 2 | – |" in text
     assert "What failed" not in text
+
+
+def test_what_a_later_version_alone_compiles_stands_in_its_own_table() -> None:
+    pack = replace(THIN, test="kv_cache", kernel="pack_kernel")
+    later = run(THIN, replace(THIN, arch=121), pack) | {"triton": "3.8.0"}
+    lines = markdown([run(THIN, pack), later]).splitlines()
+    assert [line for line in lines if line.startswith("##")] == ["## topk", "## kv cache"]
+    assert lines.index("| thin | 1x8K | sm_121 | – | 100 x 128, 8,192, 0 |") < lines.index(
+        "## kv cache"
+    )

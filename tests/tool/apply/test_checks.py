@@ -22,7 +22,7 @@ from tool.errors import (
     UpstreamedError,
     UsageError,
 )
-from tool.git import NULL_OID, TreeChange
+from tool.git import NULL_OID, Git, TreeChange
 from tool.series import FileChange, load_series, patchfile
 from tool.series.lockfile import Lock
 from tool.upstream import Base
@@ -78,8 +78,10 @@ class Outlines:
         return self._runs[before, after]
 
     def or_empty(self, blob: str) -> Any:
+        names = self._unbound.get(blob, set())
         return SimpleNamespace(
-            unbound=frozenset(self._unbound.get(blob, set())),
+            unbound=frozenset(names),
+            source="\n".join(sorted(names)).encode(),
             symbol_at=lambda line: "f" if line < 10 else "g",
         )
 
@@ -191,7 +193,7 @@ def test_references_of_added_lines_that_lead_nowhere(monkeypatch: pytest.MonkeyP
         return found
 
     monkeypatch.setattr(checks, "find_unresolved", find)
-    known = cast(Any, SimpleNamespace(syntax=lambda _: None))
+    known = cast(Any, SimpleNamespace(syntax=lambda *_: None))
     change = FileChange(X, "a" * 40, "b" * 40)
     (one,) = checks.find_dangling(applied(X), change, known, cast(Any, None))
     assert (one.place, one.message) == (f"{X} line 2", found[0].message)
@@ -301,6 +303,24 @@ def test_the_intended_blobs_of_new_and_removed_files_need_no_git() -> None:
     )
     found = checks.compute_intended(cast(Any, None), replace(PARSED, files=files))
     assert found == {X: "n", Y: NULL_OID}
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_result_that_a_patch_names_is_made_only_where_it_is_not_here(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    lab.patch("demo/edit.patch", {UTILS: EDITED})
+    git = Git(lab.home.repository)
+    (patch,) = load_series(lab.root).patches
+    parsed = patchfile.parse(patch.name, patch.content)
+    (file,) = parsed.files
+    git.out("hash-object", "-w", "--stdin", stdin=EDITED.encode())
+    if not named:
+        wrong = git.out("hash-object", "-w", "--stdin", stdin=b"another result\n")
+        parsed = replace(parsed, files=(replace(file, after=wrong),))
+    else:
+        monkeypatch.setattr(checks, "private_index", None)
+    assert checks.compute_intended(git, parsed) == {file.path: file.after}
 
 
 def test_a_patch_that_does_not_apply_names_its_files(lab: Lab) -> None:

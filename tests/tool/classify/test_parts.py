@@ -18,7 +18,7 @@ from tool.classify.outcome import ConflictHunk
 from tool.classify.renames import Rename, RenameDetector, _likeness
 from tool.classify.semantics import find_semantic_conflicts
 from tool.classify.upstreamed import FileVersions, UpstreamDetector, summarize
-from tool.classify.vocabulary import Vocabulary, _has_word
+from tool.classify.vocabulary import Vocabulary, has_word
 from tool.git import NULL_OID, Git
 from tool.git.diff import Run
 
@@ -384,8 +384,9 @@ def test_words_that_no_file_has(git: Contents) -> None:
 
 
 def test_whole_words() -> None:
-    assert _has_word(b"x.size + 1", "size") and not _has_word(b"x.sizes", "size")
-    assert not _has_word(b"x", "size")
+    assert has_word(b"x.size + 1", b"size") and not has_word(b"x.sizes", b"size")
+    assert has_word(b"sizes, _size, size", b"size") and not has_word(b"_size, size_", b"size")
+    assert not has_word(b"x", b"size")
 
 
 # -- definitions twice, and clashes ----------------------------------------------------------------------

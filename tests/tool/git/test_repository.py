@@ -117,6 +117,21 @@ def test_a_process_that_died_is_an_error(lab: Lab) -> None:
         repository.has_objects([new])
 
 
+def test_the_content_of_an_object_is_asked_for_once(lab: Lab) -> None:
+    repository = Git(lab.home.repository)
+    small, large = (
+        repository.out("hash-object", "-w", "--stdin", stdin=text)
+        for text in (b"kept\n", b"too large to be kept" * (1 << 16))
+    )
+    repository.blobs([large])
+    before = children()
+    assert repository.blobs([small]) == {small: b"kept\n"}
+    os.kill(int(before[-1]), signal.SIGKILL)
+    assert repository.blobs([small]) == {small: b"kept\n"}
+    with pytest.raises(GitFailed, match="cat-file"):
+        repository.blobs([large])
+
+
 def test_a_process_that_stays_answers_where_a_thousand_files_are_open(lab: Lab) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 2048), hard))

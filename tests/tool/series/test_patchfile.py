@@ -259,3 +259,37 @@ def test_one_file_in_two_sections() -> None:
     content = patchfile.render(Header("s", "b", (("Origin", "vendor"),)), DIFF + DIFF)
     with pytest.raises(UsageError, match="is patched twice"):
         patchfile.parse("x.patch", content)
+
+
+HUNKS = b"""\
+@@ -0,0 +1 @@
++zero
+@@ -2,3 +3,2 @@ two
+ two
+-three
+ four
+@@ -6 +6 @@
+-six
+\\ No newline at end of file
++SIX
+"""
+
+
+@pytest.mark.parametrize(
+    ("content", "result"),
+    [
+        (b"one\ntwo\nthree\nfour\nfive\nsix", b"zero\none\ntwo\nfour\nfive\nSIX\n"),
+        (b"one\r\ntwo\nthree\nfour\n\x0c\nsix", b"zero\none\r\ntwo\nfour\n\x0c\nSIX\n"),
+        (b"one\ntwo\nthree\nfour\nfive\nsix\n", None),
+        (b"one\ntwo\nThree\nfour\nfive\nsix", None),
+        (b"two\nthree\nfour\nfive\nsix", None),
+        (b"", None),
+    ],
+)
+def test_hunks_are_applied_on_their_own_lines(content: bytes, result: bytes | None) -> None:
+    name = "python/sglang/a.py"
+    diff = b"diff --git a/%b b/%b\nindex %b..%b 100644\n--- a/%b\n+++ b/%b\n" % (
+        *[name.encode()] * 2, b"1" * 40, b"2" * 40, *[name.encode()] * 2,
+    )  # fmt: skip
+    (file,) = patchfile.parse("a", b"Description: s\nOrigin: o\n---\n" + diff + HUNKS).files
+    assert file.apply(content) == result
