@@ -4,6 +4,7 @@ It may import ``tool.apply`` and what is below it.
 """
 
 from tool.authoring.edit import (
+    Author,
     Edited,
     HeaderFields,
     drop_patch,
@@ -16,6 +17,7 @@ from tool.authoring.export import Exported, export_patches
 from tool.authoring.upstream_mail import UpstreamMail, write_upstream_mail
 
 __all__ = [
+    "Author",
     "Edited",
     "Exported",
     "HeaderFields",

@@ -54,6 +54,11 @@ def report_edit(done: Edited) -> Report:
             )
         case None:
             lines.append("next: tool apply brings a worktree up to date")
+    if done.lacking:
+        lines.append(
+            f"next: tool rebase --patch {done.patch} --onto all brings it to the other releases that "
+            f"lack it: {', '.join(f'v{v}' for v in done.lacking)}"
+        )
     return Report(dataclasses.asdict(done), lines)
 
 

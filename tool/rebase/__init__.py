@@ -14,6 +14,7 @@ from tool.rebase.run import (
     restart_rebase,
     show_rebase,
     skip_patch,
+    start_carry,
     start_rebase,
 )
 from tool.rebase.state import repair_state
@@ -40,5 +41,6 @@ __all__ = [
     "restart_rebase",
     "show_rebase",
     "skip_patch",
+    "start_carry",
     "start_rebase",
 ]

@@ -1,4 +1,5 @@
-"""``tool rebase``: carry the series to another release, patch by patch, and land it whole.
+"""``tool rebase``: carry the series to another release, patch by patch, and land it whole; or one patch
+to several releases.
 
 The project is not touched until every patch has an answer; then patches, series.txt, series.lock and
 the history change in one transaction. A patch that needs a person stops the rebase with a worktree
@@ -16,9 +17,10 @@ from packaging.version import Version
 
 from tool.apply import check_patch_files, select_patches
 from tool.classify import CARRIES, Decision, OutcomeKind, ReplayStep, replay_series
-from tool.errors import UsageError
+from tool.errors import ConflictError, UsageError
 from tool.git import canonical_diff
 from tool.project import Session, carries_token, new_token
+from tool.rebase.carry import replay_carry, select_targets, write_carry
 from tool.rebase.conflict import (
     MergedFile,
     close_worktree,
@@ -77,7 +79,8 @@ class Stopped:
 @dataclass(frozen=True)
 class RebaseResult:
     """``stopped``, or landed. ``update`` and ``steps`` are missing where an earlier command, killed
-    while it wrote, had decided everything. ``remembered`` names resolutions used."""
+    while it wrote, had decided everything. ``remembered`` names resolutions used. ``patch`` is set where
+    that patch alone was brought to ``targets``."""
 
     source: Version
     onto: Version
@@ -85,6 +88,8 @@ class RebaseResult:
     update: SeriesUpdate | None
     stopped: Stopped | None
     remembered: tuple[str, ...]
+    patch: str | None = None
+    targets: tuple[Version, ...] = ()
 
 
 def start_rebase(
@@ -103,17 +108,75 @@ def start_rebase(
         ToolError: a base cannot be had, or the series is not the locked one.
     """
     with session.exclusive():
-        if running := load_state(session.folder):
-            if running.decisions or _has_stopped(session, running):
-                raise UsageError(
-                    f"a rebase onto v{running.onto} is under way",
-                    where=running.root,
-                    next_step="go on with it: tool rebase --continue, or give it up: tool rebase --abort",
-                )
-            # Interrupted before its first stop: nobody has seen it, and nothing is lost with it.
-            _close(session, running)
-            remove_state(session.folder)
+        _refuse_second(session)
         return _run(session, _begin(session, request, source, into, edits))
+
+
+def start_carry(
+    session: Session, name: str, onto: str, *, into: Path | None = None
+) -> RebaseResult:
+    """Begin bringing the patch ``name`` to the releases ``onto``: a list, or ``all`` that lack it.
+
+    Raises:
+        UsageError: a rebase is under way; or as ``select_targets``.
+        ConflictError: a later patch does not apply any more where the patch is; nothing was changed.
+        ToolError: a base cannot be had, or the series is not the locked one.
+    """
+    with session.exclusive():
+        _refuse_second(session)
+        state = _begin_carry(session, name, onto, into)
+        try:
+            return _run(session, state)
+        except ConflictError:
+            if load_state(session.folder) == replace(state, stop=None, token=None):
+                remove_state(session.folder)  # nobody has decided anything
+            raise
+
+
+def _refuse_second(session: Session) -> None:
+    running = load_state(session.folder)
+    if running is None:
+        return
+    if running.decisions or _has_stopped(session, running):
+        raise UsageError(
+            f"a rebase onto v{running.onto} is under way",
+            where=running.root,
+            next_step="go on with it: tool rebase --continue, or give it up: tool rebase --abort",
+        )
+    # Interrupted before its first stop: nobody has seen it, and nothing is lost with it.
+    _close(session, running)
+    remove_state(session.folder)
+
+
+def _begin_carry(session: Session, name: str, onto: str, into: Path | None) -> State:
+    series, lock = session.series, session.lock
+    patch, targets = select_targets(session, name, onto)
+    for release in targets:
+        check_patch_files(select_patches(series, release), lock.get(release))
+    entry = lock.get(targets[0])
+    return State(
+        root=str(series.root),
+        onto=targets[0],
+        source=max(lock.checked_on(patch.name)),
+        base_commit=entry.base_commit,
+        base_tree=entry.base_tree,
+        wheels=entry.wheels,
+        folder=str(_free_folder(into or Path.cwd() / f"sglang-{patch.change}-rebase")),
+        snapshot=snapshot_project(series),
+        patch=patch.name,
+        targets=targets,
+    )
+
+
+def _free_folder(place: Path) -> Path:
+    folder = place.resolve()
+    if folder.exists():
+        raise UsageError(
+            "exists already, and a stopped rebase would need that place",
+            where=str(folder),
+            next_step="move it away, or name another folder with --into",
+        )
+    return folder
 
 
 def _begin(
@@ -141,13 +204,7 @@ def _begin(
     patches = select_patches(series, begin)
     check_patch_files(patches, lock.get(begin))
     wanted = _edits(series, patches, begin, onto, edits)
-    folder = (into or Path.cwd() / f"sglang-v{onto}-rebase").resolve()
-    if folder.exists():
-        raise UsageError(
-            "exists already, and a stopped rebase would need that place",
-            where=str(folder),
-            next_step="move it away, or name another folder with --into",
-        )
+    folder = _free_folder(into or Path.cwd() / f"sglang-v{onto}-rebase")
     found = resolve_release(session, request, whole=True)
     prepare_source(session, begin)
     return State(
@@ -197,9 +254,7 @@ def show_rebase(session: Session) -> RebaseResult | None:
         steps = _replay(session, state)
         merged = merge_files(session.git, steps[-1], _label(state))
         now = tuple(read_from_disk(folder, file) for file in merged)
-        return RebaseResult(
-            state.source, state.onto, steps, None, Stopped(steps[-1], folder, now), ()
-        )
+        return _result(state, steps, None, Stopped(steps[-1], folder, now), ())
 
 
 def continue_rebase(session: Session) -> RebaseResult:
@@ -214,7 +269,7 @@ def continue_rebase(session: Session) -> RebaseResult:
         running = load_state(session.folder)
         if session.settle() and running is not None and load_state(session.folder) is None:
             # The kill came after the last decision: the files were all that was left to write.
-            return RebaseResult(running.source, running.onto, (), None, None, ())
+            return _result(running, (), None, None, ())
         state = _require_state(session)
         stop = state.stop
         if stop is None or not _has_stopped(session, state):
@@ -276,6 +331,9 @@ def restart_rebase(session: Session) -> RebaseResult:
     """
     with session.exclusive(settle=False):
         state = _take_back(session)
+        if state.patch is not None:
+            onto = ",".join(map(str, state.targets))
+            return _run(session, _begin_carry(session, state.patch, onto, Path(state.folder)))
         again = Request(f"v{state.onto}")
         begun = _begin(session, again, state.source, Path(state.folder), state.edits)
         return _run(session, begun)
@@ -323,6 +381,7 @@ def _run(session: Session, state: State) -> RebaseResult:
     used: list[str] = []
     while True:
         steps = _replay(session, state)
+        state = _move_on(session, state, len(steps))
         step = steps[-1] if steps and _is_open(steps[-1], state) else None
         if step is None:
             return _write(session, state, steps, used)
@@ -341,21 +400,55 @@ def _run(session: Session, state: State) -> RebaseResult:
     save_state(session.folder, replace(state, stop=stop, token=token))
     merged = open_worktree(git, folder, step, token=token, label=_label(state))
     stopped = Stopped(step, folder, tuple(merged))
-    return RebaseResult(state.source, state.onto, steps, None, stopped, tuple(used))
+    return _result(state, steps, None, stopped, used)
+
+
+def _result(
+    state: State,
+    steps: tuple[ReplayStep, ...],
+    update: SeriesUpdate | None,
+    stopped: Stopped | None,
+    used: Sequence[str],
+) -> RebaseResult:
+    return RebaseResult(
+        state.source,
+        state.onto,
+        steps,
+        update,
+        stopped,
+        tuple(used),
+        state.patch,
+        state.targets,
+    )
+
+
+def _move_on(session: Session, state: State, reached: int) -> State:
+    """Of a patch that is brought to several releases: the state at the one that it has come to."""
+    if state.patch is None:
+        return state
+    onto = state.targets[reached - 1]
+    entry = session.lock.get(onto)
+    return replace(state, onto=onto, base_commit=entry.base_commit, base_tree=entry.base_tree)
 
 
 def _replay(session: Session, state: State, *, until: str | None = None) -> tuple[ReplayStep, ...]:
     """The steps up to the first that stops, or that of the patch ``until``."""
     series = session.series
     steps: list[ReplayStep] = []
-    for step in replay_series(
-        session.git,
-        series,
-        _base(state),
-        series.for_release(state.source),
-        old_tree=session.lock.get(state.source).base_tree,
-        decisions=state.decisions,
-    ):
+    if state.patch is not None:
+        replayed: Iterator[ReplayStep] = (
+            one.step for one in replay_carry(session, state.patch, state.targets, state.decisions)
+        )
+    else:
+        replayed = replay_series(
+            session.git,
+            series,
+            _base(state),
+            series.for_release(state.source),
+            old_tree=session.lock.get(state.source).base_tree,
+            decisions=state.decisions,
+        )
+    for step in replayed:
         steps.append(step)
         if _is_open(step, state) or step.patch.name == until:
             break
@@ -371,24 +464,33 @@ def _write(
     session: Session, state: State, steps: tuple[ReplayStep, ...], used: list[str]
 ) -> RebaseResult:
     series = session.series
-    writer = SeriesWriter(session.git, series, session.lock, state.onto)
-    update = writer.write(state.source, _base(state), state.wheels, steps)
-    session.write(update.files, data=dict(_resolved(series, state)), own={STATE_FILE: None})
-    return RebaseResult(state.source, state.onto, steps, update, None, tuple(used))
+    if state.patch is not None:
+        carried = tuple(replay_carry(session, state.patch, state.targets, state.decisions))
+        update = write_carry(session, state.patch, carried)
+        decided = [(one.original, one.step.decision, one.source, one.release) for one in carried]
+    else:
+        writer = SeriesWriter(session.git, series, session.lock, state.onto)
+        update = writer.write(state.source, _base(state), state.wheels, steps)
+        patches = {p.name: p for p in series.patches}
+        decided = [(patches[s.patch.name], s.decision, state.source, state.onto) for s in steps]
+    session.write(update.files, data=dict(_resolved(decided)), own={STATE_FILE: None})
+    return _result(state, steps, update, None, used)
 
 
-def _resolved(series: Series, state: State) -> Iterator[tuple[str, bytes]]:
+def _resolved(
+    decided: Sequence[tuple[Patch, Decision | None, Version, Version]],
+) -> Iterator[tuple[str, bytes]]:
     """Files of the data folder that keep what a person made of patches that did not carry over."""
-    patches = {p.name: p for p in series.patches}
-    for name, decision in state.decisions.items():
+    for patch, decision, source, onto in decided:
         if (
-            decision.content is not None
+            decision is not None
+            and decision.content is not None
             and decision.how in (BY_HAND, AS_MERGED)
             and decision.kind not in CARRIES
             # Stale and left so is a word on this release: the next may have more that is left over.
             and not (decision.kind is OutcomeKind.STALE and decision.how == AS_MERGED)
         ):
-            yield record_resolution(patches[name], decision.content, state.source, state.onto)
+            yield record_resolution(patch, decision.content, source, onto)
 
 
 def _label(state: State) -> str:

@@ -40,7 +40,8 @@ class Stop:
 class State:
     """``snapshot`` is the sha256 of each project file the rebase reads: they may not change meanwhile.
     ``folder`` is where worktrees are made; ``token`` is that of the one that may be there. ``edits`` are
-    patches to stop at though they carry over."""
+    patches to stop at though they carry over. ``patch`` is set where that patch alone is brought to
+    ``targets``; ``onto``, ``source`` and the base are then those of the target that it has come to."""
 
     root: str
     onto: Version
@@ -54,6 +55,8 @@ class State:
     stop: Stop | None = None
     token: str | None = None
     edits: tuple[str, ...] = ()
+    patch: str | None = None
+    targets: tuple[Version, ...] = ()
 
 
 def load_state(folder: Path) -> State | None:
@@ -93,6 +96,8 @@ def save_state(folder: Path, state: State) -> None:
         "stop": asdict(state.stop) if state.stop else None,
         "token": state.token,
         "edits": list(state.edits),
+        "patch": state.patch,
+        "targets": [str(target) for target in state.targets],
     }
     atomic.write(folder / STATE_FILE, json.dumps(body, indent=1).encode())
 
@@ -175,6 +180,8 @@ def _state(raw: dict[str, Any]) -> State:
         else None,
         token=raw["token"],
         edits=tuple(raw.get("edits", ())),
+        patch=raw.get("patch"),
+        targets=tuple(Version(text) for text in raw.get("targets", ())),
     )
 
 

@@ -5,7 +5,14 @@ It may import ``tool.git`` and the leaves.
 
 from tool.series import lockfile, patchfile
 from tool.series.content import ContentFault, find_content_faults
-from tool.series.edit import SeriesText, make_specifier, name_next_file, widen_specifier
+from tool.series.edit import (
+    SeriesText,
+    find_stem,
+    make_specifier,
+    name_next_file,
+    widen_needed,
+    widen_specifier,
+)
 from tool.series.foreign_diff import ForeignFile, read_foreign_diff, render_foreign_diff
 from tool.series.kernels import (
     REQUIREMENTS,
@@ -52,6 +59,7 @@ __all__ = [
     "find_content_faults",
     "find_kernels",
     "find_root",
+    "find_stem",
     "is_patch_name",
     "lint_series",
     "load_series",
@@ -67,5 +75,6 @@ __all__ = [
     "read_regular_file",
     "read_requirements",
     "render_foreign_diff",
+    "widen_needed",
     "widen_specifier",
 ]

@@ -340,12 +340,12 @@ def test_fields_that_speak_of_another_release(root: Path) -> None:
 def test_whether_a_patch_reads_as_in_its_file(root: Path, kind: OutcomeKind, same: bool) -> None:
     patch = load_series(root).patches[0]
     step: Any = SimpleNamespace(decision=None, outcome=SimpleNamespace(kind=kind), patch=patch)
-    assert write._unchanged(patch, step) is same
+    assert write.is_unchanged(patch, step) is same
     decided = SimpleNamespace(decision=object(), outcome=step.outcome, patch=patch)
-    assert write._unchanged(patch, cast(Any, decided))
+    assert write.is_unchanged(patch, cast(Any, decided))
     other = replace(patch, content_override=CONTENT.replace(b"+two", b"+deux"))
     decided.patch = other
-    assert not write._unchanged(patch, cast(Any, decided))
+    assert not write.is_unchanged(patch, cast(Any, decided))
 
 
 def left_out(kind: OutcomeKind, skipped: str | None) -> Any:
@@ -391,13 +391,12 @@ def test_which_resolutions_are_remembered(
     root: Path, monkeypatch: pytest.MonkeyPatch, kind: OutcomeKind, how: str, kept: bool
 ) -> None:
     monkeypatch.setattr(run, "record_resolution", lambda patch, *_: (patch.name, b""))
-    state = replace(STATE, decisions={"demo/a.patch": Decision(kind, (), CONTENT, how=how)})
-    found = list(run._resolved(load_series(root), state))
+    patch = load_series(root).patches[0]
+    decision = Decision(kind, (), CONTENT, how=how)
+    found = list(run._resolved([(patch, decision, STATE.source, STATE.onto)]))
     assert [name for name, _ in found] == (["demo/a.patch"] if kept else [])
     skipped = Decision(kind, (), None, skipped="why", how=how)
-    assert not list(
-        run._resolved(load_series(root), replace(state, decisions={"demo/a.patch": skipped}))
-    )
+    assert not list(run._resolved([(patch, skipped, STATE.source, STATE.onto)]))
 
 
 def test_patches_to_stop_at(root: Path) -> None:

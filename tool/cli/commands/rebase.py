@@ -11,7 +11,7 @@ import click
 
 from tool.analysis import Block
 from tool.classify import UPSTREAM, OutcomeKind
-from tool.cli.completion import complete_patch
+from tool.cli.completion import complete_patch, complete_release
 from tool.cli.options import command, start_option
 from tool.cli.outcomes import make_step_result
 from tool.cli.output import Report, format_table
@@ -26,6 +26,7 @@ from tool.rebase import (
     restart_rebase,
     show_rebase,
     skip_patch,
+    start_carry,
     start_rebase,
 )
 from tool.series import parse_release
@@ -40,10 +41,22 @@ _HUNK_LINES: Final = 24
     example=(
         "tool rebase --onto v0.5.24",
         "tool rebase --continue",
+        "tool rebase --patch my-fix --onto v0.5.21,v0.5.22",
     ),
 )
-@click.option("--onto", metavar="RELEASE", help="The release to carry the series to.")
+@click.option(
+    "--onto",
+    metavar="RELEASE",
+    shell_complete=complete_release,
+    help="The release to carry the series to. With --patch: a list of releases, or all.",
+)
 @start_option
+@click.option(
+    "--patch",
+    metavar="PATCH",
+    shell_complete=complete_patch,
+    help="Bring this patch alone to releases that the series carries already.",
+)
 @click.option(
     "--edit",
     "edits",
@@ -65,6 +78,7 @@ def rebase(
     session: Session,
     onto: str | None,
     start: str | None,
+    patch: str | None,
     edits: tuple[str, ...],
     resume: bool,
     skip: bool,
@@ -73,7 +87,7 @@ def rebase(
     restart: bool,
     into: Path | None,
 ) -> Report:
-    """Carry the series to another release.
+    """Carry the series to another release, or one patch to releases that the series carries.
 
     \b
     Exit code 3: stopped at a patch that does not carry over, in a worktree where it can be resolved;
@@ -81,6 +95,11 @@ def rebase(
     of these: show again where it stopped.
     """
     _check_options(onto, resume, skip, abort, restart, edits, why)
+    if patch is not None and (onto is None or start is not None or edits):
+        raise UsageError(
+            "--patch goes with --onto, and with neither --from nor --edit",
+            next_step="tool rebase --patch PATCH --onto RELEASE,RELEASE, or --onto all",
+        )
     if abort:
         onto_release = abort_rebase(session)
         message = f"gave up the rebase onto v{onto_release}; the series is as it was"
@@ -94,6 +113,8 @@ def rebase(
     if onto is None:
         shown = show_rebase(session)
         return _report(shown) if shown else _report_interrupted()
+    if patch is not None:
+        return _report(start_carry(session, patch, onto, into=into))
     source = parse_release(start) if start else None
     request = Request(onto)
     return _report(start_rebase(session, request, source=source, into=into, edits=edits))
@@ -128,12 +149,15 @@ def _report(done: RebaseResult) -> Report:
     result: dict[str, Any] = {
         "from": str(done.source),
         "onto": str(done.onto),
+        "patch": done.patch,
         "remembered": list(done.remembered),
     }
     lines = [f"used a {text}" for text in done.remembered]
     if done.stopped is not None:
         return _report_stop(done, done.stopped, result, lines)
     result |= {"state": "carried", "patches": [], "files": []}
+    if done.patch is not None:
+        return _report_carried(done, result, lines)
     if done.update is not None:
         rows = [("patch", "outcome", "became")]
         rows += [
@@ -151,6 +175,25 @@ def _report(done: RebaseResult) -> Report:
     return Report(result, lines)
 
 
+def _report_carried(done: RebaseResult, result: dict[str, Any], lines: list[str]) -> Report:
+    """One patch on several releases."""
+    reached = [str(target) for target in done.targets]
+    if done.update is not None:
+        rows = [("release", "outcome", "became")]
+        result["patches"] = []
+        for target, row in zip(done.targets, done.update.rows, strict=True):
+            became = f"{row.became} ({row.decided})" if row.decided else row.became
+            rows.append((f"v{target}", row.outcome.value, became))
+            result["patches"].append({"release": str(target), **dataclasses.asdict(row)})
+        lines += format_table(rows)
+        result["files"] = sorted(done.update.files)
+        took = zip(done.targets, done.update.rows, strict=True)
+        reached = [str(target) for target in sorted(t for t, row in took if row.file is not None)]
+    checked = ",".join(f"v{release}" for release in reached)
+    lines.append(f"next: tool check --refs {checked}" if checked else "next: tool lint")
+    return Report(result | {"releases": reached}, lines)
+
+
 def _dated_lines(update: SeriesUpdate) -> Iterator[str]:
     """New files whose header still names another release: only their author can reword it."""
     for name, fields in update.dated.items():
@@ -164,7 +207,8 @@ def _report_stop(
 ) -> Report:
     step, outcome = stopped.step, stopped.step.outcome
     asked = ", as asked with --edit" if stopped.asked else ""
-    lines.append(f"stopped at {step.patch.name}: {outcome.kind.value}{asked}")
+    on = f" on v{done.onto}" if done.patch is not None else ""
+    lines.append(f"stopped at {step.patch.name}{on}: {outcome.kind.value}{asked}")
     lines += [f"  {text}" for text in outcome.reasons]
     for conflict in outcome.conflicts:
         if conflict.theirs and conflict.renamed_to is None:
