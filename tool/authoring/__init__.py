@@ -14,6 +14,7 @@ from tool.authoring.edit import (
     refresh_patch,
 )
 from tool.authoring.export import Exported, export_patches
+from tool.authoring.pin import Pinned, move_pin
 from tool.authoring.upstream_mail import UpstreamMail, write_upstream_mail
 
 __all__ = [
@@ -21,10 +22,12 @@ __all__ = [
     "Edited",
     "Exported",
     "HeaderFields",
+    "Pinned",
     "UpstreamMail",
     "drop_patch",
     "export_patches",
     "import_patch",
+    "move_pin",
     "new_patch",
     "put_files",
     "refresh_patch",

@@ -146,7 +146,7 @@ class Author:
             ConflictError, UpstreamedError: it does not hold on one of them.
         """
         given = {name: data for name, data in contents.items() if data is not None}
-        touched = self._list_paths(contents)
+        touched = self._list_paths({**contents, **(headers or {})})
         text = str(self.text)
         series = parse_series(self.series.root, text)
         bases = {release: self.base(release) for release in releases}

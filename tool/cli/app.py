@@ -41,12 +41,12 @@ SECTIONS: Final = {
         "refresh": "Add uncommitted changes to a patch.",
         "import": "Make a patch of a diff or mail.",
         "export": "Write commits of a worktree as patches.",
-        "drop": "Remove a patch from the series.",
+        "drop": "Remove a patch, or retire a release.",
     },
     "Keep the project sound": {
         "lint": "Check patch files, headers and order.",
         "check": "Apply every release; compare with series.lock.",
-        "lock": "Apply, check, and record in series.lock.",
+        "lock": "Record results in series.lock; move the pin.",
         "repair": "Finish or undo an interrupted command.",
     },
 }

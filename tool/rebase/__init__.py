@@ -4,8 +4,9 @@ It may import ``tool.classify`` and what is below it.
 """
 
 from tool.rebase.explain import diff_releases, explain_patch
-from tool.rebase.history import load_history, render_markdown
+from tool.rebase.history import load_history, load_retired, render_markdown
 from tool.rebase.preview import Preview, count_outcomes, find_newer, preview_rebase
+from tool.rebase.retire import Retired, retire_release
 from tool.rebase.run import (
     RebaseResult,
     Stopped,
@@ -25,6 +26,7 @@ __all__ = [
     "Preview",
     "RebaseResult",
     "RebaseStatus",
+    "Retired",
     "SeriesUpdate",
     "Stopped",
     "abort_rebase",
@@ -34,11 +36,13 @@ __all__ = [
     "explain_patch",
     "find_newer",
     "load_history",
+    "load_retired",
     "preview_rebase",
     "read_status",
     "render_markdown",
     "repair_state",
     "restart_rebase",
+    "retire_release",
     "show_rebase",
     "skip_patch",
     "start_carry",

@@ -7,6 +7,7 @@ from tool.series import lockfile, patchfile
 from tool.series.content import ContentFault, find_content_faults
 from tool.series.edit import (
     SeriesText,
+    exclude_release,
     find_stem,
     make_specifier,
     name_next_file,
@@ -56,6 +57,7 @@ __all__ = [
     "Series",
     "SeriesText",
     "TREE_TRAILER",
+    "exclude_release",
     "find_content_faults",
     "find_kernels",
     "find_root",

@@ -40,6 +40,11 @@ class SeriesText:
         column = len(match[1] + match[2] + match[3])
         self._lines.insert(at, f"{match[1]}{new}".ljust(column - 1) + f" {releases}")
 
+    def set_value(self, word: str, value: str) -> None:
+        """Give the line ``pin`` or ``revision`` another value; a comment after it stays."""
+        line = re.compile(rf"(\s*{word}\s+)[^\s#]+(.*)$")
+        self._lines = [line.sub(rf"\g<1>{value}\g<2>", text) for text in self._lines]
+
     def require(self, change: str, needed: str) -> None:
         """Let ``change`` be needed on the releases ``needed``; what follows on its line stays."""
         at = self._change(change)
@@ -190,6 +195,14 @@ def find_stem(name: str) -> str:
     """What the files of one patch for several releases have in common: ``name_next_file`` keeps it."""
     stem = re.sub(r"(?<=[/-])v\d[0-9a-z.]*(-\d+)?$", "", name.removesuffix(".patch"))
     return stem if stem.endswith(("/", "-")) else f"{stem}-"
+
+
+def exclude_release(releases: SpecifierSet, release: Version, checked: Collection[Version]) -> str:
+    """A specifier of ``checked`` that leaves ``release`` out, and what ``releases`` leaves out."""
+    spans = make_specifier(checked)
+    others = {Version(s.version) for s in releases if s.operator == "!="} | {release}
+    inside = [v for v in sorted(others) if min(checked) < v < max(checked)]
+    return ",".join([spans, *(f"!={v}" for v in inside)])
 
 
 def widen_needed(needed: SpecifierSet, release: Version) -> str | None:
