@@ -5,7 +5,7 @@ It may import ``tool.classify`` and what is below it.
 
 from tool.rebase.explain import diff_releases, explain_patch
 from tool.rebase.history import load_history, load_retired, render_markdown
-from tool.rebase.preview import Preview, count_outcomes, find_newer, preview_rebase
+from tool.rebase.preview import Preview, count_outcomes, preview_rebase
 from tool.rebase.retire import Retired, retire_release
 from tool.rebase.run import (
     RebaseResult,
@@ -20,6 +20,7 @@ from tool.rebase.run import (
 )
 from tool.rebase.state import repair_state
 from tool.rebase.status import RebaseStatus, read_status
+from tool.rebase.watch import ThreadState, Watched, watch_releases
 from tool.rebase.write import SeriesUpdate
 
 __all__ = [
@@ -29,12 +30,13 @@ __all__ = [
     "Retired",
     "SeriesUpdate",
     "Stopped",
+    "ThreadState",
+    "Watched",
     "abort_rebase",
     "continue_rebase",
     "count_outcomes",
     "diff_releases",
     "explain_patch",
-    "find_newer",
     "load_history",
     "load_retired",
     "preview_rebase",
@@ -47,4 +49,5 @@ __all__ = [
     "skip_patch",
     "start_carry",
     "start_rebase",
+    "watch_releases",
 ]

@@ -15,7 +15,7 @@ from tool.apply import (
     select_patches,
 )
 from tool.classify import OutcomeKind, ReplayStep, replay_series
-from tool.errors import EnvironmentFault, ToolError
+from tool.errors import ToolError
 from tool.git import Git
 from tool.project import Session
 from tool.upstream import (
@@ -23,7 +23,6 @@ from tool.upstream import (
     Base,
     Request,
     find_release,
-    list_available,
     previous_release,
     release_ref,
     resolve_release,
@@ -78,22 +77,6 @@ def preview_rebase(session: Session, request: Request, *, source: Version | None
         if entry is None or not entry.patches or base.source != PYPI or failing:
             return done
         return replace(done, same_as_lock=entry.final_tree == done.tree)
-
-
-def find_newer(session: Session) -> Version | None:
-    """The newest release on the index, if it is newer than every carried one.
-
-    Raises:
-        EnvironmentFault: the index cannot be asked, or has no release.
-    """
-    carried = [v for v, entry in session.lock.releases.items() if entry.patches]
-    offered = list_available()
-    if not offered:
-        raise EnvironmentFault(
-            "the package index offers no release of sglang",
-            next_step="check pip's index settings: pip config list",
-        )
-    return offered[-1] if not carried or offered[-1] > max(carried) else None
 
 
 def prepare_source(session: Session, release: Version) -> str:

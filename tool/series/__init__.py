@@ -35,6 +35,7 @@ from tool.series.model import (
 )
 from tool.series.patchfile import RELEASE_TRAILER, ROOT, TREE_TRAILER, Header, PatchFile
 from tool.series.regular_file import read_regular_file
+from tool.series.threads import Thread, find_threads
 
 __all__ = [
     "ContentFault",
@@ -57,11 +58,13 @@ __all__ = [
     "Series",
     "SeriesText",
     "TREE_TRAILER",
+    "Thread",
     "exclude_release",
     "find_content_faults",
     "find_kernels",
     "find_root",
     "find_stem",
+    "find_threads",
     "is_patch_name",
     "lint_series",
     "load_series",

@@ -4,8 +4,15 @@ It may import ``tool.project`` and what is below it.
 """
 
 from tool.upstream.complete import complete_wheels
-from tool.upstream.download import choose_wheel, fetch_wheel, hash_file, select_wheels
-from tool.upstream.index import list_available
+from tool.upstream.download import (
+    choose_wheel,
+    discover_wheels,
+    fetch_wheel,
+    hash_file,
+    list_cached,
+    select_wheels,
+)
+from tool.upstream.index import Yanked, list_available, list_wheels
 from tool.upstream.resolve import (
     PYPI,
     Base,
@@ -23,12 +30,16 @@ __all__ = [
     "PREFIX",
     "PYPI",
     "Request",
+    "Yanked",
     "choose_wheel",
     "complete_wheels",
+    "discover_wheels",
     "fetch_wheel",
     "find_release",
     "is_imported",
     "list_available",
+    "list_cached",
+    "list_wheels",
     "names_release",
     "previous_release",
     "release_ref",
