@@ -46,6 +46,7 @@ SECTIONS: Final = {
     "Keep the project sound": {
         "lint": "Check patch files, headers and order.",
         "check": "Apply every release; compare with series.lock.",
+        "test": "Run the tests of a patched release.",
         "lock": "Record results in series.lock; move the pin.",
         "repair": "Finish or undo an interrupted command.",
     },

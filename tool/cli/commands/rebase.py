@@ -171,7 +171,8 @@ def _report(done: RebaseResult) -> Report:
         result["dated"] = done.update.dated
         lines += _dated_lines(done.update)
     lines.append(f"the series carries v{done.onto} now")
-    lines.append(f"next: tool check; tool diff v{done.source} v{done.onto} shows what changed")
+    lines.append(f"what changed in it: tool diff v{done.source} v{done.onto}")
+    lines.append(f"next: tool test --sglang-ref v{done.onto}")
     return Report(result, lines)
 
 
