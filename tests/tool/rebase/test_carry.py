@@ -44,6 +44,7 @@ def make(lab: Lab, tmp_path: Path, utils: dict[str, str]) -> Lab:
     lab.apply(fork)
     (fork / UTILS).write_text(utils.get(OWN, STOCK).replace("return 3\n", "return 33\n"))
     said = lab.tool("new", "answer", str(fork), "--change", "answer", *WORDS, "--offline").stdout
+    assert f"v{OLDER}, v{LATER}, v{LATEST} and 1 older have no such patch\n" in said
     assert "next: tool rebase --patch answer/answer.patch --onto all" in said
     return lab
 
