@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import tempfile
@@ -31,10 +32,12 @@ from tool.series import Lock, load_series, lockfile, parse_release, patchfile
 
 @dataclass(frozen=True)
 class Step:
-    """One rebase: its wall time in seconds, how many stops needed an answer, how many were remembered."""
+    """One rebase: its wall time and the processor time of all its processes, in seconds; how many stops
+    needed an answer, and how many were remembered."""
 
     onto: Version
     seconds: float
+    processor: float
     stops: int
     remembered: int
 
@@ -75,7 +78,7 @@ def run(
 
 def carry(root: Path, environ: Mapping[str, str], onto: Version, lock: Lock) -> Step:
     """Carry the project in ``root`` to ``onto``; stops are answered with the patches of ``lock``."""
-    begin, stops = time.perf_counter(), 0
+    begin, busy, stops = time.perf_counter(), _processor_time(), 0
     result = run(root, environ, "rebase", "--onto", f"v{onto}", allowed=(0, 3, 4))
     remembered = len(result["remembered"])
     while result["state"] == "stopped":
@@ -83,7 +86,13 @@ def carry(root: Path, environ: Mapping[str, str], onto: Version, lock: Lock) -> 
         last = answer(Path(result["worktree"]), result["stop"]["patch"], onto, lock)
         result = run(root, environ, "rebase", *last, allowed=(0, 3, 4))
         remembered += len(result["remembered"])
-    return Step(onto, time.perf_counter() - begin, stops, remembered)
+    return Step(onto, time.perf_counter() - begin, _processor_time() - busy, stops, remembered)
+
+
+def _processor_time() -> float:
+    """Of all processes that were started and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def answer(worktree: Path, patch: str, onto: Version, lock: Lock) -> list[str]:
@@ -128,10 +137,19 @@ def main() -> None:
             make_project(root, first, environ)
             steps = [carry(root, environ, onto, lock) for onto in others]
             stops = sum(step.stops for step in steps)
-            print(f"{name}: {sum(step.seconds for step in steps):.1f} s, {stops} stop(s)")
-        print("\n| onto | seconds | remembered | stops |\n|---|---:|---:|---:|")
+            seconds, busy = (
+                sum(t) for t in zip(*((s.seconds, s.processor) for s in steps), strict=True)
+            )
+            print(
+                f"{name}: {seconds:.1f} s, {busy:.1f} s of processor time, {stops} stop(s)",
+                flush=True,
+            )
+        print("\n| onto | seconds | processor | remembered | stops |\n|---|---:|---:|---:|---:|")
         for step in steps:
-            print(f"| {step.onto} | {step.seconds:.2f} | {step.remembered} | {step.stops} |")
+            print(
+                f"| {step.onto} | {step.seconds:.2f} | {step.processor:.2f} | {step.remembered} | "
+                f"{step.stops} |"
+            )
 
 
 if __name__ == "__main__":

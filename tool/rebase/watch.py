@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,7 +13,7 @@ from tool.errors import EnvironmentFault
 from tool.git import Git
 from tool.project import Session
 from tool.rebase.preview import Preview, preview_rebase
-from tool.series import Thread, find_threads
+from tool.series import Lock, Thread, find_threads
 from tool.upstream import (
     Request,
     Yanked,
@@ -65,15 +65,13 @@ def watch_releases(
         EnvironmentFault: the index cannot be asked, or has no release.
         ToolError: as ``preview_rebase``.
     """
-    carried = [v for v, entry in session.lock.releases.items() if entry.patches]
-    offered = list_wheels()
+    lock, offered = session.lock, list_wheels()
     if not offered:
         raise EnvironmentFault(
             "the package index offers no release of sglang",
             next_step="check pip's index settings: pip config list",
         )
-    usable = {v for v in offered.values() if prereleases or not v.is_prerelease}
-    new = sorted(v for v in usable if not carried or v > max(carried))
+    new = find_new(lock, offered.values(), prereleases=prereleases)
     unusable: dict[Version, str] = {}
     with session.exclusive():
         for release in new:
@@ -84,7 +82,7 @@ def watch_releases(
                 except Yanked as error:
                     unusable[release] = f"yanked{f': {error.why}' if error.why else ''}"
     previews = [preview_rebase(session, Request(f"v{v}")) for v in new if v not in unusable]
-    newest = max(carried, default=None)
+    newest = _find_newest(lock)
     states: tuple[ThreadState, ...] = ()
     if newest is not None:
         known = find_threads(session.series.for_release(newest))
@@ -92,6 +90,18 @@ def watch_releases(
         open_ones = [thread for thread in known if thread.open]
         states = tuple(_look_up(session, open_ones, looked_at, source))
     return Watched(newest, tuple(previews), unusable, states)
+
+
+def find_new(lock: Lock, offered: Iterable[Version], *, prereleases: bool) -> list[Version]:
+    """Those of ``offered`` that are newer than every release that the series carries, oldest first."""
+    newest = _find_newest(lock)
+    usable = {v for v in offered if prereleases or not v.is_prerelease}
+    return sorted(v for v in usable if newest is None or v > newest)
+
+
+def _find_newest(lock: Lock) -> Version | None:
+    """A release that is locked without patches is not carried."""
+    return max((v for v, entry in lock.releases.items() if entry.patches), default=None)
 
 
 def _look_up(

@@ -25,7 +25,7 @@ from tool.errors import (
 )
 from tool.git import NULL_OID, Git
 from tool.project.session import Session
-from tool.rebase import conflict, history, preview, run, write
+from tool.rebase import conflict, history, preview, run, watch, write
 from tool.rebase.conflict import MergedFile
 from tool.rebase.state import (
     STATE_FILE,
@@ -454,20 +454,30 @@ def test_a_step_taken_again_replaces_what_it_met(root: Path) -> None:
         ((V23,), (), V23),
     ],
 )
-def test_the_newest_release_of_the_index(
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_new_releases_of_the_index(
     offered: tuple[Version, ...],
     carried: tuple[Version, ...],
     newer: Version | None,
 ) -> None:
     # A release that is locked without patches is not carried.
     entries = [locked(v, "demo/a.patch") for v in carried] + [locked(V25)]
-    session = cast(Session, SimpleNamespace(lock=Lock({e.version: e for e in entries})))
-    monkeypatch.setattr(preview, "list_available", lambda: offered)
-    assert preview.find_newer(session) == newer
-    monkeypatch.setattr(preview, "list_available", lambda: ())
+    assert watch.find_new(Lock({e.version: e for e in entries}), offered, prereleases=False) == (
+        [newer] if newer else []
+    )
+
+
+def test_an_index_without_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "list_wheels", dict)
+    session = cast(Session, SimpleNamespace(lock=Lock({})))
     with pytest.raises(EnvironmentFault, match="offers no release"):
-        preview.find_newer(session)
+        watch.watch_releases(session)
+
+
+def test_versions_before_a_release() -> None:
+    lock = Lock({V23: locked(V23, "demo/a.patch")})
+    offered = (V23, Version("0.5.24rc1"), V24, Version("0.5.25.dev1"))
+    assert watch.find_new(lock, offered, prereleases=False) == [V24]
+    assert watch.find_new(lock, offered, prereleases=True) == list(offered[1:])
 
 
 def base(version: Version) -> Base:
