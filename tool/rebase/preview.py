@@ -18,6 +18,7 @@ from tool.classify import OutcomeKind, ReplayStep, replay_series
 from tool.errors import ToolError
 from tool.git import Git
 from tool.project import Session
+from tool.series import patchfile
 from tool.upstream import (
     PYPI,
     Base,
@@ -61,6 +62,7 @@ def preview_rebase(session: Session, request: Request, *, source: Version | None
         release = find_release(series, request)
         start = previous_release(lock, release, source)
         patches = select_patches(series, start)
+        warn_of_lost_changes(session, start, release)
         base = resolve_release(session, request, whole=False).base
         old = prepare_source(session, start)
 
@@ -77,6 +79,30 @@ def preview_rebase(session: Session, request: Request, *, source: Version | None
         if entry is None or not entry.patches or base.source != PYPI or failing:
             return done
         return replace(done, same_as_lock=entry.final_tree == done.tree)
+
+
+def warn_of_lost_changes(session: Session, source: Version, onto: Version) -> None:
+    """Warn of each change that ``onto`` needs and another release has, but not ``source``: it would not
+    reach ``onto``. A change that a person left out, or that upstream has, is not meant."""
+    series = session.series
+    there = {patch.change for patch in series.for_release(source)}
+    for change in series.changes:
+        files = [p for p in series.patches if p.change == change.name]
+        if change.name in there or not change.needed.contains(onto, prereleases=True):
+            continue
+        proven = {p.name: session.lock.checked_on(p.name) for p in files}
+        known = {p.name: max(proven[p.name]) for p in files if proven[p.name]}
+        if not known:
+            continue
+        name = max(known, key=lambda n: known[n])
+        newest = next(p for p in files if p.name == name)
+        header = patchfile.parse(name, newest.content).header
+        if header.get("Skipped") or header.get("Applied-Upstream"):
+            continue
+        session.warn(
+            f"the change {change.name} is needed on v{onto}, and v{source} has no patch of it, so it will "
+            f"not get there; bring it to v{source} first: tool rebase --patch {name} --onto v{source}"
+        )
 
 
 def prepare_source(session: Session, release: Version) -> str:

@@ -30,7 +30,7 @@ from tool.rebase.conflict import (
     read_from_disk,
     read_resolution,
 )
-from tool.rebase.preview import prepare_source
+from tool.rebase.preview import prepare_source, warn_of_lost_changes
 from tool.rebase.rerere import recall_resolution, record_resolution
 from tool.rebase.state import (
     STATE_FILE,
@@ -204,6 +204,7 @@ def _begin(
     patches = select_patches(series, begin)
     check_patch_files(patches, lock.get(begin))
     wanted = _edits(series, patches, begin, onto, edits)
+    warn_of_lost_changes(session, begin, onto)
     folder = _free_folder(into or Path.cwd() / f"sglang-v{onto}-rebase")
     found = resolve_release(session, request, whole=True)
     prepare_source(session, begin)

@@ -229,3 +229,26 @@ def test_options_that_do_not_go_together(lab: Lab) -> None:
         ["--patch", "answer", "--onto", LATER, "--edit", "twins"],
     ):
         assert "--patch goes with --onto" in rebase(lab, *args, code=2)["message"]
+
+
+def test_a_patch_that_the_next_release_would_lack(lab: Lab, tmp_path: Path) -> None:
+    """It was made on the pin, and a later release is supported: the series is carried on from that one."""
+    make(lab, tmp_path, {})
+    lab.release("0.5.26", TREE)
+    for command in ("drift", "rebase"):
+        (warning,) = lab.json(command, "--onto", "v0.5.26", "--offline")["warnings"]
+        assert "the change answer is needed on v0.5.26, and v0.5.25 has no patch of it" in warning
+        assert warning.endswith(f"tool rebase --patch answer/answer.patch --onto v{LATEST}")
+    carry(lab, "all")
+    lab.release("0.5.27", TREE)
+    assert lab.json("rebase", "--onto", "v0.5.27", "--offline")["warnings"] == []
+    assert "answer/answer.patch" in series_of(lab, "0.5.27")
+    check(lab)
+
+
+def test_a_change_that_was_left_out_is_not_missed(lab: Lab, tmp_path: Path) -> None:
+    make(lab, tmp_path, {LATEST: CONFLICTS})
+    carry(lab, f"{LATER},{LATEST}", code=3)
+    rebase(lab, "--skip", "--why", "it answers already")
+    lab.release("0.5.26", TREE)
+    assert lab.json("drift", "--onto", "v0.5.26", "--offline")["warnings"] == []

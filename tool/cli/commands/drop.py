@@ -7,7 +7,7 @@ import dataclasses
 import click
 
 from tool.authoring import drop_patch
-from tool.cli.completion import complete_patch, complete_release
+from tool.cli.completion import complete_patch, complete_supported
 from tool.cli.header import report_edit
 from tool.cli.options import command
 from tool.cli.output import Report
@@ -18,7 +18,7 @@ from tool.upstream import names_release
 
 
 def _complete(ctx: click.Context, option: click.Parameter, incomplete: str) -> list[str]:
-    return complete_patch(ctx, option, incomplete) + complete_release(ctx, option, incomplete)
+    return complete_patch(ctx, option, incomplete) + complete_supported(ctx, option, incomplete)
 
 
 @command(

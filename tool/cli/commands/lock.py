@@ -9,7 +9,7 @@ import click
 
 from tool.apply import update_lock
 from tool.authoring import move_pin
-from tool.cli.completion import complete_release
+from tool.cli.completion import complete_release, complete_supported
 from tool.cli.options import command
 from tool.cli.output import Report
 from tool.errors import UsageError
@@ -45,7 +45,7 @@ from tool.upstream import Request, complete_wheels, find_release, names_release
 @click.option(
     "--pin",
     metavar="RELEASE",
-    shell_complete=complete_release,
+    shell_complete=complete_supported,
     help="Only make RELEASE the pin of series.txt.",
 )
 @click.option(

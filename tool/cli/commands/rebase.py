@@ -11,7 +11,7 @@ import click
 
 from tool.analysis import Block
 from tool.classify import UPSTREAM, OutcomeKind
-from tool.cli.completion import complete_patch, complete_release
+from tool.cli.completion import complete_patch, complete_supported
 from tool.cli.options import command, start_option
 from tool.cli.outcomes import make_step_result
 from tool.cli.output import Report, format_table
@@ -47,7 +47,7 @@ _HUNK_LINES: Final = 24
 @click.option(
     "--onto",
     metavar="RELEASE",
-    shell_complete=complete_release,
+    shell_complete=complete_supported,
     help="The release to carry the series to. With --patch: a list of releases, or all.",
 )
 @start_option
