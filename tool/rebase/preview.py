@@ -90,6 +90,8 @@ def warn_of_lost_changes(session: Session, source: Version, onto: Version) -> No
         files = [p for p in series.patches if p.change == change.name]
         if change.name in there or not change.needed.contains(onto, prereleases=True):
             continue
+        if any(patch.applies_to(onto) for patch in files):
+            continue  # it begins there
         proven = {p.name: session.lock.checked_on(p.name) for p in files}
         known = {p.name: max(proven[p.name]) for p in files if proven[p.name]}
         if not known:

@@ -542,7 +542,8 @@ def test_a_preview_is_compared_with_the_lock(
     entry = locked(V24, *["demo/a.patch"] * patches)
     entry = replace(entry, patches=tuple(replace(p, tree="t1") for p in entry.patches))
     session = SimpleNamespace(
-        exclusive=contextlib.nullcontext, git=None, series=SimpleNamespace(pin=V24),
+        exclusive=contextlib.nullcontext, git=None,
+        series=SimpleNamespace(pin=V24, changes=(), for_release=lambda _: ()),
         lock=Lock({V23: locked(V23, "demo/a.patch"), V24: entry}),
     )  # fmt: skip
     step = SimpleNamespace(
