@@ -19,11 +19,13 @@ SECTIONS: Final = {
     "Use the fork": {
         "plan": "Compute what fits, and the launch command.",
         "apply": "Make a worktree of a patched release.",
-        "build": "Build the wheel of the fork.",
-        "publish": "Write wheels, index and notes to hand out.",
         "verify": "Compare a wheel, worktree or installation with series.lock.",
         "doctor": "Examine GPU, driver, versions and kernels.",
         "tune": "Find the fastest fp8 configurations for a GPU.",
+    },
+    "Ship it": {
+        "build": "Build the wheel of the fork.",
+        "publish": "Write wheels, index and notes to hand out.",
     },
     "Look": {
         "status": "Show the pin, caches and patches.",
@@ -32,7 +34,7 @@ SECTIONS: Final = {
         "history": "Print the outcomes of every rebase.",
     },
     "Carry the series to another release": {
-        "watch": "Preview a rebase onto the newest release.",
+        "watch": "Preview a rebase onto each new release.",
         "drift": "Preview a rebase onto a named release.",
         "rebase": "Carry the series; stop where you decide.",
     },

@@ -72,7 +72,7 @@ _HUNK_LINES: Final = 24
 @click.option("--restart", is_flag=True, help="Begin again, without the decisions made.")
 @click.option(
     "--into", type=click.Path(path_type=Path), help="Worktree, where one is needed. Default: "
-    "./sglang-vRELEASE-rebase.",
+    "./sglang-vRELEASE-rebase, or with --patch ./sglang-CHANGE-rebase.",
 )  # fmt: skip
 def rebase(
     session: Session,
