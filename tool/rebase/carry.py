@@ -145,6 +145,7 @@ def replay_carry(
     """Classify the patch ``name`` on each of ``targets``; the caller may stop at any step.
 
     A step's patch has the name that a new file for its release would have, and decisions are found by it.
+    As for ``replay_series``, a decision that comes while the caller holds a step gives that step again.
 
     Raises:
         ConflictError, UpstreamedError: a patch after it does not apply any more on that release.
@@ -176,20 +177,21 @@ def replay_carry(
             releases=SpecifierSet(f"=={target}"),
             content_override=listed.content,
         )
-        (step,) = replay_series(
+        for step in replay_series(
             git,
             series,
             start,
             [candidate],
             old_tree=lock.get(source).base_tree,
             decisions=decisions,
-        )
+        ):
+            if step.applied is not None:
+                after = replace(start, commit=step.applied.commit, tree=step.applied.tree)
+                _check_later(session, target, after, wanted, [p for i, p in here if i > at])
+            yield CarryStep(target, source, candidate, step)
         if step.applied is not None:
-            after = replace(start, commit=step.applied.commit, tree=step.applied.tree)
-            _check_later(session, target, after, wanted, [p for i, p in here if i > at])
             made = replace(listed, content_override=_content(session, listed, step))
             versions[target] = made
-        yield CarryStep(target, source, candidate, step)
 
 
 def _check_later(

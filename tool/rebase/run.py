@@ -380,12 +380,15 @@ def _run(session: Session, state: State) -> RebaseResult:
     state = replace(state, stop=None, token=None)
     save_state(session.folder, state)
     used: list[str] = []
-    while True:
-        steps = _replay(session, state)
+    decisions = dict(state.decisions)
+    state = replace(state, decisions=decisions)
+    steps: tuple[ReplayStep, ...] = ()
+    for step in _iterate(session, state):
+        known = steps[:-1] if steps and steps[-1].patch.name == step.patch.name else steps
+        steps = (*known, step)
         state = _move_on(session, state, len(steps))
-        step = steps[-1] if steps and _is_open(steps[-1], state) else None
-        if step is None:
-            return _write(session, state, steps, used)
+        if not _is_open(step, state):
+            continue
         # Who asked to see a patch is not answered from memory.
         asked = step.patch.name in state.edits
         recalled = None if asked else recall_resolution(session, _base(state), step)
@@ -393,8 +396,12 @@ def _run(session: Session, state: State) -> RebaseResult:
             break
         content, found = recalled
         used.append(str(found))
-        decision = Decision(step.outcome.kind, step.outcome.reasons, content, how=f"by a {found}")
-        state = replace(state, decisions={**state.decisions, step.patch.name: decision})
+        # The replay goes on with it: see ``replay_series``.
+        decisions[step.patch.name] = Decision(
+            step.outcome.kind, step.outcome.reasons, content, how=f"by a {found}"
+        )
+    else:
+        return _write(session, state, steps, used)
     stop = Stop(step.patch.name, step.outcome.kind, step.outcome.reasons)
     token = new_token()
     # First the word that a worktree may be there, then the worktree.
@@ -434,26 +441,29 @@ def _move_on(session: Session, state: State, reached: int) -> State:
 
 def _replay(session: Session, state: State, *, until: str | None = None) -> tuple[ReplayStep, ...]:
     """The steps up to the first that stops, or that of the patch ``until``."""
-    series = session.series
     steps: list[ReplayStep] = []
-    if state.patch is not None:
-        replayed: Iterator[ReplayStep] = (
-            one.step for one in replay_carry(session, state.patch, state.targets, state.decisions)
-        )
-    else:
-        replayed = replay_series(
-            session.git,
-            series,
-            _base(state),
-            series.for_release(state.source),
-            old_tree=session.lock.get(state.source).base_tree,
-            decisions=state.decisions,
-        )
-    for step in replayed:
+    for step in _iterate(session, state):
         steps.append(step)
         if _is_open(step, state) or step.patch.name == until:
             break
     return tuple(steps)
+
+
+def _iterate(session: Session, state: State) -> Iterator[ReplayStep]:
+    """The steps of the whole series, or of the one patch on each of its targets."""
+    series = session.series
+    if state.patch is not None:
+        for one in replay_carry(session, state.patch, state.targets, state.decisions):
+            yield one.step
+        return
+    yield from replay_series(
+        session.git,
+        series,
+        _base(state),
+        series.for_release(state.source),
+        old_tree=session.lock.get(state.source).base_tree,
+        decisions=state.decisions,
+    )
 
 
 def _is_open(step: ReplayStep, state: State) -> bool:
