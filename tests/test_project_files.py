@@ -22,8 +22,8 @@ FORMS = sorted(ROOT.glob(".github/ISSUE_TEMPLATE/*.yml"))
 WORKFLOWS = sorted(ROOT.glob(".github/workflows/*.yml"))
 HOOKS = ROOT / ".pre-commit-config.yaml"
 
-FOREIGN = ("patches/series",)
-"""Paths of other projects: quilt's order file."""
+FOREIGN = ("patches/series", "patches/ready-message/ready-message.patch")
+"""Paths of other projects: quilt's order file, and a patch of the example in docs/authoring.md."""
 
 _FOLDERS = r"tool|ada_dsa|bench|tests|docs|patches|\.ci|\.github"
 _PATH = re.compile(rf"(?<![\w./-])(?:{_FOLDERS})/[\w./-]*(?![\w./*-])")

@@ -288,6 +288,19 @@ def resolve_ref(scene: Scene) -> None:
     (scene.places["rebased"] / LIMITS).write_text(MERGED)
 
 
+def carry_next(scene: Scene) -> None:
+    """The series carries the next release too."""
+    scene.lab.tool(
+        "rebase", "--onto", f"v{NEXT}", "--into", str(scene.places["rebased"]), "--offline"
+    )
+
+
+def make_patch(scene: Scene) -> None:
+    """A new patch, which the next release lacks."""
+    carry_next(scene)
+    scene.lab.tool("new", "more", str(scene.places["dirty"]), *HEADER, "--offline")
+
+
 def interrupt_drop(scene: Scene) -> None:
     """A drop that has written its journal and nothing else."""
     with pytest.MonkeyPatch.context() as patched:
@@ -319,6 +332,11 @@ COMMANDS: Mapping[str, Command] = {
     "rebase --continue on a git ref": Command(("rebase", "--continue", "--offline"), resolve_ref),
     "source add": Command(("source", "add", "upstream", "{upstream}"), make_upstream),
     "rebase --abort": Command(("rebase", "--abort", "--offline"), stop),
+    "rebase --patch": Command(
+        ("rebase", "--patch", "demo/more.patch", "--onto", "all", "--into", "{rebased}", "--offline"),
+        make_patch),
+    "drop, a release": Command(("drop", f"v{NEXT}", "--why", "W", "--offline"), carry_next),
+    "lock --pin": Command(("lock", "--pin", f"v{NEXT}", "--revision", "7"), carry_next),
     "repair": Command(("repair",), interrupt_drop),
 }  # fmt: skip
 """Every command that writes something of a person's."""

@@ -40,7 +40,7 @@ def conclude(trials: Trials, record: Callable[[str, object], None]) -> None:
     assert not trials.torn and not trials.failed, "\n".join([*trials.torn, *trials.failed])
 
 
-@each_command("apply, an update", "rebase --continue")
+@each_command("apply, an update", "rebase --continue", "rebase --patch")
 def test_kills(
     tmp_path: Path, name: str, whole: bool, record_property: Callable[[str, object], None]
 ) -> None:

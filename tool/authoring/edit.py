@@ -63,7 +63,8 @@ class Edited:
 
     ``written`` and ``removed`` are patch files, ``files`` what went into the patch (path: added, changed
     or removed), and ``releases`` those that were checked anew. ``worktree_moved``: the worktree holds
-    the series as it now is; None where the command has no worktree.
+    the series as it now is; None where the command has no worktree. ``lacking``: of a new patch, the other
+    releases that the series carries.
     """
 
     patch: str
@@ -72,6 +73,7 @@ class Edited:
     releases: tuple[Version, ...]
     files: Mapping[str, str] = field(default_factory=dict)
     worktree_moved: bool | None = None
+    lacking: tuple[Version, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,21 +127,36 @@ class Author:
         releases: Sequence[Version],
         headers: Mapping[str, bytes] | None = None,
     ) -> Edited:
-        """Check the edited series on ``releases`` and write everything.
+        """Check the edited series on ``releases`` and write everything; raises as ``prepare``."""
+        files, done = self.prepare(patch, contents, releases, headers)
+        self.session.write(files)
+        return done
+
+    def prepare(
+        self,
+        patch: str,
+        contents: Mapping[str, bytes | None],
+        releases: Sequence[Version],
+        headers: Mapping[str, bytes] | None = None,
+    ) -> tuple[dict[str, bytes | None], Edited]:
+        """Check the edited series on ``releases``; returns the project's files as they are to be written.
 
         ``headers`` are patch files of which nothing but the header is new.
 
         Raises:
-            ConflictError, UpstreamedError: it does not hold on one of them; nothing was changed.
+            ConflictError, UpstreamedError: it does not hold on one of them.
         """
         given = {name: data for name, data in contents.items() if data is not None}
-        touched = self._list_paths(contents)
+        touched = self._list_paths({**contents, **(headers or {})})
         text = str(self.text)
         series = parse_series(self.series.root, text)
         bases = {release: self.base(release) for release in releases}
         lock = recompute_commits(self.lock, self.series, headers or {})
         for release, base in bases.items():
-            applied, renewed = self._check(series, release, base, given, lock, set(bases), touched)
+            edited_files = {**(headers or {}), **given}
+            applied, renewed = self._check(
+                series, release, base, edited_files, lock, set(bases), touched
+            )
             self.tips[release] = (base, applied[-1].commit if applied else base.commit)
             given |= renewed
             old = lock.get(release)
@@ -148,7 +165,8 @@ class Author:
                     release, old.wheels, old.base_commit, old.base_tree, lock_patches(applied)
                 )
             )
-        edited = tuple(replace(p, content_override=given.get(p.name)) for p in series.patches)
+        new = {**(headers or {}), **given}
+        edited = tuple(replace(p, content_override=new.get(p.name)) for p in series.patches)
         for orphan, oid in find_orphans(edited, list_known_preimages(lock)):
             raise ConflictError(
                 f"{orphan.name} was written on {oid[:12]}, which no release would give any more",
@@ -166,12 +184,11 @@ class Author:
                     next_step="give that release a patch of its own first (series.txt)",
                 )
         files: dict[str, bytes | None] = {f"{PATCH_DIR}/{n}": c for n, c in contents.items()}
-        files |= {f"{PATCH_DIR}/{n}": c for n, c in (dict(headers or {}) | given).items()}
+        files |= {f"{PATCH_DIR}/{n}": c for n, c in new.items()}
         files[SERIES_FILE] = text.encode()
         files[LOCK_FILE] = lockfile.dump(lock)
-        self.session.write(files)
         removed = tuple(name for name, data in contents.items() if data is None)
-        return Edited(patch, tuple(given), removed, tuple(releases))
+        return files, Edited(patch, tuple(given), removed, tuple(releases))
 
     def _list_paths(self, contents: Mapping[str, bytes | None]) -> set[str]:
         """The files that the edited patches change, before the edit or after it."""
@@ -449,7 +466,13 @@ def _add(author: Author, fields: HeaderFields, release: Version, before: str, af
     author.text.append(fields.change, fields.name, spec, needed=f">={release}")
     done = author.write(fields.name, {fields.name: content}, [release])
     changes = changed_files(author.git, before, after)
-    return replace(done, files={change.path: describe_change(change) for change in changes})
+    others = sorted(v for v, e in author.lock.releases.items() if e.patches and v != release)
+    upper = change.needed if change else None
+    return replace(
+        done,
+        files={change.path: describe_change(change) for change in changes},
+        lacking=tuple(v for v in others if upper is None or upper.contains(v, prereleases=True)),
+    )
 
 
 def _merge(git: Git, tree: str, diff: bytes, name: str, worktree: EditedWorktree) -> str:

@@ -69,9 +69,10 @@ def replay_series(
     """Classify ``patches`` in order on ``base``; the caller may stop at any step.
 
     ``old_tree`` is the tree of the release the patches come from, where it is known. A patch that does
-    not carry over is left out for those after it.
+    not carry over is left out for those after it; but if ``decisions`` has got a decision about it when the
+    caller goes on, its step is given again with that decision.
     """
-    decided = decisions or {}
+    decided = decisions if decisions is not None else {}
     with private_index(git, base.tree) as index:
         classifier = Classifier(index, old_tree, base.tree)
         commit, tree = base.commit, base.tree
@@ -83,6 +84,9 @@ def replay_series(
                 outcome = retired or classifier.classify(patch, commit, tree)
                 step = ReplayStep(patch, outcome, commit, tree)
             yield step
+            if step.stops and (decision := decided.get(patch.name)):
+                step = _apply_decision(index, decision, patch, commit, tree)
+                yield step
             if step.applied is not None:
                 commit, tree = step.applied.commit, step.applied.tree
 

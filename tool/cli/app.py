@@ -19,11 +19,13 @@ SECTIONS: Final = {
     "Use the fork": {
         "plan": "Compute what fits, and the launch command.",
         "apply": "Make a worktree of a patched release.",
-        "build": "Build the wheel of the fork.",
-        "publish": "Write wheels, index and notes to hand out.",
         "verify": "Compare a wheel, worktree or installation with series.lock.",
         "doctor": "Examine GPU, driver, versions and kernels.",
         "tune": "Find the fastest fp8 configurations for a GPU.",
+    },
+    "Ship it": {
+        "build": "Build the wheel of the fork.",
+        "publish": "Write wheels, index and notes to hand out.",
     },
     "Look": {
         "status": "Show the pin, caches and patches.",
@@ -33,7 +35,7 @@ SECTIONS: Final = {
     },
     "Carry the series to another release": {
         "source": "Remember git repositories of sglang.",
-        "watch": "Preview a rebase onto the newest release.",
+        "watch": "Preview a rebase onto each new release.",
         "drift": "Preview a rebase onto a release or ref.",
         "bisect": "Name the upstream commits that break patches.",
         "rebase": "Carry the series; stop where you decide.",
@@ -43,12 +45,13 @@ SECTIONS: Final = {
         "refresh": "Add uncommitted changes to a patch.",
         "import": "Make a patch of a diff or mail.",
         "export": "Write commits of a worktree as patches.",
-        "drop": "Remove a patch from the series.",
+        "drop": "Remove a patch, or retire a release.",
     },
     "Keep the project sound": {
         "lint": "Check patch files, headers and order.",
         "check": "Apply every release; compare with series.lock.",
-        "lock": "Apply, check, and record in series.lock.",
+        "test": "Run the tests of a patched release.",
+        "lock": "Record results in series.lock; move the pin.",
         "repair": "Finish or undo an interrupted command.",
     },
 }

@@ -13,12 +13,16 @@ from tool.series import find_root, load_series, lockfile
 
 def complete_release(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """Releases that series.lock holds, and ``pin``."""
+    return _complete(ctx, incomplete, lambda root: ("pin", *_list_releases(root)))
 
-    def list_releases(root: Path) -> Iterable[str]:
-        releases = lockfile.load(load_series(root).lock_path).releases
-        return ("pin", *(f"v{version}" for version in releases))
 
-    return _complete(ctx, incomplete, list_releases)
+def complete_supported(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """As ``complete_release``, where the word ``pin`` is not a release."""
+    return _complete(ctx, incomplete, _list_releases)
+
+
+def _list_releases(root: Path) -> list[str]:
+    return [f"v{version}" for version in lockfile.load(load_series(root).lock_path).releases]
 
 
 def complete_patch(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Final
 
 import click
 
@@ -11,6 +12,8 @@ from tool.authoring import Edited, HeaderFields
 from tool.cli.output import Report
 
 _Function = Callable[..., Report]
+_SHOWN: Final = 3
+"""Releases that a line names."""
 
 
 def header_options(function: _Function) -> _Function:
@@ -54,6 +57,13 @@ def report_edit(done: Edited) -> Report:
             )
         case None:
             lines.append("next: tool apply brings a worktree up to date")
+    if done.lacking:
+        names = ", ".join(f"v{v}" for v in done.lacking[-_SHOWN:])
+        more = f" and {len(done.lacking) - _SHOWN} older" if len(done.lacking) > _SHOWN else ""
+        lines.append(f"{names}{more} have no such patch")
+        lines.append(
+            f"next: tool rebase --patch {done.patch} --onto all, or --onto and the releases with commas"
+        )
     return Report(dataclasses.asdict(done), lines)
 
 

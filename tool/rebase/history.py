@@ -38,16 +38,26 @@ class HistoryRow:
 
 
 def load_history(series: Series) -> list[dict[str, Any]]:
-    """The recorded rebases, oldest first.
+    """The recorded rebases, oldest first. Raises IntegrityError as ``load_retired``."""
+    return list(_load(series)["rebases"])
+
+
+def load_retired(series: Series) -> list[dict[str, str]]:
+    """The releases that were retired, each with its reason, in the order in which that was done.
 
     Raises:
         IntegrityError: the file does not parse.
     """
+    return list(_load(series)["retired"])
+
+
+def _load(series: Series) -> dict[str, Any]:
     path = series.root / HISTORY_FILE
     if not path.is_file():
-        return []
+        return {"rebases": [], "retired": []}
     try:
-        return list(json.loads(path.read_bytes())["rebases"])
+        raw = json.loads(path.read_bytes())
+        return {"rebases": list(raw["rebases"]), "retired": list(raw.get("retired", ()))}
     except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError(
             "the history cannot be read",
@@ -75,13 +85,32 @@ def add_entry(series: Series, source: Version, onto: Version, rows: Sequence[His
         ],
     }
     step = (entry["from"], entry["onto"])
-    before = [e for e in load_history(series) if (e["from"], e["onto"]) != step]
-    return (json.dumps({"rebases": [*before, entry]}, indent=2) + "\n").encode()
+    history = _load(series)
+    before = [e for e in history["rebases"] if (e["from"], e["onto"]) != step]
+    # A release that is carried again is no longer retired.
+    retired = [e for e in history["retired"] if e["release"] != str(onto)]
+    return _dump([*before, entry], retired)
 
 
-def render_markdown(found: Sequence[dict[str, Any]]) -> list[str]:
-    """A table of counts, then a section a step with each patch that did not simply carry over."""
-    if not found:
+def note_retired(series: Series, release: Version, why: str) -> bytes:
+    """The file with ``release`` retired. What the rebases met stays recorded."""
+    history = _load(series)
+    before = [e for e in history["retired"] if e["release"] != str(release)]
+    return _dump(history["rebases"], [*before, {"release": str(release), "why": why}])
+
+
+def _dump(rebases: Sequence[dict[str, Any]], retired: Sequence[dict[str, str]]) -> bytes:
+    body: dict[str, Any] = {"rebases": list(rebases)}
+    if retired:
+        body["retired"] = list(retired)
+    return (json.dumps(body, indent=2) + "\n").encode()
+
+
+def render_markdown(
+    found: Sequence[dict[str, Any]], retired: Sequence[dict[str, str]] = ()
+) -> list[str]:
+    """A table of counts, the retired releases, then a section a step with each patch's outcome."""
+    if not found and not retired:
         return ["no rebase is recorded"]
     kinds = [k.value for k in OutcomeKind if any(_counts(e)[k.value] for e in found)]
     heading = ["step", "patches", *kinds]
@@ -90,6 +119,9 @@ def render_markdown(found: Sequence[dict[str, Any]]) -> list[str]:
         counts = _counts(entry)
         cells = [str(counts[kind]) if counts[kind] else "" for kind in kinds]
         lines.append(_row([_step(entry), str(len(entry["patches"])), *cells]))
+    if retired:
+        lines += ["", "Retired, so no longer supported:", ""]
+        lines += [f"- {entry['release']}: {entry['why']}" for entry in retired]
     for entry in found:
         lines += ["", f"### {_step(entry)}", "", _row(["patch", "outcome", "became", "reasons"])]
         lines.append(_row(["---"] * 4))

@@ -15,17 +15,17 @@ from tool.apply import (
     select_patches,
 )
 from tool.classify import OutcomeKind, ReplayStep, replay_series
-from tool.errors import EnvironmentFault, ToolError
+from tool.errors import ToolError
 from tool.git import Git
 from tool.project import Session
 from tool.rebase.rerere import recall_resolution
+from tool.series import patchfile
 from tool.upstream import (
     PYPI,
     Base,
     Request,
     carried_release,
     find_release,
-    list_available,
     names_release,
     previous_release,
     release_ref,
@@ -73,6 +73,7 @@ def preview_rebase(session: Session, request: Request, *, source: Version | None
             release = base.release
             start = carried_release(lock, release, source)
         patches = select_patches(series, start)
+        warn_of_lost_changes(session, start, release)
         old = prepare_source(session, start)
 
         def classify(on: Base) -> tuple[ReplayStep, ...]:
@@ -93,20 +94,30 @@ def preview_rebase(session: Session, request: Request, *, source: Version | None
         return replace(done, same_as_lock=entry.final_tree == done.tree)
 
 
-def find_newer(session: Session) -> Version | None:
-    """The newest release on the index, if it is newer than every carried one.
-
-    Raises:
-        EnvironmentFault: the index cannot be asked, or has no release.
-    """
-    carried = [v for v, entry in session.lock.releases.items() if entry.patches]
-    offered = list_available()
-    if not offered:
-        raise EnvironmentFault(
-            "the package index offers no release of sglang",
-            next_step="check pip's index settings: pip config list",
+def warn_of_lost_changes(session: Session, source: Version, onto: Version) -> None:
+    """Warn of each change that ``onto`` needs and another release has, but not ``source``: it would not
+    reach ``onto``. A change that a person left out, or that upstream has, is not meant."""
+    series = session.series
+    there = {patch.change for patch in series.for_release(source)}
+    for change in series.changes:
+        files = [p for p in series.patches if p.change == change.name]
+        if change.name in there or not change.needed.contains(onto, prereleases=True):
+            continue
+        if any(patch.applies_to(onto) for patch in files):
+            continue  # it begins there
+        proven = {p.name: session.lock.checked_on(p.name) for p in files}
+        known = {p.name: max(proven[p.name]) for p in files if proven[p.name]}
+        if not known:
+            continue
+        name = max(known, key=lambda n: known[n])
+        newest = next(p for p in files if p.name == name)
+        header = patchfile.parse(name, newest.content).header
+        if header.get("Skipped") or header.get("Applied-Upstream"):
+            continue
+        session.warn(
+            f"the change {change.name} is needed on v{onto}, and v{source} has no patch of it, so it will "
+            f"not get there; bring it to v{source} first: tool rebase --patch {name} --onto v{source}"
         )
-    return offered[-1] if not carried or offered[-1] > max(carried) else None
 
 
 def prepare_source(session: Session, release: Version) -> str:

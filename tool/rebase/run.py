@@ -1,4 +1,5 @@
-"""``tool rebase``: carry the series to another release, patch by patch, and land it whole.
+"""``tool rebase``: carry the series to another release, patch by patch, and land it whole; or one patch
+to several releases.
 
 The project is not touched until every patch has an answer; then patches, series.txt, series.lock and
 the history change in one transaction. A patch that needs a person stops the rebase with a worktree
@@ -22,6 +23,7 @@ from tool.classify import CARRIES, Decision, OutcomeKind, ReplayStep, replay_ser
 from tool.errors import ConflictError, UsageError
 from tool.git import canonical_diff
 from tool.project import Session, carries_token, inspect_folder, new_token
+from tool.rebase.carry import replay_carry, select_targets, write_carry
 from tool.rebase.conflict import (
     MergedFile,
     close_worktree,
@@ -31,7 +33,7 @@ from tool.rebase.conflict import (
     read_from_disk,
     read_resolution,
 )
-from tool.rebase.preview import prepare_source
+from tool.rebase.preview import prepare_source, warn_of_lost_changes
 from tool.rebase.rerere import TAKEN, recall_resolution, record_resolution
 from tool.rebase.state import (
     STATE_FILE,
@@ -86,8 +88,9 @@ class RebaseResult:
     """``stopped``, or landed. ``update`` and ``steps`` are missing where an earlier command, killed
     while it wrote, had decided everything. ``remembered`` names resolutions used.
 
-    ``ref``: onto a git ref; ``update`` is then missing, ``recorded`` counts decisions that are remembered
-    from now on, and ``worktree`` is where the result is."""
+    ``patch`` is set where that patch alone was brought to ``targets``. ``ref``: onto a git ref; ``update`` is
+    then missing, ``recorded`` counts decisions that are remembered from now on, and ``worktree`` is where the
+    result is."""
 
     source: Version
     onto: Version
@@ -95,6 +98,8 @@ class RebaseResult:
     update: SeriesUpdate | None
     stopped: Stopped | None
     remembered: tuple[str, ...]
+    patch: str | None = None
+    targets: tuple[Version, ...] = ()
     ref: Ref | None = None
     recorded: int = 0
     worktree: Path | None = None
@@ -122,17 +127,75 @@ def start_rebase(
         ToolError: a base cannot be had, or the series is not the locked one.
     """
     with session.exclusive():
-        if running := load_state(session.folder):
-            if running.decisions or _has_stopped(session, running):
-                raise UsageError(
-                    f"a rebase onto {running.target} is under way",
-                    where=running.root,
-                    next_step="go on with it: tool rebase --continue, or give it up: tool rebase --abort",
-                )
-            # Interrupted before its first stop: nobody has seen it, and nothing is lost with it.
-            _close(session, running)
-            remove_state(session.folder)
+        _refuse_second(session)
         return _run(session, _begin(session, request, source, into, edits))
+
+
+def start_carry(
+    session: Session, name: str, onto: str, *, into: Path | None = None
+) -> RebaseResult:
+    """Begin bringing the patch ``name`` to the releases ``onto``: a list, or ``all`` that lack it.
+
+    Raises:
+        UsageError: a rebase is under way; or as ``select_targets``.
+        ConflictError: a later patch does not apply any more where the patch is; nothing was changed.
+        ToolError: a base cannot be had, or the series is not the locked one.
+    """
+    with session.exclusive():
+        _refuse_second(session)
+        state = _begin_carry(session, name, onto, into)
+        try:
+            return _run(session, state)
+        except ConflictError:
+            if load_state(session.folder) == replace(state, stop=None, token=None):
+                remove_state(session.folder)  # nobody has decided anything
+            raise
+
+
+def _refuse_second(session: Session) -> None:
+    running = load_state(session.folder)
+    if running is None:
+        return
+    if running.decisions or _has_stopped(session, running):
+        raise UsageError(
+            f"a rebase onto {running.target} is under way",
+            where=running.root,
+            next_step="go on with it: tool rebase --continue, or give it up: tool rebase --abort",
+        )
+    # Interrupted before its first stop: nobody has seen it, and nothing is lost with it.
+    _close(session, running)
+    remove_state(session.folder)
+
+
+def _begin_carry(session: Session, name: str, onto: str, into: Path | None) -> State:
+    series, lock = session.series, session.lock
+    patch, targets = select_targets(session, name, onto)
+    for release in targets:
+        check_patch_files(select_patches(series, release), lock.get(release))
+    entry = lock.get(targets[0])
+    return State(
+        root=str(series.root),
+        onto=targets[0],
+        source=max(lock.checked_on(patch.name)),
+        base_commit=entry.base_commit,
+        base_tree=entry.base_tree,
+        wheels=entry.wheels,
+        folder=str(_free_folder(into or Path.cwd() / f"sglang-{patch.change}-rebase")),
+        snapshot=snapshot_project(series),
+        patch=patch.name,
+        targets=targets,
+    )
+
+
+def _free_folder(place: Path) -> Path:
+    folder = place.resolve()
+    if folder.exists():
+        raise UsageError(
+            "exists already, and a stopped rebase would need that place",
+            where=str(folder),
+            next_step="move it away, or name another folder with --into",
+        )
+    return folder
 
 
 def _begin(
@@ -162,7 +225,8 @@ def _begin(
     patches = select_patches(series, begin)
     check_patch_files(patches, lock.get(begin))
     wanted = _edits(series, patches, begin, onto, edits)
-    folder = _find_folder(into, f"v{onto}")
+    warn_of_lost_changes(session, begin, onto)
+    folder = _free_folder(into or Path.cwd() / f"sglang-v{onto}-rebase")
     found = resolve_release(session, request, whole=True)
     prepare_source(session, begin)
     return State(
@@ -194,7 +258,7 @@ def _begin_ref(
     base = resolve_release(session, request, whole=False).base
     assert base.basis is not None
     begin = carried_release(session.lock, base.release, source)
-    folder = _find_folder(into, base.slug)
+    folder = _free_folder(into or Path.cwd() / f"sglang-{base.slug}-rebase")
     prepare_source(session, begin)
     return State(
         root=str(session.series.root),
@@ -207,17 +271,6 @@ def _begin_ref(
         snapshot=snapshot_project(session.series),
         ref=Ref(base.label, base.typed, base.basis.how),
     )
-
-
-def _find_folder(into: Path | None, slug: str) -> Path:
-    folder = (into or Path.cwd() / f"sglang-{slug}-rebase").resolve()
-    if folder.exists():
-        raise UsageError(
-            "exists already, and a stopped rebase would need that place",
-            where=str(folder),
-            next_step="move it away, or name another folder with --into",
-        )
-    return folder
 
 
 def _edits(
@@ -254,8 +307,7 @@ def show_rebase(session: Session) -> RebaseResult | None:
         steps = _replay(session, state)
         merged = merge_files(session.git, steps[-1], _label(state))
         now = tuple(read_from_disk(folder, file) for file in merged)
-        stopped = Stopped(steps[-1], folder, now)
-        return RebaseResult(state.source, state.onto, steps, None, stopped, (), state.ref)
+        return _result(state, steps, None, Stopped(steps[-1], folder, now), ())
 
 
 def continue_rebase(session: Session) -> RebaseResult:
@@ -270,7 +322,7 @@ def continue_rebase(session: Session) -> RebaseResult:
         running = load_state(session.folder)
         if session.settle() and running is not None and load_state(session.folder) is None:
             # The kill came after the last decision: the files were all that was left to write.
-            return RebaseResult(running.source, running.onto, (), None, None, (), running.ref)
+            return _result(running, (), None, None, ())
         state = _require_state(session)
         stop = state.stop
         if stop is None or not _has_stopped(session, state):
@@ -335,10 +387,13 @@ def restart_rebase(session: Session) -> RebaseResult:
         state = _take_back(session)
         if state.ref is not None:
             prepare_source(session, state.source)
-            folder = _find_folder(Path(state.folder), "")
+            folder = _free_folder(Path(state.folder))
             now = snapshot_project(session.series)
             fresh = replace(state, folder=str(folder), snapshot=now, decisions={}, stop=None)
             return _run(session, replace(fresh, token=None))
+        if state.patch is not None:
+            onto = ",".join(map(str, state.targets))
+            return _run(session, _begin_carry(session, state.patch, onto, Path(state.folder)))
         again = Request(f"v{state.onto}")
         begun = _begin(session, again, state.source, Path(state.folder), state.edits)
         return _run(session, begun)
@@ -384,11 +439,15 @@ def _run(session: Session, state: State) -> RebaseResult:
     state = replace(state, stop=None, token=None)
     save_state(session.folder, state)
     used: list[str] = []
-    while True:
-        steps = _replay(session, state)
-        step = steps[-1] if steps and _is_open(steps[-1], state) else None
-        if step is None:
-            return _write(session, state, steps, used)
+    decisions = dict(state.decisions)
+    state = replace(state, decisions=decisions)
+    steps: tuple[ReplayStep, ...] = ()
+    for step in _iterate(session, state):
+        known = steps[:-1] if steps and steps[-1].patch.name == step.patch.name else steps
+        steps = (*known, step)
+        state = _move_on(session, state, len(steps))
+        if not _is_open(step, state):
+            continue
         # Who asked to see a patch is not answered from memory.
         asked = step.patch.name in state.edits
         recalled = None if asked else recall_resolution(session, _base(state), step)
@@ -396,32 +455,72 @@ def _run(session: Session, state: State) -> RebaseResult:
             break
         decision, found = recalled
         used.append(str(found))
-        state = replace(state, decisions={**state.decisions, step.patch.name: decision})
+        decisions[step.patch.name] = decision  # the replay goes on with it: see ``replay_series``
+    else:
+        return _write(session, state, steps, used)
     stop = Stop(step.patch.name, step.outcome.kind, step.outcome.reasons)
     token = new_token()
     # First the word that a worktree may be there, then the worktree.
     save_state(session.folder, replace(state, stop=stop, token=token))
     merged = open_worktree(git, folder, step, token=token, label=_label(state))
     stopped = Stopped(step, folder, tuple(merged))
-    return RebaseResult(state.source, state.onto, steps, None, stopped, tuple(used), state.ref)
+    return _result(state, steps, None, stopped, used)
+
+
+def _result(
+    state: State,
+    steps: tuple[ReplayStep, ...],
+    update: SeriesUpdate | None,
+    stopped: Stopped | None,
+    used: Sequence[str],
+) -> RebaseResult:
+    return RebaseResult(
+        state.source,
+        state.onto,
+        steps,
+        update,
+        stopped,
+        tuple(used),
+        state.patch,
+        state.targets,
+        state.ref,
+    )
+
+
+def _move_on(session: Session, state: State, reached: int) -> State:
+    """Of a patch that is brought to several releases: the state at the one that it has come to."""
+    if state.patch is None:
+        return state
+    onto = state.targets[reached - 1]
+    entry = session.lock.get(onto)
+    return replace(state, onto=onto, base_commit=entry.base_commit, base_tree=entry.base_tree)
 
 
 def _replay(session: Session, state: State, *, until: str | None = None) -> tuple[ReplayStep, ...]:
     """The steps up to the first that stops, or that of the patch ``until``."""
-    series = session.series
     steps: list[ReplayStep] = []
-    for step in replay_series(
+    for step in _iterate(session, state):
+        steps.append(step)
+        if _is_open(step, state) or step.patch.name == until:
+            break
+    return tuple(steps)
+
+
+def _iterate(session: Session, state: State) -> Iterator[ReplayStep]:
+    """The steps of the whole series, or of the one patch on each of its targets."""
+    series = session.series
+    if state.patch is not None:
+        for one in replay_carry(session, state.patch, state.targets, state.decisions):
+            yield one.step
+        return
+    yield from replay_series(
         session.git,
         series,
         _base(state),
         series.for_release(state.source),
         old_tree=session.lock.get(state.source).base_tree,
         decisions=state.decisions,
-    ):
-        steps.append(step)
-        if _is_open(step, state) or step.patch.name == until:
-            break
-    return tuple(steps)
+    )
 
 
 def _is_open(step: ReplayStep, state: State) -> bool:
@@ -433,16 +532,27 @@ def _write(
     session: Session, state: State, steps: tuple[ReplayStep, ...], used: list[str]
 ) -> RebaseResult:
     series = session.series
-    if state.ref is not None:
-        return _end_ref(session, state, steps, used)
-    writer = SeriesWriter(session.git, series, session.lock, state.onto)
-    update = writer.write(state.source, _base(state), state.wheels, steps)
-    session.write(update.files, data=dict(_resolved(series, state)), own={STATE_FILE: None})
-    return RebaseResult(state.source, state.onto, steps, update, None, tuple(used))
+    if state.patch is not None:
+        carried = tuple(replay_carry(session, state.patch, state.targets, state.decisions))
+        update = write_carry(session, state.patch, carried)
+        decided = [(one.original, one.step.decision, one.source, one.release) for one in carried]
+    else:
+        patches = {p.name: p for p in series.patches}
+        decided = [(patches[s.patch.name], s.decision, state.source, state.onto) for s in steps]
+        if state.ref is not None:
+            return _end_ref(session, state, steps, used, dict(_resolved(decided, state.ref)))
+        writer = SeriesWriter(session.git, series, session.lock, state.onto)
+        update = writer.write(state.source, _base(state), state.wheels, steps)
+    session.write(update.files, data=dict(_resolved(decided, None)), own={STATE_FILE: None})
+    return _result(state, steps, update, None, used)
 
 
 def _end_ref(
-    session: Session, state: State, steps: tuple[ReplayStep, ...], used: list[str]
+    session: Session,
+    state: State,
+    steps: tuple[ReplayStep, ...],
+    used: list[str],
+    kept: dict[str, bytes],
 ) -> RebaseResult:
     """Make the worktree of a provisional rebase, and remember what a person decided."""
     base = _base(state)
@@ -459,32 +569,28 @@ def _end_ref(
         where = f"{refused.where}: " if refused.where else ""
         session.warn(f"no worktree of the result was made: {where}{refused.message}")
         folder = None
-    kept = dict(_resolved(session.series, state))
     session.write({}, data=kept, own={STATE_FILE: None})
-    return RebaseResult(
-        state.source, state.onto, steps, None, None, tuple(used), state.ref, len(kept), folder
-    )
+    return replace(_result(state, steps, None, None, used), recorded=len(kept), worktree=folder)
 
 
-def _resolved(series: Series, state: State) -> Iterator[tuple[str, bytes]]:
+def _resolved(
+    decided: Sequence[tuple[Patch, Decision | None, Version, Version]], ref: Ref | None
+) -> Iterator[tuple[str, bytes]]:
     """Files of the data folder that keep what a person made of patches that did not carry over."""
-    patches = {p.name: p for p in series.patches}
-    onto = state.ref.label if state.ref else str(state.onto)
-    for name, decision in state.decisions.items():
-        if (
-            (
-                decision.content is not None
-                and decision.how in (BY_HAND, AS_MERGED)
-                and decision.kind not in CARRIES
-                # Stale and left so is a word on this release: the next may have more that is left over.
-                and not (decision.kind is OutcomeKind.STALE and decision.how == AS_MERGED)
-            )
-            or state.ref
-            and decision.skipped
-            and not decision.how
-            and decision.kind in TAKEN
-        ):
-            yield record_resolution(patches[name], decision, state.source, onto)
+    for patch, decision, source, onto in decided:
+        if decision is not None and _is_kept(decision, ref):
+            yield record_resolution(patch, decision, source, ref.label if ref else str(onto))
+
+
+def _is_kept(decision: Decision, ref: Ref | None) -> bool:
+    if decision.content is None:
+        return bool(ref and decision.skipped and not decision.how and decision.kind in TAKEN)
+    return (
+        decision.how in (BY_HAND, AS_MERGED)
+        and decision.kind not in CARRIES
+        # Stale and left so is a word on this release: the next may have more that is left over.
+        and not (decision.kind is OutcomeKind.STALE and decision.how == AS_MERGED)
+    )
 
 
 def _label(state: State) -> str:

@@ -52,7 +52,8 @@ class State:
     """``snapshot`` is the sha256 of each project file the rebase reads: they may not change meanwhile.
     ``folder`` is where worktrees are made; ``token`` is that of the one that may be there. ``edits`` are
     patches to stop at though they carry over. ``ref``: the rebase is onto a git ref, and ``onto`` is the
-    release that this is based on."""
+    release that this is based on. ``patch`` is set where that patch alone is brought to ``targets``;
+    ``onto``, ``source`` and the base are then those of the target that it has come to."""
 
     root: str
     onto: Version
@@ -67,6 +68,8 @@ class State:
     token: str | None = None
     edits: tuple[str, ...] = ()
     ref: Ref | None = None
+    patch: str | None = None
+    targets: tuple[Version, ...] = ()
 
     @property
     def target(self) -> str:
@@ -112,6 +115,8 @@ def save_state(folder: Path, state: State) -> None:
         "token": state.token,
         "edits": list(state.edits),
         "ref": asdict(state.ref) if state.ref else None,
+        "patch": state.patch,
+        "targets": [str(target) for target in state.targets],
     }
     atomic.write(folder / STATE_FILE, json.dumps(body, indent=1).encode())
 
@@ -195,6 +200,8 @@ def _state(raw: dict[str, Any]) -> State:
         token=raw["token"],
         edits=tuple(raw.get("edits", ())),
         ref=Ref(**raw["ref"]) if raw["format"] == _REF_FORMAT else None,
+        patch=raw.get("patch"),
+        targets=tuple(Version(text) for text in raw.get("targets", ())),
     )
 
 

@@ -111,7 +111,7 @@ class SeriesWriter:
             decided = "skipped" if skipped else ""
             return HistoryRow(patch.name, kind, step.outcome.reasons, decided, None, became)
         decided = decision.how if decision else ""
-        if _unchanged(patch, step):
+        if is_unchanged(patch, step):
             if patch.applies_to(self._target):
                 return HistoryRow(
                     patch.name, kind, step.outcome.reasons, decided, patch.name, "kept"
@@ -211,7 +211,7 @@ def _speaking_of(header: Header, releases: Collection[Version]) -> Iterator[str]
     yield from (key for key, text in texts if key != "Releases" and named.search(text))
 
 
-def _unchanged(patch: Patch, step: ReplayStep) -> bool:
+def is_unchanged(patch: Patch, step: ReplayStep) -> bool:
     """Does the patch read on the new release as it reads in its file?"""
     if step.decision is None:
         return step.outcome.kind in (OutcomeKind.CLEAN, OutcomeKind.MOVED)

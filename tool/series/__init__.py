@@ -5,7 +5,15 @@ It may import ``tool.git`` and the leaves.
 
 from tool.series import lockfile, patchfile
 from tool.series.content import ContentFault, find_content_faults
-from tool.series.edit import SeriesText, make_specifier, name_next_file, widen_specifier
+from tool.series.edit import (
+    SeriesText,
+    exclude_release,
+    find_stem,
+    make_specifier,
+    name_next_file,
+    widen_needed,
+    widen_specifier,
+)
 from tool.series.foreign_diff import ForeignFile, read_foreign_diff, render_foreign_diff
 from tool.series.kernels import (
     REQUIREMENTS,
@@ -27,6 +35,7 @@ from tool.series.model import (
 )
 from tool.series.patchfile import RELEASE_TRAILER, ROOT, TREE_TRAILER, Header, PatchFile
 from tool.series.regular_file import read_regular_file
+from tool.series.threads import Thread, find_threads
 
 __all__ = [
     "ContentFault",
@@ -49,9 +58,13 @@ __all__ = [
     "Series",
     "SeriesText",
     "TREE_TRAILER",
+    "Thread",
+    "exclude_release",
     "find_content_faults",
     "find_kernels",
     "find_root",
+    "find_stem",
+    "find_threads",
     "is_patch_name",
     "lint_series",
     "load_series",
@@ -67,5 +80,6 @@ __all__ = [
     "read_regular_file",
     "read_requirements",
     "render_foreign_diff",
+    "widen_needed",
     "widen_specifier",
 ]

@@ -29,9 +29,27 @@ class SeriesText:
 
     def insert_after(self, name: str, new: str, releases: str) -> None:
         """A line for the patch ``new`` below that of ``name``, in the same columns."""
-        at, match = self._find(name)
+        self._insert(self._find(name)[0] + 1, name, new, releases)
+
+    def insert_before(self, name: str, new: str, releases: str) -> None:
+        """As ``insert_after``, above that of ``name``."""
+        self._insert(self._find(name)[0], name, new, releases)
+
+    def _insert(self, at: int, name: str, new: str, releases: str) -> None:
+        match = self._find(name)[1]
         column = len(match[1] + match[2] + match[3])
-        self._lines.insert(at + 1, f"{match[1]}{new}".ljust(column - 1) + f" {releases}")
+        self._lines.insert(at, f"{match[1]}{new}".ljust(column - 1) + f" {releases}")
+
+    def set_value(self, word: str, value: str) -> None:
+        """Give the line ``pin`` or ``revision`` another value; a comment after it stays."""
+        line = re.compile(rf"(\s*{word}\s+)[^\s#]+(.*)$")
+        self._lines = [line.sub(rf"\g<1>{value}\g<2>", text) for text in self._lines]
+
+    def require(self, change: str, needed: str) -> None:
+        """Let ``change`` be needed on the releases ``needed``; what follows on its line stays."""
+        at = self._change(change)
+        assert at is not None
+        self._lines[at] = re.sub(r"(\s*change\s+\S+\s+)[^\s#]+", rf"\g<1>{needed}", self._lines[at])
 
     def append(self, change: str, new: str, releases: str, *, needed: str) -> None:
         """A line for the patch ``new`` at the end of ``change``.
@@ -164,11 +182,35 @@ def name_next_file(name: str, release: Version, taken: Collection[str]) -> str:
     ``kernel-swap/v0.5.22.patch`` becomes ``kernel-swap/v0.5.23.patch``; ``kernel-swap/rope.patch``
     becomes ``kernel-swap/rope-v0.5.23.patch``.
     """
-    stem = re.sub(r"(?<=[/-])v\d[0-9a-z.]*(-\d+)?$", "", name.removesuffix(".patch"))
-    stem = stem if stem.endswith(("/", "-")) else f"{stem}-"
+    stem = find_stem(name)
     wanted = f"{stem}v{release}.patch"
     number = 2
     while wanted in taken:
         wanted = f"{stem}v{release}-{number}.patch"
         number += 1
     return wanted
+
+
+def find_stem(name: str) -> str:
+    """What the files of one patch for several releases have in common: ``name_next_file`` keeps it."""
+    stem = re.sub(r"(?<=[/-])v\d[0-9a-z.]*(-\d+)?$", "", name.removesuffix(".patch"))
+    return stem if stem.endswith(("/", "-")) else f"{stem}-"
+
+
+def exclude_release(releases: SpecifierSet, release: Version, checked: Collection[Version]) -> str:
+    """A specifier of ``checked`` that leaves ``release`` out, and what ``releases`` leaves out."""
+    spans = make_specifier(checked)
+    others = {Version(s.version) for s in releases if s.operator == "!="} | {release}
+    inside = [v for v in sorted(others) if min(checked) < v < max(checked)]
+    return ",".join([spans, *(f"!={v}" for v in inside)])
+
+
+def widen_needed(needed: SpecifierSet, release: Version) -> str | None:
+    """``needed`` with ``release``, which is before its lower bound; None when another bound excludes it."""
+    lower = [s for s in needed if s.operator in (">=", "==")]
+    others = [str(s) for s in needed if s not in lower]
+    if len(lower) != 1 or not SpecifierSet(",".join(others)).contains(release, prereleases=True):
+        return None
+    bound = lower[0]
+    upper = [f"<={bound.version}"] if bound.operator == "==" else []
+    return ",".join([f">={release}", *upper, *others]) if release < Version(bound.version) else None

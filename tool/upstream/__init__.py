@@ -5,9 +5,16 @@ It may import ``tool.project`` and what is below it.
 
 from tool.upstream.basis import Basis
 from tool.upstream.complete import complete_wheels
-from tool.upstream.download import choose_wheel, fetch_wheel, hash_file, select_wheels
+from tool.upstream.download import (
+    choose_wheel,
+    discover_wheels,
+    fetch_wheel,
+    hash_file,
+    list_cached,
+    select_wheels,
+)
 from tool.upstream.git_source import GitSource, find_release_tag, mask_login
-from tool.upstream.index import list_available
+from tool.upstream.index import Yanked, list_available, list_wheels
 from tool.upstream.resolve import (
     GIT,
     PYPI,
@@ -39,16 +46,20 @@ __all__ = [
     "PREFIX",
     "PYPI",
     "Request",
+    "Yanked",
     "add_source",
     "carried_release",
     "choose_wheel",
     "complete_wheels",
+    "discover_wheels",
     "fetch_wheel",
     "find_release",
     "find_release_tag",
     "is_imported",
     "list_available",
+    "list_cached",
     "list_sources",
+    "list_wheels",
     "mask_login",
     "names_release",
     "previous_release",

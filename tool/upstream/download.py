@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -112,16 +112,24 @@ def fetch_wheel(session: Session, locked: LockedRelease, wanted: LockedWheel) ->
     return path
 
 
-def discover_wheels(session: Session, release: Version, *, whole: bool) -> tuple[LockedWheel, ...]:
+def discover_wheels(
+    session: Session,
+    release: Version,
+    *,
+    whole: bool,
+    offered: Mapping[str, Version] | None = None,
+) -> tuple[LockedWheel, ...]:
     """Download and describe the Linux wheels of a release that is not locked.
 
-    ``whole``: all of them, for a lock entry; else one, to look at the release.
+    ``whole``: all of them, for a lock entry; else one, to look at the release. ``offered`` is what the
+    index offers, where it has been asked already.
 
     Raises:
         UsageError: the index has no such release, or it was yanked.
         EnvironmentFault: the index cannot be asked, or a download failed.
     """
-    names = [name for name, version in index.list_wheels().items() if version == release]
+    known = index.list_wheels() if offered is None else offered
+    names = [name for name, version in known.items() if version == release]
     if not names:
         raise index.unknown_release(release)
     if not whole:

@@ -25,7 +25,7 @@ from tool.errors import (
 )
 from tool.git import NULL_OID, Git
 from tool.project.session import Session
-from tool.rebase import conflict, history, preview, run, write
+from tool.rebase import conflict, history, preview, run, watch, write
 from tool.rebase.conflict import MergedFile
 from tool.rebase.state import (
     STATE_FILE,
@@ -340,12 +340,12 @@ def test_fields_that_speak_of_another_release(root: Path) -> None:
 def test_whether_a_patch_reads_as_in_its_file(root: Path, kind: OutcomeKind, same: bool) -> None:
     patch = load_series(root).patches[0]
     step: Any = SimpleNamespace(decision=None, outcome=SimpleNamespace(kind=kind), patch=patch)
-    assert write._unchanged(patch, step) is same
+    assert write.is_unchanged(patch, step) is same
     decided = SimpleNamespace(decision=object(), outcome=step.outcome, patch=patch)
-    assert write._unchanged(patch, cast(Any, decided))
+    assert write.is_unchanged(patch, cast(Any, decided))
     other = replace(patch, content_override=CONTENT.replace(b"+two", b"+deux"))
     decided.patch = other
-    assert not write._unchanged(patch, cast(Any, decided))
+    assert not write.is_unchanged(patch, cast(Any, decided))
 
 
 def left_out(kind: OutcomeKind, skipped: str | None) -> Any:
@@ -391,13 +391,12 @@ def test_which_resolutions_are_remembered(
     root: Path, monkeypatch: pytest.MonkeyPatch, kind: OutcomeKind, how: str, kept: bool
 ) -> None:
     monkeypatch.setattr(run, "record_resolution", lambda patch, *_: (patch.name, b""))
-    state = replace(STATE, decisions={"demo/a.patch": Decision(kind, (), CONTENT, how=how)})
-    found = list(run._resolved(load_series(root), state))
+    patch = load_series(root).patches[0]
+    decision = Decision(kind, (), CONTENT, how=how)
+    found = list(run._resolved([(patch, decision, STATE.source, STATE.onto)], None))
     assert [name for name, _ in found] == (["demo/a.patch"] if kept else [])
     skipped = Decision(kind, (), None, skipped="why", how=how)
-    assert not list(
-        run._resolved(load_series(root), replace(state, decisions={"demo/a.patch": skipped}))
-    )
+    assert not list(run._resolved([(patch, skipped, STATE.source, STATE.onto)], None))
 
 
 def test_patches_to_stop_at(root: Path) -> None:
@@ -455,20 +454,30 @@ def test_a_step_taken_again_replaces_what_it_met(root: Path) -> None:
         ((V23,), (), V23),
     ],
 )
-def test_the_newest_release_of_the_index(
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_new_releases_of_the_index(
     offered: tuple[Version, ...],
     carried: tuple[Version, ...],
     newer: Version | None,
 ) -> None:
     # A release that is locked without patches is not carried.
     entries = [locked(v, "demo/a.patch") for v in carried] + [locked(V25)]
-    session = cast(Session, SimpleNamespace(lock=Lock({e.version: e for e in entries})))
-    monkeypatch.setattr(preview, "list_available", lambda: offered)
-    assert preview.find_newer(session) == newer
-    monkeypatch.setattr(preview, "list_available", lambda: ())
+    assert watch.find_new(Lock({e.version: e for e in entries}), offered, prereleases=False) == (
+        [newer] if newer else []
+    )
+
+
+def test_an_index_without_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "list_wheels", dict)
+    session = cast(Session, SimpleNamespace(lock=Lock({})))
     with pytest.raises(EnvironmentFault, match="offers no release"):
-        preview.find_newer(session)
+        watch.watch_releases(session)
+
+
+def test_versions_before_a_release() -> None:
+    lock = Lock({V23: locked(V23, "demo/a.patch")})
+    offered = (V23, Version("0.5.24rc1"), V24, Version("0.5.25.dev1"))
+    assert watch.find_new(lock, offered, prereleases=False) == [V24]
+    assert watch.find_new(lock, offered, prereleases=True) == list(offered[1:])
 
 
 def base(version: Version) -> Base:
@@ -533,7 +542,8 @@ def test_a_preview_is_compared_with_the_lock(
     entry = locked(V24, *["demo/a.patch"] * patches)
     entry = replace(entry, patches=tuple(replace(p, tree="t1") for p in entry.patches))
     session = SimpleNamespace(
-        exclusive=contextlib.nullcontext, git=None, series=SimpleNamespace(pin=V24),
+        exclusive=contextlib.nullcontext, git=None,
+        series=SimpleNamespace(pin=V24, changes=(), for_release=lambda _: ()),
         lock=Lock({V23: locked(V23, "demo/a.patch"), V24: entry}),
     )  # fmt: skip
     step = SimpleNamespace(

@@ -46,21 +46,46 @@ def index(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
 def test_nothing_newer(lab: Lab, index: Index) -> None:
     index.add("0.5.23", TREE)
     index.add("0.5.24rc1", TREE)
-    assert lab.json("watch", "-q")["result"] == {"newer": None}
+    result = lab.json("watch", "-q")["result"]
+    assert (result["newer"], result["new"], result["unusable"]) == (None, [], {})
+    assert "the series carries the newest release, v0.5.23" in lab.tool("watch", "-q").stdout
 
 
-def test_a_newer_one_that_carries(lab: Lab, index: Index) -> None:
+def test_each_newer_one_is_looked_at(lab: Lab, index: Index) -> None:
     index.add("0.5.24", TREE)
     index.add("0.5.24.post1", TREE | {"sglang/srt/utils.py": "A = 1\n" + STOCK})
     result = lab.json("watch", "-q")["result"]
     assert result["newer"] == "0.5.24.post1" and result["carries"]
     assert result["patches"][0]["outcome"] == "moved"
+    assert [(one["onto"], one["summary"]) for one in result["new"]] == [
+        ("0.5.24", {"clean": 1}),
+        ("0.5.24.post1", {"moved": 1}),
+    ]
+    # The nearest first: each step is smaller, and every release on the way is supported.
+    assert "next: tool rebase --onto v0.5.24\n" in lab.tool("watch", "-q").stdout
+
+
+def test_a_version_before_the_release(lab: Lab, index: Index) -> None:
+    index.add("0.5.24rc1", TREE)
+    assert lab.json("watch", "-q")["result"]["new"] == []
+    (found,) = lab.json("watch", "-q", "--pre")["result"]["new"]
+    assert found["onto"] == "0.5.24rc1"
+
+
+def test_a_newer_one_that_was_yanked(lab: Lab, index: Index) -> None:
+    index.add("0.5.24", TREE, yanked="broken on import")
+    index.add("0.5.25", TREE)
+    result = lab.json("watch", "-q")["result"]
+    assert result["unusable"] == {"0.5.24": "yanked: broken on import"}
+    assert [one["onto"] for one in result["new"]] == ["0.5.25"]
 
 
 def test_a_newer_one_that_does_not(lab: Lab, index: Index) -> None:
     index.add("0.5.24", TREE | {"sglang/srt/utils.py": STOCK.replace("return 3\n", "return 4\n")})
     result = lab.json("watch", "-q", code=1)["result"]
     assert result["patches"][0]["outcome"] == "conflict"
+    assert "| 0.5.24 | 1 conflict | stops at `demo/answer.patch` |" in result["markdown"]
+    assert "Next: `tool rebase --onto v0.5.24`" in result["markdown"]
 
 
 def test_an_index_that_cannot_be_asked(lab: Lab, index: Index, tmp_path: Path) -> None:

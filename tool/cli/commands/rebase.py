@@ -11,7 +11,7 @@ import click
 
 from tool.analysis import Block
 from tool.classify import UPSTREAM, OutcomeKind
-from tool.cli.completion import complete_patch, complete_release
+from tool.cli.completion import complete_patch, complete_supported
 from tool.cli.options import command, make_request, source_options, start_option
 from tool.cli.outcomes import make_step_result
 from tool.cli.output import Report, format_table
@@ -26,6 +26,7 @@ from tool.rebase import (
     restart_rebase,
     show_rebase,
     skip_patch,
+    start_carry,
     start_rebase,
 )
 from tool.series import parse_release
@@ -40,16 +41,24 @@ _HUNK_LINES: Final = 24
         "tool rebase --onto v0.5.24",
         "tool rebase --onto upstream/main",
         "tool rebase --continue",
+        "tool rebase --patch my-fix --onto v0.5.21,v0.5.22",
     ),
 )
 @click.option(
     "--onto",
     metavar="REF",
-    shell_complete=complete_release,
-    help="The release to carry the series to; of a git ref, provisionally.",
+    shell_complete=complete_supported,
+    help="The release to carry the series to; of a git ref, provisionally. With --patch: a list of "
+    "releases, or all.",
 )
 @start_option
 @source_options
+@click.option(
+    "--patch",
+    metavar="PATCH",
+    shell_complete=complete_patch,
+    help="Bring this patch alone to releases that the series carries already.",
+)
 @click.option(
     "--edit",
     "edits",
@@ -65,7 +74,7 @@ _HUNK_LINES: Final = 24
 @click.option("--restart", is_flag=True, help="Begin again, without the decisions made.")
 @click.option(
     "--into", type=click.Path(path_type=Path), help="Worktree, where one is needed. Default: "
-    "./sglang-vRELEASE-rebase.",
+    "./sglang-vRELEASE-rebase, or with --patch ./sglang-CHANGE-rebase.",
 )  # fmt: skip
 def rebase(
     session: Session,
@@ -73,6 +82,7 @@ def rebase(
     start: str | None,
     source: str | None,
     release: str | None,
+    patch: str | None,
     edits: tuple[str, ...],
     resume: bool,
     skip: bool,
@@ -81,7 +91,8 @@ def rebase(
     restart: bool,
     into: Path | None,
 ) -> Report:
-    """Carry the series to another release, or provisionally to a git ref.
+    """Carry the series to another release, or provisionally to a git ref; or one patch to releases that
+    the series carries.
 
     \b
     Exit code 3: stopped at a patch that does not carry over, in a worktree where it can be resolved;
@@ -92,6 +103,11 @@ def rebase(
     release takes it where it still holds.
     """
     _check_options(onto, resume, skip, abort, restart, edits, why)
+    if patch is not None and (onto is None or edits or {start, source, release} != {None}):
+        raise UsageError(
+            "--patch goes with --onto, and with none of --from, --edit, --source and --release",
+            next_step="tool rebase --patch PATCH --onto RELEASE,RELEASE, or --onto all",
+        )
     if abort:
         message = f"gave up the rebase onto {abort_rebase(session)}; the series is as it was"
         return Report({"state": "aborted"}, [message])
@@ -104,6 +120,8 @@ def rebase(
     if onto is None:
         shown = show_rebase(session)
         return _report(shown) if shown else _report_interrupted()
+    if patch is not None:
+        return _report(start_carry(session, patch, onto, into=into))
     request = make_request(onto, source, release)
     begin = parse_release(start) if start else None
     return _report(start_rebase(session, request, source=begin, into=into, edits=edits))
@@ -139,6 +157,7 @@ def _report(done: RebaseResult) -> Report:
         "from": str(done.source),
         "onto": done.ref.typed if done.ref else str(done.onto),
         "provisional": done.ref is not None,
+        "patch": done.patch,
         "remembered": list(done.remembered),
     }
     lines = []
@@ -152,6 +171,8 @@ def _report(done: RebaseResult) -> Report:
     if done.ref is not None:
         return _report_provisional(done, result, lines)
     result |= {"state": "carried", "patches": [], "files": []}
+    if done.patch is not None:
+        return _report_carried(done, result, lines)
     if done.update is not None:
         rows = [("patch", "outcome", "became")]
         rows += [
@@ -165,7 +186,8 @@ def _report(done: RebaseResult) -> Report:
         result["dated"] = done.update.dated
         lines += _dated_lines(done.update)
     lines.append(f"the series carries v{done.onto} now")
-    lines.append(f"next: tool check; tool diff v{done.source} v{done.onto} shows what changed")
+    lines.append(f"what changed in it: tool diff v{done.source} v{done.onto}")
+    lines.append(f"next: tool test --sglang-ref v{done.onto}")
     return Report(result, lines)
 
 
@@ -193,6 +215,25 @@ def _report_provisional(done: RebaseResult, result: dict[str, Any], lines: list[
     return Report(result, lines)
 
 
+def _report_carried(done: RebaseResult, result: dict[str, Any], lines: list[str]) -> Report:
+    """One patch on several releases."""
+    reached = [str(target) for target in done.targets]
+    if done.update is not None:
+        rows = [("release", "outcome", "became")]
+        result["patches"] = []
+        for target, row in zip(done.targets, done.update.rows, strict=True):
+            became = f"{row.became} ({row.decided})" if row.decided else row.became
+            rows.append((f"v{target}", row.outcome.value, became))
+            result["patches"].append({"release": str(target), **dataclasses.asdict(row)})
+        lines += format_table(rows)
+        result["files"] = sorted(done.update.files)
+        took = zip(done.targets, done.update.rows, strict=True)
+        reached = [str(target) for target in sorted(t for t, row in took if row.file is not None)]
+    checked = ",".join(f"v{release}" for release in reached)
+    lines.append(f"next: tool check --refs {checked}" if checked else "next: tool lint")
+    return Report(result | {"releases": reached}, lines)
+
+
 def _dated_lines(update: SeriesUpdate) -> Iterator[str]:
     """New files whose header still names another release: only their author can reword it."""
     for name, fields in update.dated.items():
@@ -206,7 +247,8 @@ def _report_stop(
 ) -> Report:
     step, outcome = stopped.step, stopped.step.outcome
     asked = ", as asked with --edit" if stopped.asked else ""
-    lines.append(f"stopped at {step.patch.name}: {outcome.kind.value}{asked}")
+    on = f" on v{done.onto}" if done.patch is not None else ""
+    lines.append(f"stopped at {step.patch.name}{on}: {outcome.kind.value}{asked}")
     lines += [f"  {text}" for text in outcome.reasons]
     for conflict in outcome.conflicts:
         if conflict.theirs and conflict.renamed_to is None:
