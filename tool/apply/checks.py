@@ -30,8 +30,7 @@ from tool.apply.engine import Applied
 from tool.apply.kernels import DESTINATION
 from tool.errors import ConflictError, UpstreamedError
 from tool.git import NULL_OID, Git, add_blobs, blob_id, find_blobs, private_index
-from tool.series import FileChange, PatchFile
-from tool.series.patchfile import FileDiff
+from tool.series import FileChange, FileDiff, PatchFile
 
 UNBOUND: Final = "is used, and nothing in the file binds it any more"
 

@@ -50,7 +50,7 @@ def retire_release(session: Session, release: Version, why: str) -> Retired:
             )
         if running := load_state(session.folder):
             raise UsageError(
-                f"a rebase onto v{running.onto} is under way",
+                f"a rebase onto {running.target} is under way",
                 where=running.root,
                 next_step="go on with it: tool rebase --continue, or give it up: tool rebase --abort",
             )

@@ -33,13 +33,21 @@ from tool.series.model import (
     parse_release,
     parse_series,
 )
-from tool.series.patchfile import RELEASE_TRAILER, ROOT, TREE_TRAILER, Header, PatchFile
+from tool.series.patchfile import (
+    RELEASE_TRAILER,
+    ROOT,
+    TREE_TRAILER,
+    FileDiff,
+    Header,
+    PatchFile,
+)
 from tool.series.regular_file import read_regular_file
 from tool.series.threads import Thread, find_threads
 
 __all__ = [
     "ContentFault",
     "FileChange",
+    "FileDiff",
     "Finding",
     "ForeignFile",
     "Header",
