@@ -24,6 +24,7 @@ from tool.authoring.export import Exported
 from tool.cli import app, interrupt, options, output
 from tool.cli.commands import check, doctor, explain, export, import_, lock, repair, status
 from tool.cli.commands import history as history_command
+from tool.cli.commands.tune import _list_rows
 from tool.cli.commands.verify import report_verification
 from tool.cli.header import make_header, report_edit
 from tool.cli.progress import Terminal
@@ -34,6 +35,8 @@ from tool.rebase.explain import Dependent, Explanation
 from tool.rebase.status import PatchStatus, RebaseStatus, Status
 from tool.series import lockfile
 from tool.series.lockfile import Lock, LockedRelease
+from tool.tune import Row, Shape
+from tool.tune.search import Unit
 from tool.upstream import Base
 from tool.verify.checks import VerifyReport
 from tool.verify.files import Difference, Unproven
@@ -561,3 +564,16 @@ def test_an_interrupted_change_is_mentioned_once(
     monkeypatch.setattr(status, "read_status", fail)
     errors = project.tool("status", code=6).stderr
     assert "warning: a change is unfinished" in errors and "error: x: no network" in errors
+
+
+def test_rows_of_tune() -> None:
+    shape = Shape("gemm", (128, 6144), "q_b")
+    config, default = {"BLOCK_SIZE_M": 16, "num_warps": 4}, {"BLOCK_SIZE_M": 64, "num_warps": 4}
+    faster = Row(Unit(shape, 8), default, 80.0, config, 20.0, 1e-3, 3)
+    same = Row(Unit(shape, 1), default, 80.0, default, 80.0, None, 3)
+    alone = Row(Unit(shape, 16), None, None, config, 20.0, 2e-3, 3)
+    assert list(_list_rows((faster, same, alone)))[1:] == [
+        ("gemm N=128,K=6144", "1", "80.0", "80.0", "1.00", "-", "default"),
+        ("gemm N=128,K=6144", "8", "80.0", "20.0", "4.00", "1.0e-03", "16/4"),
+        ("gemm N=128,K=6144", "16", "-", "20.0", "-", "2.0e-03", "16/4"),
+    ]
