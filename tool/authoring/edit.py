@@ -307,7 +307,12 @@ def refresh_patch(session: Session, name: str, folder: Path, *, split: bool = Fa
         patch = author.series.find_patch(name, release)
         applied = next((a for a in author.applied(release)[1] if a.name == patch.name), None)
         if applied is None:
-            raise UsageError(f"{patch.name} does not apply to v{release}", where=str(folder))
+            own = max(author.lock.checked_on(patch.name), default=None)
+            raise UsageError(
+                f"{patch.name} does not apply to v{release}",
+                where=str(folder),
+                next_step=f"edit it where it does: tool apply --sglang-ref v{own}" if own else None,
+            )
         if diff and patch.name not in worktree.branch.list_patches(
             author.git, worktree.branch.head
         ):

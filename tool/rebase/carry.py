@@ -75,7 +75,7 @@ def select_targets(session: Session, name: str, onto: str) -> tuple[Patch, tuple
         targets = {v for v in carried if _find_obstacle(series, lock, patch, v) is None}
         if not targets:
             raise UsageError(
-                f"every release that needs {patch.change} has {patch.name}",
+                f"every release that needs {patch.change} has a patch of it",
                 where=SERIES_FILE,
                 next_step=f"see which: tool explain {patch.name}",
             )
@@ -251,6 +251,7 @@ def write_carry(session: Session, name: str, steps: Sequence[CarryStep]) -> Seri
     new: dict[str, bytes] = {}
     skipped: dict[str, list[str]] = {}
     rows: list[HistoryRow] = []
+    wide: dict[str, str] = {}
     reached = [one.release for one in steps if one.step.applied is not None]
     for one in steps:
         step, kind = one.step, one.step.outcome.kind
@@ -265,7 +266,8 @@ def write_carry(session: Session, name: str, steps: Sequence[CarryStep]) -> Seri
             if is_unchanged(near, step):
                 wider = widen_specifier(near, one.release, proven[near.name], others)
             if wider is not None:
-                file, became = near.name, f"kept, now {wider}"
+                file, became = near.name, ""
+                wide[file] = wider
                 text.respecify(file, wider)
                 ranges[file] = replace(near, releases=SpecifierSet(wider))
                 proven[file] = proven[file] | {one.release}
@@ -287,6 +289,8 @@ def write_carry(session: Session, name: str, steps: Sequence[CarryStep]) -> Seri
             for version in proven[file]:
                 files[version] = ranges[file]
         rows.append(HistoryRow(step.patch.name, kind, step.outcome.reasons, decided, file, became))
+    # A later step may widen a file further: what is said is where it ends.
+    rows = [r if r.became else replace(r, became=f"kept, now {wide[str(r.file)]}") for r in rows]
     if reached:
         change = series.change_of(patch)
         if needed := _widen(series, patch, min(reached))[1]:

@@ -134,7 +134,8 @@ def require_state(folder: Path) -> State:
     state = load_state(folder)
     if state is None:
         raise UsageError(
-            "no rebase is under way", next_step="begin one: tool rebase --onto v0.5.24"
+            "no rebase is under way",
+            next_step="begin one: tool rebase --onto RELEASE; tool watch names new ones",
         )
     return state
 

@@ -29,7 +29,8 @@ class PatchStatus:
 
 @dataclass(frozen=True)
 class RebaseStatus:
-    """A rebase under way in the project ``root``; onto the git ref ``ref`` if that is not None.
+    """A rebase under way in the project ``root``; onto the git ref ``ref`` if that is not None, and of the
+    patch ``alone`` if that is not None.
 
     ``patch`` is where it stopped and ``outcome`` why; both are None when a kill left it between two stops.
     ``next_step`` is what to type."""
@@ -42,6 +43,7 @@ class RebaseStatus:
     worktree: str | None
     next_step: str
     ref: str | None = None
+    alone: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,9 @@ def _rebase(session: Session, git: Git | None) -> RebaseStatus | None:
     ref = state.ref.label if state.ref else None
     if not (stop and git and token and carries_token(git, Path(state.folder), token)):
         resume = "tool rebase --continue"
-        return RebaseStatus(state.root, state.source, state.onto, None, None, None, resume, ref)
+        return RebaseStatus(
+            state.root, state.source, state.onto, None, None, None, resume, ref, state.patch
+        )
     return RebaseStatus(
         state.root,
         state.source,
@@ -103,6 +107,7 @@ def _rebase(session: Session, git: Git | None) -> RebaseStatus | None:
         state.folder,
         "tool rebase, which says what is to be decided and how",
         ref,
+        state.patch,
     )
 
 

@@ -117,10 +117,15 @@ class Series:
             found = [p for p in self.patches if p.path.name == f"{stem}.patch"]
         if len(found) == 1:
             return found[0]
+        problem, known = "names several patches", [p.name for p in found]
+        if not found:
+            problem, known = "names no patch of the series", [c.name for c in self.changes]
+            if own := [p.name for p in self.patches if p.change == stem]:
+                problem, known = f"has no patch for v{release}", own
         raise UsageError(
-            f"{name} names {'several patches' if found else 'no patch of the series'}",
+            f"{name} {problem}",
             where=SERIES_FILE,
-            why=f"patches: {', '.join(p.name for p in found or self.patches)}",
+            why=f"there are: {', '.join(known)}",
             next_step="name one of these",
         )
 

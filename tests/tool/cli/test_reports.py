@@ -109,6 +109,15 @@ def say(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, found: Any) -> 
             {"rebase": RebaseStatus("/p", V23, V24, None, None, None, "tool rebase --continue")},
             "rebase under way: v0.5.23 -> v0.5.24 of /p, interrupted\n  next: tool rebase --continue",
         ),
+        (
+            {
+                "rebase": RebaseStatus(
+                    "/p", V24, V23, None, None, None, "tool rebase --continue", None, "swap/a.patch"
+                )
+            },
+            "rebase under way: swap/a.patch alone, v0.5.24 -> v0.5.23 of /p, interrupted\n"
+            "  next: tool rebase --continue",
+        ),
     ],
 )
 def test_status(

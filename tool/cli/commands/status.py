@@ -39,6 +39,7 @@ def _rebase_lines(found: RebaseStatus | None) -> list[str]:
         return []
     at = f"stopped at {found.patch} ({found.outcome})" if found.patch else "interrupted"
     onto = found.ref or f"v{found.onto}"
-    lines = [f"rebase under way: v{found.source} -> {onto} of {found.root}, {at}"]
+    what = f"{found.alone} alone, " if found.alone else ""
+    lines = [f"rebase under way: {what}v{found.source} -> {onto} of {found.root}, {at}"]
     lines += [f"  in {found.worktree}"] if found.worktree else []
     return [*lines, f"  next: {found.next_step}"]
