@@ -119,7 +119,7 @@ class Series:
             return found[0]
         problem, known = "names several patches", [p.name for p in found]
         if not found:
-            problem, known = "names no patch of the series", [c.name for c in self.changes]
+            problem, known = "names no patch of the series", [p.name for p in self.patches]
             if own := [p.name for p in self.patches if p.change == stem]:
                 problem, known = f"has no patch for v{release}", own
         raise UsageError(

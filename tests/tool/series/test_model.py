@@ -102,7 +102,7 @@ def test_a_patch_by_its_name_or_its_change(
     [
         ("swap", None, "names several patches", "swap/old.patch"),
         ("swap", "0.5.10", r"swap has no patch for v0\.5\.10", "swap/old.patch"),
-        ("nothing", None, "names no patch of the series", "there are: swap, guard"),
+        ("nothing", None, "names no patch of the series", "swap/old.patch"),
     ],
 )
 def test_a_name_that_means_no_patch_or_several(
