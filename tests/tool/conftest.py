@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.lab import AGAIN, EDITED, UTILS, Lab
 from tests.support.rebases import three_patches
+from tests.support.upstreams import Upstream
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +46,15 @@ def make_lab(tmp_path: Path) -> Callable[[str], Lab]:
 def three(lab: Lab) -> Lab:
     """A project of three patches."""
     return three_patches(lab)
+
+
+@pytest.fixture
+def upstream(three: Lab, tmp_path: Path) -> Upstream:
+    """A git repository whose main conflicts with a patch; the project remembers it as a source."""
+    made = Upstream(tmp_path / "upstream")
+    made.rename_page()
+    three.tool("source", "add", "upstream", str(made.folder))
+    return made
 
 
 @pytest.fixture

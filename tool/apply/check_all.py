@@ -61,7 +61,7 @@ def select_releases(session: Session, text: str) -> tuple[Version, ...]:
     """
     lock = session.lock
     if text == "all":
-        return tuple(sorted(v for v, entry in lock.releases.items() if entry.patches))
+        return tuple(lock.carried)
     wanted = [find_release(session.series, Request(part.strip())) for part in text.split(",")]
     return tuple(lock.get(version).version for version in dict.fromkeys(wanted))
 

@@ -471,7 +471,7 @@ def _add(author: Author, fields: HeaderFields, release: Version, before: str, af
     author.text.append(fields.change, fields.name, spec, needed=f">={release}")
     done = author.write(fields.name, {fields.name: content}, [release])
     changes = changed_files(author.git, before, after)
-    others = sorted(v for v, e in author.lock.releases.items() if e.patches and v != release)
+    others = [v for v in author.lock.carried if v != release]
     upper = change.needed if change else None
     return replace(
         done,

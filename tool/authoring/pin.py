@@ -33,8 +33,7 @@ def move_pin(session: Session, pin: Version | None, revision: int | None) -> Pin
     """
     with session.exclusive():
         series = session.series
-        entry = session.lock.releases.get(pin) if pin else None
-        if pin is not None and (entry is None or not entry.patches):
+        if pin is not None and pin not in session.lock.carried:
             raise UsageError(
                 f"the series does not carry sglang {pin}, so it cannot be the pin",
                 where="series.lock",

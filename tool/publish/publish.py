@@ -169,7 +169,7 @@ def _find_releases(session: Session, refs: Sequence[str]) -> list[Version]:
     found: set[Version] = set()
     for ref in refs:
         if ref == "all":
-            found |= {release for release, entry in session.lock.releases.items() if entry.patches}
+            found |= set(session.lock.carried)
         else:
             found.add(session.series.pin if ref == "pin" else parse_release(ref))
     return sorted(found)

@@ -70,7 +70,7 @@ def select_targets(session: Session, name: str, onto: str) -> tuple[Patch, tuple
             where=SERIES_FILE,
             next_step="check and record it first: tool lock --sglang-ref RELEASE",
         )
-    carried = _list_carried(lock)
+    carried = lock.carried
     if onto == ALL:
         targets = {v for v in carried if _find_obstacle(series, lock, patch, v) is None}
         if not targets:
@@ -92,10 +92,6 @@ def select_targets(session: Session, name: str, onto: str) -> tuple[Patch, tuple
     return patch, tuple(order)
 
 
-def _list_carried(lock: Lock) -> list[Version]:
-    return sorted(v for v, entry in lock.releases.items() if entry.patches)
-
-
 def _distance(carried: Sequence[Version], known: Sequence[Version], target: Version) -> int:
     """How many releases lie between ``target`` and the nearest of ``known``."""
     at = carried.index(target)
@@ -111,8 +107,7 @@ def _find_versions(series: Series, lock: Lock, patch: Patch) -> dict[Version, Pa
 
 def _find_obstacle(series: Series, lock: Lock, patch: Patch, target: Version) -> UsageError | None:
     """Why ``patch`` cannot be brought to ``target``."""
-    entry = lock.releases.get(target)
-    if entry is None or not entry.patches:
+    if target not in lock.carried:
         return UsageError(
             f"the series does not carry sglang {target} yet",
             where="series.lock",
@@ -155,7 +150,7 @@ def replay_carry(
     git, lock = session.git, session.lock
     patch = session.series.find_patch(name)
     series, _ = _widen(session.series, patch, min(targets))
-    carried = _list_carried(lock)
+    carried = lock.carried
     versions = _find_versions(series, lock, patch)
     taken = {p.name for p in series.patches}
     for target in targets:
@@ -244,7 +239,7 @@ def write_carry(session: Session, name: str, steps: Sequence[CarryStep]) -> Seri
     author = Author(session)
     series, lock, text = session.series, session.lock, author.text
     patch = series.find_patch(name)
-    others = _list_carried(lock)
+    others = lock.carried
     files = _find_versions(series, lock, patch)
     ranges = {p.name: p for p in files.values()}
     proven = {n: lock.checked_on(n) for n in ranges}

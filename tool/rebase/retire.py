@@ -10,7 +10,7 @@ from tool.authoring import Author
 from tool.errors import UsageError
 from tool.project import Session
 from tool.rebase.history import HISTORY_FILE, note_retired
-from tool.rebase.state import load_state
+from tool.rebase.state import load_state, refuse_while
 from tool.series import Lock, Patch, exclude_release, patchfile
 
 
@@ -49,11 +49,7 @@ def retire_release(session: Session, release: Version, why: str) -> Retired:
                 next_step="move the pin first: tool lock --pin RELEASE",
             )
         if running := load_state(session.folder):
-            raise UsageError(
-                f"a rebase onto {running.target} is under way",
-                where=running.root,
-                next_step="go on with it: tool rebase --continue, or give it up: tool rebase --abort",
-            )
+            raise refuse_while(running)
         contents: dict[str, bytes | None] = {}
         headers: dict[str, bytes] = {}
         for patch in series.for_release(release):

@@ -42,6 +42,7 @@ from tool.rebase.state import (
     Stop,
     check_snapshot,
     load_state,
+    refuse_while,
     remove_state,
     require_state,
     save_state,
@@ -157,11 +158,7 @@ def _refuse_second(session: Session) -> None:
     if running is None:
         return
     if running.decisions or _has_stopped(session, running):
-        raise UsageError(
-            f"a rebase onto {running.target} is under way",
-            where=running.root,
-            next_step="go on with it: tool rebase --continue, or give it up: tool rebase --abort",
-        )
+        raise refuse_while(running)
     # Interrupted before its first stop: nobody has seen it, and nothing is lost with it.
     _close(session, running)
     remove_state(session.folder)

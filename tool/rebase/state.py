@@ -125,6 +125,15 @@ def remove_state(folder: Path) -> None:
     (folder / STATE_FILE).unlink(missing_ok=True)
 
 
+def refuse_while(running: State) -> UsageError:
+    """What a command says that cannot run beside the rebase ``running``."""
+    return UsageError(
+        f"a rebase onto {running.target} is under way",
+        where=running.root,
+        next_step="go on with it: tool rebase --continue, or give it up: tool rebase --abort",
+    )
+
+
 def require_state(folder: Path) -> State:
     """The rebase under way of the project whose data is in ``folder``.
 

@@ -82,7 +82,7 @@ def watch_releases(
                 except Yanked as error:
                     unusable[release] = f"yanked{f': {error.why}' if error.why else ''}"
     previews = [preview_rebase(session, Request(f"v{v}")) for v in new if v not in unusable]
-    newest = _find_newest(lock)
+    newest = max(lock.carried, default=None)
     states: tuple[ThreadState, ...] = ()
     if newest is not None:
         known = find_threads(session.series.for_release(newest))
@@ -94,14 +94,9 @@ def watch_releases(
 
 def find_new(lock: Lock, offered: Iterable[Version], *, prereleases: bool) -> list[Version]:
     """Those of ``offered`` that are newer than every release that the series carries, oldest first."""
-    newest = _find_newest(lock)
+    newest = max(lock.carried, default=None)
     usable = {v for v in offered if prereleases or not v.is_prerelease}
     return sorted(v for v in usable if newest is None or v > newest)
-
-
-def _find_newest(lock: Lock) -> Version | None:
-    """A release that is locked without patches is not carried."""
-    return max((v for v, entry in lock.releases.items() if entry.patches), default=None)
 
 
 def _look_up(

@@ -100,6 +100,11 @@ class Lock:
     def with_release(self, release: LockedRelease) -> Lock:
         return Lock({**self.releases, release.version: release})
 
+    @property
+    def carried(self) -> list[Version]:
+        """The releases that have patches, oldest first; one may be locked without any."""
+        return sorted(v for v, entry in self.releases.items() if entry.patches)
+
     def checked_on(self, patch: str) -> set[Version]:
         """The releases that the patch file named ``patch`` was checked on."""
         return {v for v, e in self.releases.items() if any(p.name == patch for p in e.patches)}

@@ -14,7 +14,7 @@ from tool.upstream.download import (
     select_wheels,
 )
 from tool.upstream.git_source import GitSource, find_release_tag, mask_login
-from tool.upstream.index import Yanked, list_available, list_wheels
+from tool.upstream.index import Yanked, list_wheels
 from tool.upstream.resolve import (
     GIT,
     PYPI,
@@ -56,7 +56,6 @@ __all__ = [
     "find_release",
     "find_release_tag",
     "is_imported",
-    "list_available",
     "list_cached",
     "list_sources",
     "list_wheels",

@@ -98,15 +98,6 @@ def list_wheels() -> dict[str, Version]:
     return dict(sorted(found.items(), key=lambda item: (item[1], item[0])))
 
 
-def list_available() -> tuple[Version, ...]:
-    """Final and post releases that the index offers as Linux wheels, oldest first.
-
-    Raises:
-        EnvironmentFault: an index cannot be asked.
-    """
-    return tuple(sorted({v for v in list_wheels().values() if not v.is_prerelease}))
-
-
 def download(
     filename: str, folder: Path, *, new: bool, progress: Callable[[int], None] | None = None
 ) -> Path:

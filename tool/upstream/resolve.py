@@ -25,7 +25,7 @@ from tool.upstream.download import (
     order_wheels,
 )
 from tool.upstream.git_source import GitSource, find_commit, make_source
-from tool.upstream.sources import get_source, list_sources
+from tool.upstream.sources import list_sources
 from tool.upstream.wheel_import import import_wheel, release_ref
 
 PYPI: Final = "pypi"
@@ -189,9 +189,7 @@ def _split_ref(session: Session, request: Request) -> tuple[GitSource, str]:
 def _find_source(session: Session, text: str) -> GitSource:
     if text in (GIT, PYPI):
         return make_source(DEFAULT_URL)
-    if text in list_sources(session):
-        return get_source(session, text)
-    return make_source(text)
+    return list_sources(session).get(text) or make_source(text)
 
 
 def find_imported(git: Git, locked: LockedRelease) -> str | None:
@@ -234,7 +232,7 @@ def carried_release(lock: Lock, release: Version, named: Version | None = None) 
     Raises:
         UsageError: there is none.
     """
-    usable = [v for v in _list_carried(lock) if v <= release]
+    usable = [v for v in lock.carried if v <= release]
     if named is None and not usable:
         raise UsageError(
             f"the series supports no release up to sglang {release}",
@@ -253,7 +251,7 @@ def previous_release(lock: Lock, release: Version, named: Version | None) -> Ver
     """
     if named is not None:
         return _get_carried(lock, named)
-    below = [v for v in _list_carried(lock) if v < release]
+    below = [v for v in lock.carried if v < release]
     if below:
         return below[-1]
     raise UsageError(
@@ -265,18 +263,14 @@ def previous_release(lock: Lock, release: Version, named: Version | None) -> Ver
 
 
 def _get_carried(lock: Lock, named: Version) -> Version:
-    if named not in _list_carried(lock):
+    if named not in lock.carried:
         lock.get(named)  # the usual refusal, when the lock lacks it
         raise UsageError(f"the series has no patch on sglang {named}", where="series.lock")
     return named
 
 
 def _describe_carried(lock: Lock) -> str:
-    return f"supported releases: {', '.join(f'v{v}' for v in _list_carried(lock)) or 'none'}"
-
-
-def _list_carried(lock: Lock) -> list[Version]:
-    return sorted(v for v, entry in lock.releases.items() if entry.patches)
+    return f"supported releases: {', '.join(f'v{v}' for v in lock.carried) or 'none'}"
 
 
 def _find_wheels(session: Session, release: Version, *, whole: bool) -> tuple[LockedWheel, ...]:

@@ -61,7 +61,7 @@ def mla_arguments(
         "indices_stride_t": topk,
         "num_heads": heads,
         "topk": topk,
-        "split_len": 64 if split else topk + 63 & ~63,
+        "split_len": 64 if split else -(-topk // 64) * 64,
         "num_splits": 32 if split else 1,
         "scale_log2": 0.1,
         "LAYOUT": int(layout),

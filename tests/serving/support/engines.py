@@ -398,13 +398,13 @@ def show_figures(text: str, name: str, capsys: pytest.CaptureFixture[str]) -> No
         Path(where, f"{name}.md").write_text(text)
 
 
-def flavours(names: str | None = None) -> list[Flavour]:
-    """Those named (comma-separated), or all.
+def flavours(names: str) -> list[Flavour]:
+    """Those named, comma-separated.
 
     Raises:
         ValueError: there is none of that name.
     """
-    wanted = (names or ",".join(FLAVOURS)).split(",")
+    wanted = names.split(",")
     if unknown := [name for name in wanted if name not in FLAVOURS]:
         raise ValueError(f"no flavour {', '.join(unknown)}: there are {', '.join(FLAVOURS)}")
     return [FLAVOURS[name] for name in wanted]

@@ -25,14 +25,6 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 MAIN = "upstream/main"
 
 
-@pytest.fixture
-def upstream(three: Lab, tmp_path: Path) -> Upstream:
-    made = Upstream(tmp_path / "upstream")
-    made.rename_page()
-    three.tool("source", "add", "upstream", str(made.folder))
-    return made
-
-
 def stop(lab: Lab) -> Path:
     """Stop at demo/limits.patch on main; returns the file with the markers."""
     stopped = rebase(lab, "-q", "--onto", MAIN, code=3)

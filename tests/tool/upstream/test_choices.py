@@ -15,6 +15,7 @@ from tool.errors import EnvironmentFault, IntegrityError, ToolError, UsageError
 from tool.git import Git
 from tool.project import Session
 from tool.project.workspace import Workspace
+from tool.rebase.watch import find_new
 from tool.series import Lock, LockedRelease, LockedWheel, Series
 from tool.series.lockfile import LockedPatch
 from tool.upstream import download, git_source, index, resolve, wheel_import
@@ -460,7 +461,7 @@ def test_what_the_index_offers(pip: Asking) -> None:
     )
     pip(log="".join(map(LINK.format, names)))
     assert list(index.list_wheels().values()) == [V9, V23, Version("0.5.24rc1")]
-    assert index.list_available() == (V9, V23)
+    assert find_new(Lock({}), index.list_wheels().values(), prereleases=False) == [V9, V23]
     pip(1, "ERROR: No matching distribution found for sglang")
     assert index.list_wheels() == {}
 

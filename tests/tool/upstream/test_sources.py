@@ -15,14 +15,6 @@ from tool.upstream.sources import SOURCES_FILE
 TOKEN = "t0ken"
 
 
-@pytest.fixture
-def upstream(three: Lab, tmp_path: Path) -> Upstream:
-    made = Upstream(tmp_path / "upstream")
-    made.rename_page()
-    three.tool("source", "add", "upstream", str(made.folder))
-    return made
-
-
 def drift(lab: Lab, ref: str, *args: str, code: int = 0) -> dict[str, str]:
     done = lab.json("drift", "-q", "--onto", ref, *args, code=code)
     return done["result"] or done["error"]
