@@ -13,6 +13,7 @@ from .arch import prefers_ada_dsa
 
 _EXPORTS = {
     "act_quant": ".indexer",
+    "get_num_sms": ".indexer",
     "get_paged_mqa_logits_metadata": ".indexer",
     "fp8_paged_mqa_logits": ".indexer",
     "fp8_mqa_logits": ".indexer",
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .indexer import act_quant as act_quant
     from .indexer import fp8_mqa_logits as fp8_mqa_logits
     from .indexer import fp8_paged_mqa_logits as fp8_paged_mqa_logits
+    from .indexer import get_num_sms as get_num_sms
     from .indexer import get_paged_mqa_logits_metadata as get_paged_mqa_logits_metadata
     from .kv_cache import dequantize_k_cache as dequantize_k_cache
     from .kv_cache import dequantize_k_cache_paged as dequantize_k_cache_paged

@@ -13,12 +13,14 @@ def _query_num_sms(index: int) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
-def get_num_sms(device: torch.device) -> int:
-    """Return the number of multiprocessors of a CUDA device.
+def get_num_sms(device: torch.device | None = None) -> int:
+    """Return the number of multiprocessors of a CUDA device, by default of the current one.
 
-    The answer is cached, because the query takes tens of microseconds.
+    The answer is cached, because the query takes tens of microseconds. Without an argument this is
+    DeepGEMM's function of this name, which callers give to ``get_paged_mqa_logits_metadata``.
     """
-    return _query_num_sms(device.index if device.index is not None else torch.cuda.current_device())
+    index = None if device is None else device.index
+    return _query_num_sms(torch.cuda.current_device() if index is None else index)
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:

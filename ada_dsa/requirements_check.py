@@ -15,6 +15,7 @@ PAGE_SIZE = 64
 INDEX_HEAD_DIM = 128
 KV_LORA_RANK = 512
 ROPE_DIM = 64
+KPOOLS = (1, 2, 4, 8, 16, 32, 64)
 MAX_HEADS = 128
 MAX_TOPK = 4096
 
@@ -90,6 +91,7 @@ def check_config(
     index_topk: int,
     kv_lora_rank: int,
     rope_dim: int,
+    index_kpool: int = 1,
 ) -> None:
     """Check the settings of a model and a server against what the kernels support.
 
@@ -98,13 +100,16 @@ def check_config(
 
     Args:
         kv_cache_dtype: ``fp8_e4m3`` or ``bfloat16`` (also ``bf16``, or the torch dtype).
-        page_size: tokens per KV page; 64.
+        page_size: rows per page of the pools; 64. With a pooled index, sglang's ``--page-size`` from
+            0.5.22 on is this times ``index_kpool``, and sglang sets it.
         num_heads: attention heads on this rank; 1 to 128.
         index_heads: heads of the indexer, which are not divided among ranks; 1 to 128.
         index_head_dim: 128.
         index_topk: keys selected per query; 1 to 4096.
         kv_lora_rank: 512.
-        rope_dim: rotary part of a latent row; 64.
+        rope_dim: rotary part of a latent row; 64, or 0 (GLM-5.3-Flash).
+        index_kpool: keys that share one key of the indexer (1 without a pooled indexer); a divisor of 64,
+            because a page of 64 pooled keys stands for whole pages of rows.
 
     Raises:
         ValueError: a setting, the Triton version or the GPU is not supported.
@@ -135,14 +140,17 @@ def check_config(
             f"ada_dsa: index_topk {index_topk} is not supported, 1 to {MAX_TOPK} is; use another "
             "DSA backend for this model, or override index_topk with --json-model-override-args"
         )
-    for setting, got, want in (
-        ("index_head_dim", index_head_dim, INDEX_HEAD_DIM),
-        ("kv_lora_rank", kv_lora_rank, KV_LORA_RANK),
-        ("qk_rope_head_dim", rope_dim, ROPE_DIM),
-    ):
-        if got != want:
+    accepted: tuple[tuple[str, int, tuple[int, ...]], ...] = (
+        ("index_head_dim", index_head_dim, (INDEX_HEAD_DIM,)),
+        ("kv_lora_rank", kv_lora_rank, (KV_LORA_RANK,)),
+        ("qk_rope_head_dim", rope_dim, (ROPE_DIM, 0)),
+        ("index_kpool", index_kpool, KPOOLS),
+    )
+    for setting, got, wanted in accepted:
+        if got not in wanted:
+            listed = "only " + " or ".join(map(str, wanted))
             raise ValueError(
-                f"ada_dsa: {setting} {got} of the model's config is not supported, only {want} "
+                f"ada_dsa: {setting} {got} of the model's config is not supported, {listed} "
                 "is; use another DSA backend for this model"
             )
     check_triton()

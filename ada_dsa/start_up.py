@@ -32,10 +32,12 @@ class Release:
     Attributes:
         deep_gemm_on_sm120: whether its DeepGEMM computes the indexer's logits on sm_120 (from 0.5.17).
         tilelang_fp8_rows: whether its TileLang kernels read fp8 rows on NVIDIA GPUs (from 0.5.22).
+        pooled_index: whether its pooled indexer (GLM-5.3-Flash) calls ada_dsa (from 0.5.21).
     """
 
     deep_gemm_on_sm120: bool = False
     tilelang_fp8_rows: bool = False
+    pooled_index: bool = False
 
 
 def serves_dsa(args: object, device_sm: int) -> bool:
@@ -89,7 +91,7 @@ def settle_backends(
     chosen = {name: chosen.get(name) or given[name] for name in names}
     if not any(chosen.values()):
         return {}
-    obstacle = _find_obstacle(args, hf_config)
+    obstacle = _find_obstacle(args, hf_config, device_sm, release)
     if forces_sm89_path():
         return {} if obstacle else {n: ADA_DSA for n in names if given[n] is None}
     if not (80 <= device_sm < 90 or device_sm // 10 == 12):
@@ -187,22 +189,27 @@ class _Obstacle:
         )
 
 
-def _find_obstacle(args: Any, hf_config: Any) -> _Obstacle | None:
+_NO_OPTION = "No option changes this: serve this model on a GPU of compute capability {}."
+
+
+def _find_obstacle(args: Any, hf_config: Any, device_sm: int, release: Release) -> _Obstacle | None:
     if getattr(args, "enable_hisparse", False):
         return _Obstacle("HiSparse (--enable-hisparse)", "Drop --enable-hisparse.")
     if (dcp_size := getattr(args, "dcp_size", None) or 1) > 1:
         return _Obstacle(f"--dcp-size {dcp_size}", "Drop --dcp-size.")
-    pool = _read(hf_config, "index_kpool", 1)
-    if pool > 1:
-        what = f"a pooled indexer (index_kpool {pool})"
-    elif _read(hf_config, "learnable_sink", False):
-        what = "learnable attention sinks"
-    else:
-        return None
-    return _Obstacle(
-        f"{hf_config.architectures[0]} with {what}",
-        "No option changes this: serve this model on a GPU of compute capability 9.0 or 10.x.",
-    )
+    architecture = hf_config.architectures[0]
+    if (pool := _read(hf_config, "index_kpool", 1)) > 1:
+        what = f"{architecture} with a pooled indexer (index_kpool {pool})"
+        if device_sm < 89:
+            # sglang writes the pooled keys with a Triton kernel of its own.
+            what += ", whose keys are written in Triton's e4m3 type,"
+            return _Obstacle(what, _NO_OPTION.format("8.9 or later"))
+        if not release.pooled_index:
+            return _Obstacle(what, "Use the fork of sglang 0.5.21 or later.")
+    if _read(hf_config, "learnable_sink", False):
+        what = f"{architecture} with learnable attention sinks"
+        return _Obstacle(what, _NO_OPTION.format("9.0 or 10.x"))
+    return None
 
 
 def _check_weights(args: Any, hf_config: Any, device_sm: int) -> None:

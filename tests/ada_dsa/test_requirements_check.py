@@ -30,6 +30,8 @@ GOOD = {
         {"kv_cache_dtype": torch.float8_e4m3fn},
         {"kv_cache_dtype": torch.bfloat16},
         {"num_heads": 128, "index_heads": 64},  # DeepSeek-V3.2 without tensor parallelism
+        {"rope_dim": 0, "index_kpool": 4},  # GLM-5.3-Flash
+        {"rope_dim": 0, "index_kpool": 16},
     ],
 )
 def test_accepted(change: dict[str, object]) -> None:
@@ -48,7 +50,9 @@ def test_accepted(change: dict[str, object]) -> None:
         ({"index_head_dim": 64}, "index_head_dim 64.*only 128"),
         ({"index_topk": 8192}, "index_topk 8192.*4096"),
         ({"kv_lora_rank": 256}, "kv_lora_rank 256.*only 512"),
-        ({"rope_dim": 32}, "qk_rope_head_dim 32.*only 64"),
+        ({"rope_dim": 32}, "qk_rope_head_dim 32.*only 64 or 0"),
+        ({"index_kpool": 3}, "index_kpool 3 .*only 1 or 2 or 4"),
+        ({"index_kpool": 128}, "index_kpool 128"),
     ],
 )
 def test_refused_with_the_flag_to_change(change: dict[str, object], says: str) -> None:

@@ -40,6 +40,36 @@ MLA: dict[str, Any] = {
     "vocab_size": 512,
 }
 DSA = {"index_head_dim": 128, "index_n_heads": 32, "index_topk": 2048}
+
+
+def glm5_next(kpool: int) -> dict[str, Any]:
+    """GLM-5.3-Flash: three of four layers are linear attention; rows and indexer have no rotary part."""
+    text = {
+        **MLA,
+        **DSA,
+        "model_type": "glm5_next_text",
+        "num_hidden_layers": 4,
+        "qk_rope_head_dim": 0,
+        "index_kpool": kpool,
+        "index_kpool_compress": True,
+        "index_kpool_always_select_tail": True,
+        "mhc": True,
+        "hc_mult": 4,
+        "linear_conv_kernel_dim": 4,
+        "linear_head_dim": 128,
+        "linear_num_heads": 4,
+        "pad_token_id": 0,
+        "swiglu_limit": 10.0,
+    }
+    return {
+        "architectures": ["Glm5NextForConditionalGeneration"],
+        "model_type": "glm5_next",
+        "text_config": text,
+        "torch_dtype": "bfloat16",
+        "vision_config": {"depth": 1, "swiglu_limit": 10.0},
+    }
+
+
 SPECULATIVE = {
     "speculative_algorithm": "EAGLE",
     "speculative_num_steps": 3,

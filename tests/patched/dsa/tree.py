@@ -35,6 +35,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "model_type": "deepseek_v3",
     },
 }
+if releases.at(">=0.5.20"):
+    CONFIGS["glm5_next"] = tiny_models.glm5_next(kpool=4)
 
 
 def write_configs(folder: Path) -> dict[str, str]:
@@ -144,15 +146,23 @@ def runner(args: Any, slots: int = 1024, **values: Any) -> SimpleNamespace:
     publish(args)
     model_config = ModelConfig.from_server_args(args)
     dtype = kv_dtype(args)
+    pooled: dict[str, Any] = {}
+    if (kpool := getattr(model_config.hf_config, "index_kpool", None) or 1) > 1:
+        pooled = {
+            "index_kpool": kpool,
+            "index_kpool_compress": model_config.hf_config.index_kpool_compress,
+            "max_running_requests": 4,
+        }
+    page_size = 64 * kpool if releases.at(">=0.5.22") else 64
     return SimpleNamespace(
         **{
             "device": "cpu",
-            "page_size": 64,
+            "page_size": page_size,
             "server_args": args,
             "model_config": model_config,
             "token_to_kv_pool": DSATokenToKVPool(
                 size=slots,
-                page_size=64,
+                page_size=page_size,
                 kv_lora_rank=model_config.kv_lora_rank,
                 dtype=dtype,
                 qk_rope_head_dim=model_config.qk_rope_head_dim,
@@ -161,6 +171,7 @@ def runner(args: Any, slots: int = 1024, **values: Any) -> SimpleNamespace:
                 index_head_dim=128,
                 enable_memory_saver=False,
                 kv_cache_dim=_kv_cache_dim(args, model_config),
+                **pooled,
             ),
             "req_to_token_pool": ReqToTokenPool(
                 size=4, max_context_len=512, device="cpu", enable_memory_saver=False
