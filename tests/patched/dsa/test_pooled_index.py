@@ -21,7 +21,7 @@ SERVED = ">=0.5.21,<0.5.24"
 HEADS, TOPK, PAGE, KPOOL = 16, 2048, 64, 4
 WIDTH = TOPK + KPOOL - 1
 GROUP = KPOOL if releases.at(">=0.5.22") else 1
-"""Pages of 64 rows in a page of sglang's. Earlier releases put pooled keys where the first page's would be."""
+"""Pages of 64 rows in a page of sglang's. Before, pooled keys stand where the first page's keys would."""
 SLOTS = 1024
 FP8, BF16 = {"kv_cache_dtype": "fp8_e4m3"}, {"kv_cache_dtype": "bfloat16"}
 BOTH = {"dsa_prefill_backend": "ada_dsa", "dsa_decode_backend": "ada_dsa"}
