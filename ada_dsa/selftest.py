@@ -213,12 +213,18 @@ def make_latent_rows(count: int, g: torch.Generator) -> torch.Tensor:
 
 
 def make_latent_pool(
-    layout: KvLayout, indices: torch.Tensor, slots: int, g: torch.Generator
+    layout: KvLayout, indices: torch.Tensor, slots: int, g: torch.Generator, rope: bool = True
 ) -> torch.Tensor:
-    """Make a latent pool [slots, 1, width] of random rows; bytes of rows that no index names are 0xFF."""
+    """Make a latent pool [slots, 1, width] of random rows; bytes of rows that no index names are 0xFF.
+
+    ``rope``: whether the rows have a rotary part; raw fp8 rows always have it.
+    """
     rows = _draw_normal(g, slots, ROW_DIM).to(torch.bfloat16)
     if layout is KvLayout.PACKED_FP8:
         rows = reference.pack_rows(rows[:, :NOPE_DIM], rows[:, NOPE_DIM:]).view(_FP8)
+        rows = rows if rope else rows[:, :NOPE_BYTES].contiguous()
+    elif not rope:
+        rows = rows[:, :NOPE_DIM].contiguous()
     elif layout is KvLayout.RAW_FP8:
         rows = rows.to(_FP8)
     poisoned = torch.full_like(rows.view(torch.uint8), 0xFF)
@@ -323,17 +329,23 @@ def _check_topk_ragged(functions: Any, device: torch.device, sizes: Sizes) -> Pa
 
 
 def _check_mla(
-    layout: KvLayout, prefill: bool, functions: Any, device: torch.device, sizes: Sizes
+    layout: KvLayout,
+    prefill: bool,
+    functions: Any,
+    device: torch.device,
+    sizes: Sizes,
+    rope: bool = True,
 ) -> Pairs:
+    """Check a list for each token; rows without a rotary part get three keys more, as a pooled index adds."""
     g = _make_generator(device)
     tokens, slots = sizes.prefill if prefill else 2, 2 * sizes.topk
     every = max(1, tokens // 64)  # the oracle gathers the rows of each token, so it takes a sample
-    shape = (tokens, sizes.topk)
+    shape = (tokens, sizes.topk + (0 if rope else 3))
     indices = torch.randint(1, slots, shape, generator=g, device=device, dtype=torch.int32)
     indices[0, sizes.topk // 3 :] = -1  # as top-k fills the list of a short request
     indices[every, ::5] = -1
-    q = _draw_normal(g, tokens, HEADS, ROW_DIM).to(torch.bfloat16)
-    pool = make_latent_pool(layout, indices, slots, g)
+    q = _draw_normal(g, tokens, HEADS, ROW_DIM if rope else NOPE_DIM).to(torch.bfloat16)
+    pool = make_latent_pool(layout, indices, slots, g, rope)
     got, lse = functions.sparse_mla_fwd(
         q[..., :NOPE_DIM], pool, indices, SM_SCALE, q_rope=q[..., NOPE_DIM:], return_lse=True
     )
@@ -420,6 +432,14 @@ CHECKS: tuple[Check, ...] = (
             (KvLayout.BF16, "bf16"),
         )
         for phase, prefill in (("decode", False), ("prefill", True))
+    ),
+    *(
+        Check(
+            f"sparse MLA, {rows} without rope",
+            partial(_check_mla, layout, False, rope=False),
+            MLA_BOUND,
+        )
+        for layout, rows in ((KvLayout.PACKED_FP8, "packed fp8"), (KvLayout.BF16, "bf16"))
     ),
     Check("KV pack", _check_pack),
     Check("KV pack, two parts", _check_pack_apart),

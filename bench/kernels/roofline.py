@@ -23,6 +23,10 @@ PAGE = 64
 TOPK = 2048
 KEY_DIM, VALUE_DIM = 576, 512  # values of a latent row as key (512 + 64 rotary) and as value
 LATENT_ROW = {"packed fp8": 656, "raw fp8": 576, "bf16": 1152}  # bytes; ada_dsa/kv_cache/layout.py
+WITHOUT_ROPE = (
+    " without rope"  # ends the layout's name; then a key is 512 values, and a list 3 keys longer
+)
+LATENT_ROW |= {f"packed fp8{WITHOUT_ROPE}": 528, f"bf16{WITHOUT_ROPE}": 1024}
 PREFILL_POOL = 1 << 16  # rows that the benchmark's prefill selects from
 
 
@@ -134,11 +138,13 @@ def sparse_mla(
     Read: each selected row once for each token (decode), but no more than the ``pool`` of rows that all
     tokens select from (prefill); indices of 4 B; queries of 2 x 576 B a head. Written: results of 2 x 512 B
     a head. Flops: 2 x (576 + 512) for each token, head and row, with bfloat16 operands in every layout.
+    Without a rotary part 512 stands for 576.
     """
+    key = VALUE_DIM if layout.endswith(WITHOUT_ROPE) else KEY_DIM
     rows = tokens * topk if pool is None else min(tokens * topk, pool)
     moved = rows * LATENT_ROW[layout] + tokens * topk * 4
-    moved += tokens * heads * (KEY_DIM + VALUE_DIM) * 2
-    return Work(moved, 2 * tokens * heads * topk * (KEY_DIM + VALUE_DIM))
+    moved += tokens * heads * (key + VALUE_DIM) * 2
+    return Work(moved, 2 * tokens * heads * topk * (key + VALUE_DIM))
 
 
 def pack_rows(tokens: int) -> Work:
@@ -179,7 +185,8 @@ def work_of(group: str, name: str) -> Work | None:
         kind, layout = group.removeprefix("sparse MLA ").split(", ")
         pool = PREFILL_POOL if kind == "prefill" else None
         tokens = int(values["S" if kind == "prefill" else "B"])
-        return sparse_mla(tokens, int(values["H"]), layout, pool)
+        keys = TOPK + 3 if layout.endswith(WITHOUT_ROPE) else TOPK
+        return sparse_mla(tokens, int(values["H"]), layout, pool, keys)
     return None
 
 
@@ -238,6 +245,12 @@ CASES: dict[str, list[str]] = {
     "sparse MLA decode, packed fp8": [f"B={b} H={h}" for h in (8, 16, 64, 128) for b in _BATCHES],
     "sparse MLA decode, raw fp8": [f"B={b} H={h}" for h in (8, 64) for b in (1, 64)],
     "sparse MLA decode, bf16": [f"B={b} H={h}" for h in (8, 64) for b in (1, 64)],
+    **{
+        f"sparse MLA decode, {rows}{WITHOUT_ROPE}": [
+            f"B={b} H={h}" for h in (8, 64) for b in (1, 64)
+        ]
+        for rows in ("packed fp8", "bf16")
+    },
     "sparse MLA prefill, packed fp8": [f"S={s} H={h}" for s in (2048, 8192) for h in (8, 64)],
 }
 

@@ -14,7 +14,7 @@ import torch
 
 from ada_dsa import dequantize_k_cache_paged, sparse_mla_fwd
 from ada_dsa.kv_cache.api import quantize_k_cache
-from ada_dsa.kv_cache.layout import PACKED_BYTES, ROW_DIM, KvLayout
+from ada_dsa.kv_cache.layout import NOPE_BYTES, NOPE_DIM, PACKED_BYTES, ROW_DIM, KvLayout
 from bench.kernels import peers
 from bench.kernels.case import Case
 
@@ -38,10 +38,11 @@ class Work:
     """The inputs of one shape.
 
     Attributes:
-        q: bfloat16 [T, H, 576].
+        q: bfloat16 [T, H, 576], or [T, H, 512] for rows without a rotary part.
         pool: the KV pool, [slots, 1, width].
         layout: of the pool's rows.
-        lists: int32 [T, TOPK] lists of slots; calls rotate through them.
+        lists: int32 [T, TOPK] lists of slots, [T, TOPK + 3] for rows without a rotary part; calls rotate
+            through them.
     """
 
     q: torch.Tensor
@@ -51,16 +52,17 @@ class Work:
 
     @property
     def bytes(self) -> int:
-        tokens, heads, _ = self.q.shape
-        rows = tokens * TOPK * _ROW_BYTES[self.layout]
+        tokens, heads, width = self.q.shape
+        keys = tokens * self.lists[0].shape[1]
+        rows = keys * self.pool.shape[2] * self.pool.element_size()
         # The tokens of one prefill share rows, so the whole pool may be read only once.
         rows = min(rows, self.pool.numel() * self.pool.element_size())
-        return rows + tokens * heads * (ROW_DIM + 512) * 2 + tokens * TOPK * 4
+        return rows + tokens * heads * (width + 512) * 2 + keys * 4
 
     @property
     def flops(self) -> int:
-        tokens, heads, _ = self.q.shape
-        return 2 * tokens * heads * TOPK * (ROW_DIM + 512)
+        tokens, heads, width = self.q.shape
+        return 2 * tokens * heads * self.lists[0].shape[1] * (width + 512)
 
 
 @functools.cache
@@ -76,17 +78,29 @@ def make_pool(slots: int, layout: KvLayout, device: str = "cuda") -> torch.Tenso
     return pool
 
 
-def make_work(tokens: int, heads: int, slots: int, layout: KvLayout, device: str = "cuda") -> Work:
+def make_work(
+    tokens: int,
+    heads: int,
+    slots: int,
+    layout: KvLayout,
+    device: str = "cuda",
+    rope: bool = True,
+) -> Work:
     """Inputs whose lists, at most 64, name rows of more than twice the L2 cache."""
     generator = torch.Generator(device).manual_seed(tokens)
     pool = make_pool(slots, layout, device)
+    keys, width = TOPK, ROW_DIM
+    if not rope:  # GLM-5.3-Flash; its lists have up to three keys of the open pool
+        keys, width = TOPK + 3, NOPE_DIM
+        stored = NOPE_BYTES if layout is KvLayout.PACKED_FP8 else NOPE_DIM
+        pool = pool[..., :stored].contiguous()
     cache = torch.cuda.get_device_properties(0).L2_cache_size
     count = max(2, min(64, 2 * cache // (tokens * TOPK * _ROW_BYTES[layout]) + 1))
     lists = [
-        torch.randint(1, slots, (tokens, TOPK), device=device, generator=generator).int()
+        torch.randint(1, slots, (tokens, keys), device=device, generator=generator).int()
         for _ in range(count)
     ]
-    q = torch.randn(tokens, heads, ROW_DIM, device=device, generator=generator).bfloat16()
+    q = torch.randn(tokens, heads, width, device=device, generator=generator).bfloat16()
     return Work(q, pool, layout, lists)
 
 
@@ -178,7 +192,7 @@ def check_agreement(got: torch.Tensor, want: torch.Tensor, name: str) -> None:
 
 def _case(group: str, name: str, work: Work, compared: dict[str, Attend]) -> Case:
     tokens, heads, _ = work.q.shape
-    packed = work.layout is KvLayout.PACKED_FP8
+    packed = work.layout is KvLayout.PACKED_FP8 and work.q.shape[2] == ROW_DIM
     if packed and (tokens, heads) in TILELANG_POINTS and "TileLang" not in missing():
         compared = compared | {"TileLang": ours(work, backend="tilelang")}
     for label, peer in compared.items():
@@ -210,6 +224,11 @@ def cases(device: torch.device) -> Iterator[Case]:
             work = make_work(tokens, heads, slots, layout)
             name = "raw fp8" if layout is KvLayout.RAW_FP8 else "bf16"
             yield _case(f"sparse MLA decode, {name}", f"B={tokens} H={heads}", work, {})
+    for layout, rows in ((KvLayout.PACKED_FP8, "packed fp8"), (KvLayout.BF16, "bf16")):
+        for heads, tokens in itertools.product((8, 64), (1, 64)):
+            work = make_work(tokens, heads, slots, layout, rope=False)
+            group = f"sparse MLA decode, {rows} without rope"
+            yield _case(group, f"B={tokens} H={heads}", work, {})
     context = 1 << 16
     for tokens, heads in itertools.product((2048, 8192), (8, 64)):
         work = make_work(tokens, heads, context, KvLayout.PACKED_FP8)

@@ -28,8 +28,12 @@ CARDS: Final = {
     "B200": (100, 180),
     "RTX 5090": (120, 32),
     "RTX PRO 6000": (120, 96),
+    "DGX Spark": (121, 119),
 }
-"""Name → capability (major * 10 + minor), nominal GiB. An L40S has 48 GiB, of which ECC takes 3."""
+"""Name → capability (major * 10 + minor), nominal GiB. An L40S has 48 GiB, of which ECC takes 3. A DGX Spark
+has 128 GB, 119 GiB, which its processor uses too."""
+SINGLE: Final = ("DGX Spark",)
+"""Machines with one GPU."""
 
 _FILLER: Final = re.compile(r"nvidia|geforce|blackwell|[()]|-")
 _VARIANT: Final = r"( (workstation|server|edition|max q|pcie|sxm\d?|nvl))*"
@@ -54,7 +58,8 @@ class Cards:
 def parse_gpus(text: str, nodes: int | None = None, per_node: int | None = None) -> Cards:
     """``32x RTX 4090 48GB`` → cards. A number of GB overrides the table; ``8x sm_89 48GB`` names none.
 
-    Without ``nodes`` and ``per_node``, up to 8 cards are one node, and more are nodes of 8.
+    Without ``nodes`` and ``per_node``, up to 8 cards are one node, more are nodes of 8, and a DGX Spark is a
+    node of its own.
 
     Raises:
         UsageError: the text, the card or the division into nodes makes no sense.
@@ -70,6 +75,8 @@ def parse_gpus(text: str, nodes: int | None = None, per_node: int | None = None)
     name, sm, size = _find_card(found[2], int(found[3]) if found[3] else None)
     if not 1 <= size <= 1024:
         raise UsageError(f"--gpus {text!r}: a card has 1 to 1024 GB, not {size}")
+    if name in SINGLE and nodes is None and per_node is None:
+        per_node = 1
     return Cards(count, name, sm, size * GIB, _divide(count, nodes, per_node))
 
 

@@ -16,6 +16,9 @@ from tool.plan.weights import Weight, share_weights
 
 PAGE: Final = 64
 """Tokens of a KV page."""
+POOLED_PAGES: Final = Version("0.5.22")
+"""The first release that has a page of the index cache for ``64 * index_kpool`` tokens, its page of KV rows.
+Before, every page of 64 tokens has one, and a pooled indexer uses a share of them."""
 
 # -- assumptions; every plan prints them ---------------------------------------------------------------
 
@@ -106,10 +109,15 @@ def latent_row(model: Model, layout: str) -> int:
     return (model.kv_lora + model.rope) * (2 if layout == "bf16" else 1)
 
 
-def index_key(model: Model) -> int:
+def index_key(model: Model, release: Version) -> int:
     """Bytes of a token's index key in one layer: fp8 codes and an fp32 scale per 128, of a pooled key a
     share (``_compute_dsa_indexer_cell_size``)."""
-    return -(-(model.index_dim + model.index_dim // 128 * 4) // model.index_kpool)
+    return -(-(model.index_dim + model.index_dim // 128 * 4) // _pool(model, release))
+
+
+def _pool(model: Model, release: Version) -> int:
+    """Tokens for which the index cache has room for one key."""
+    return model.index_kpool if release >= POOLED_PAGES else 1
 
 
 def state_bytes(setting: Setting, layers: int, tp: int) -> int:
@@ -193,7 +201,7 @@ class Filler:
             keyed = cached
         elif setting.release < start and first not in setting.model.indexed:
             keyed += 1  # the series gives a stage's first layer a buffer whatever its type
-        return cached * setting.row + keyed * index_key(setting.model)
+        return cached * setting.row + keyed * index_key(setting.model, setting.release)
 
     def _state(self, first: int, end: int) -> int:
         linear = end - first - self._cached[end] + self._cached[first]
@@ -202,7 +210,8 @@ class Filler:
     def _fit(self, weight: int, state: int, token: int) -> int | None:
         room = self.reserve.budget - weight - state
         if token:
-            return room // token // PAGE * PAGE
+            page = PAGE * _pool(self._setting.model, self._setting.release)
+            return room // token // page * page
         return None if room >= 0 else room
 
 

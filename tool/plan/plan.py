@@ -33,6 +33,8 @@ FIRST_GLM5_NEXT: Final = Version("0.5.20")
 """The first release with GLM-5.3-Flash (``models/glm5_next.py``)."""
 FIRST_MARLIN_NVFP4: Final = Version("0.5.13")
 """The first release that runs NVFP4 below sm_100, through Marlin (``ModelOptFp4Config``)."""
+FIRST_POOLED: Final = Version("0.5.21")
+"""The first release whose pooled indexer calls ada_dsa (``pooled-index`` of the series)."""
 GLM5_NEXT: Final = "Glm5Next"
 
 
@@ -120,7 +122,7 @@ def make_plan(
         fewest=find_fewest(setting, needed),
         obstacles=obstacles,
         commands=commands,
-        on_request="" if model.linear or _lacks_kernel(model, cards.sm) else path.options,
+        on_request=_list_options(model, cards.sm, release, path),
         fits_in_4bit=not layouts[0].fits and _fits_in_4bit(setting, needed),
         warnings=tuple(_compare_index(stated, sum_stored(weights))),
     )
@@ -128,14 +130,21 @@ def make_plan(
 
 def _lacks_kernel(model: Model, sm: int) -> bool:
     """Whether the fork chooses ada_dsa for this model: sglang's own kernel for sm_12x serves GLM alone."""
-    return sm // 10 == 12 and not (model.linear or model.architecture.startswith("GlmMoeDsa"))
+    return sm // 10 == 12 and not model.architecture.startswith("GlmMoeDsa")
+
+
+def _list_options(model: Model, sm: int, release: Version, path: Route) -> str:
+    pooled = model.architecture.startswith(GLM5_NEXT)
+    if _lacks_kernel(model, sm) or (pooled and release < FIRST_POOLED):
+        return ""
+    return path.options
 
 
 def _name_kernels(model: Model, sm: int, path: Route) -> str:
     if path.kind == "request" and _lacks_kernel(model, sm):
         why = f"sglang has no kernel for this model on sm_{sm}"
         return f"ada_dsa by default: packed fp8 KV cache, ada_dsa for prefill and decode; {why}"
-    return "sglang's own kernels" if model.linear else path.text
+    return path.text
 
 
 def _fits_in_4bit(setting: Setting, needed: int) -> bool:
@@ -172,10 +181,15 @@ def _find_obstacles(model: Model, sm: int, release: Version, path: Route) -> Ite
     if model.architecture.startswith(GLM5_NEXT):
         if release < FIRST_GLM5_NEXT:
             yield f"sglang {release} does not have this model; {FIRST_GLM5_NEXT} is the first that has"
-        elif sm < 90 or sm >= 120:
+        elif OLDEST_SM <= sm < 89:
+            yield (
+                f"sglang writes the pooled index keys of {model.architecture} in Triton's e4m3 type, "
+                f"which sm_{sm} does not have"
+            )
+        elif (sm == 89 or sm >= 120) and release < FIRST_POOLED:
             yield (
                 f"sglang has no attention kernel for {model.architecture} on sm_{sm}, "
-                "and ada_dsa does not serve this model yet"
+                f"and ada_dsa serves this model from sglang {FIRST_POOLED} on"
             )
     if model.format == "fp8" and OLDEST_SM <= sm < 89:
         yield f"sglang has no fp8 MoE kernel for sm_{sm}: take a 4-bit checkpoint (--weights int4 or nvfp4)"

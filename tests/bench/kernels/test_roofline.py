@@ -54,14 +54,16 @@ def test_agrees_with_the_benchmark_cases() -> None:
     assert ours is not None
     assert ours.flops == paged.flops and ours.bytes == pytest.approx(paged.bytes, rel=1e-2)
     for group, tokens, slots in (("decode", 64, 1 << 20), ("prefill", 2048, 1 << 16)):
-        for layout, width, name in (
-            (sparse_mla.KvLayout.PACKED_FP8, 656, "packed fp8"),
-            (sparse_mla.KvLayout.BF16, 576, "bf16"),
+        for layout, width, q, keys, name in (
+            (sparse_mla.KvLayout.PACKED_FP8, 656, 576, 2048, "packed fp8"),
+            (sparse_mla.KvLayout.BF16, 576, 576, 2048, "bf16"),
+            (sparse_mla.KvLayout.PACKED_FP8, 528, 512, 2051, "packed fp8 without rope"),
+            (sparse_mla.KvLayout.BF16, 512, 512, 2051, "bf16 without rope"),
         ):
-            dtype = torch.bfloat16 if name == "bf16" else torch.uint8
+            dtype = torch.bfloat16 if "bf16" in name else torch.uint8
             work = sparse_mla.Work(
-                meta(tokens, 16, 576, dtype=torch.bfloat16), meta(slots, 1, width, dtype=dtype),
-                layout, [],
+                meta(tokens, 16, q, dtype=torch.bfloat16), meta(slots, 1, width, dtype=dtype),
+                layout, [meta(tokens, keys, dtype=torch.int32)],
             )  # fmt: skip
             letter = "B" if group == "decode" else "S"
             expected = work_of(f"sparse MLA {group}, {name}", f"{letter}={tokens} H=16")

@@ -26,6 +26,18 @@ from tool.plan import find_model, make_plan, parse_gpus
         ("GLM-5.2", "glm", "fp8", "8x B200"),
         ("DeepSeek-V3.2", "deepseek_v32", "fp8", "8x RTX 4090 400GB"),
         ("DeepSeek-V3.2", "deepseek_v32", "fp8", "8x RTX 5090 400GB"),
+        *(
+            pytest.param(
+                "GLM-5.3-Flash", "glm5_next", weights, gpus, marks=releases.only(">=0.5.21")
+            )
+            for weights, gpus in (
+                ("fp8", "8x RTX 4090 48GB"),
+                ("nvfp4", "8x RTX 4090 48GB"),
+                ("int4", "4x RTX PRO 6000"),
+                ("fp8", "8x H200"),
+                ("fp8", "8x B200"),
+            )
+        ),
     ],
 )
 def test_a_planned_command_starts(

@@ -21,6 +21,7 @@ from tool.plan import GIB, parse_gpus
         ("8x RTX 6000 Ada", 8, "RTX 6000 Ada", 89, 48),
         ("8x H200", 8, "H200", 90, 141),
         ("8x sm_89 48GB", 8, "sm_89", 89, 48),
+        ("2x NVIDIA DGX Spark", 2, "DGX Spark", 121, 119),
     ],
 )
 def test_what_people_write(text: str, count: int, name: str, sm: int, memory: int) -> None:
@@ -34,6 +35,8 @@ def test_what_people_write(text: str, count: int, name: str, sm: int, memory: in
     [
         ("8x H200", None, None, (1, 8)),
         ("6x H200", None, None, (1, 6)),
+        ("2x DGX Spark", None, None, (2, 1)),
+        ("4x DGX Spark", 1, None, (1, 4)),
         ("32x H200", None, None, (4, 8)),
         ("32x H200", 8, None, (8, 4)),
         ("32x H200", None, 4, (8, 4)),

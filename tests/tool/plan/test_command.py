@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from tool.cli.app import main
 
 ROOT = Path(__file__).parents[3]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "plan.md"]
+PAGES = [ROOT / name for name in ("README.md", "docs/plan.md", "docs/glm-5.3-flash.md")]
 
 
 def run(*arguments: str) -> Result:

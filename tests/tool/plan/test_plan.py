@@ -54,7 +54,9 @@ def plan(model: Model = GLM, gpus: str = "8x RTX 4090 48GB", release: str = "0.5
 
 def test_bytes_of_a_token() -> None:
     assert [latent_row(GLM, kind) for kind in ("packed", "raw", "bf16")] == [656, 576, 1152]
-    assert (index_key(GLM), index_key(FLASH)) == (132, 33)
+    assert (index_key(GLM, NEWEST), index_key(FLASH, NEWEST)) == (132, 33)
+    # Before 0.5.22 a page of the index cache stands for 64 tokens, whatever is pooled.
+    assert index_key(FLASH, Version("0.5.21")) == 132
 
 
 def test_bytes_of_a_state() -> None:
@@ -195,8 +197,11 @@ def test_the_fewest_cards() -> None:
         (FLASH, 90, "0.5.19", ["0.5.20 is the first that has"]),
         (FLASH, 90, "0.5.20", []),
         (FLASH, 100, "0.5.20", []),
-        (FLASH, 89, "0.5.20", ["no attention kernel"]),
-        (FLASH, 120, "0.5.20", ["no attention kernel"]),
+        (FLASH, 89, "0.5.20", ["from sglang 0.5.21 on"]),
+        (FLASH, 120, "0.5.20", ["from sglang 0.5.21 on"]),
+        (FLASH, 89, "0.5.21", []),
+        (FLASH, 121, "0.5.23", []),
+        (replace(FLASH, format="int4"), 86, "0.5.23", ["pooled index keys"]),
         (replace(GLM, format="nvfp4"), 89, "0.5.12", ["runs NVFP4 on sm_100 only"]),
         (replace(GLM, format="nvfp4"), 89, "0.5.13", []),
         (replace(GLM, format="nvfp4"), 100, "0.5.12", []),
@@ -265,7 +270,10 @@ def test_whether_4_bits_would_do() -> None:
         (replace(GLM, architecture="Other"), "8x RTX 5090", "0.5.23", "ada_dsa by default", False),
         (replace(GLM, architecture="Other"), "8x RTX 5090", "0.5.16", "ada_dsa by default", False),
         (replace(GLM, architecture="Other"), "8x B200", "0.5.23", "on request", True),
-        (FLASH, "8x H200", "0.5.23", "sglang's own kernels", False),
+        (FLASH, "8x H200", "0.5.23", "on request", True),
+        (FLASH, "8x H200", "0.5.20", "on request", False),
+        (FLASH, "8x RTX 4090 48GB", "0.5.23", "ada_dsa by default", False),
+        (FLASH, "8x RTX 5090", "0.5.23", "ada_dsa by default", False),
     ],
 )  # fmt: skip
 def test_who_serves(model: Model, gpus: str, release: str, kernels: str, on_request: bool) -> None:
