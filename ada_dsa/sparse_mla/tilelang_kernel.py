@@ -4,7 +4,7 @@ The kernel uses warp-level MMA only (no WGMMA, no tensor memory) and less than 9
 the same source serves sm_80 to sm_120. A block processes BLOCK_H heads of one token over one split of the
 token's index list. It reads a tile of rows once from the pool and dequantises it to bfloat16 in shared
 memory. The tile serves as key and as value. With BLOCK_H = 64 a row is read and converted once for 64 heads,
-while the Triton kernel does this once per 32 heads.
+while the Triton kernel does this once per 16 or 32 heads.
 
 This is the only module of the package that imports tilelang (see ``requirements-tilelang.txt``).
 """
