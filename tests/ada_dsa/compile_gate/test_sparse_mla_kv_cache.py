@@ -25,11 +25,10 @@ SHARED_PER_SM = {
 }  # fmt: skip
 HEADS = (8, 16, 64)
 WORK = {
-    "fp8, heads<=8": {80: 2.6, 89: 1.53},
-    "fp8, heads<=16": {80: 2.6, 89: 1.0, 90: 1.0, 120: 1.0},
-    "fp8, heads>16": {80: 1.53, 89: 1.0, 90: 1.0, 120: 1.0},
-    "bf16, heads<=16": {80: 1.0},
-    "bf16, heads>16": {80: 2.6},
+    "fp8, heads<=8": {80: 1.53},
+    "fp8, heads<=16": {80: 1.0, 90: 1.0, 120: 1.0},
+    "fp8, heads>16": {80: 1.53, 86: 1.0, 90: 1.0, 120: 1.0},
+    "bf16": {80: 1.0},
 }
 """Products that the tensor cores compute, over those that a tile needs, by bucket and architecture of a row.
 

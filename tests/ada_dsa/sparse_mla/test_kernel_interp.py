@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -20,7 +22,13 @@ from tests.support.mla_data import (
 )
 
 CONFIGS = {f"{row.arch} {row.bucket}": row for row in ROWS if row.op == "sparse_mla"}
-HEADS = {"heads<=8": 6, "heads<=16": 12, "heads>16": 40}
+BUCKETS = {
+    "fp8, heads<=8": ((KvLayout.PACKED_FP8, KvLayout.RAW_FP8), (6,)),
+    "fp8, heads<=16": ((KvLayout.PACKED_FP8, KvLayout.RAW_FP8), (12,)),
+    "fp8, heads>16": ((KvLayout.PACKED_FP8, KvLayout.RAW_FP8), (40,)),
+    "bf16": ((KvLayout.BF16,), (12, 40)),
+}
+"""Formats and numbers of heads that a bucket is tried with."""
 
 
 # numpy reports the infinities that the kernels make on purpose and then select away.
@@ -63,12 +71,10 @@ def check(problem: Problem, out: torch.Tensor, lse: torch.Tensor, what: str) -> 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_table_row(name: str) -> None:
     config = CONFIGS[name]
-    rows, heads = config.bucket.split(", ")
-    layouts = [KvLayout.BF16] if rows == "bf16" else [KvLayout.PACKED_FP8, KvLayout.RAW_FP8]
-    for layout in layouts:
-        problem = make_problem(2, HEADS[heads], 75, layout, absent=0.3, slots=200)
+    for layout, heads in itertools.product(*BUCKETS[config.bucket]):
+        problem = make_problem(2, heads, 75, layout, absent=0.3, slots=200)
         out, lse = run(problem, config, splits=1, arch=config.arch)
-        check(problem, out, lse, f"{name} {layout.name}")
+        check(problem, out, lse, f"{name} {layout.name} {heads}")
 
 
 @pytest.mark.parametrize("layout", [KvLayout.PACKED_FP8, KvLayout.BF16])
