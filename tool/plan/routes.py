@@ -72,7 +72,7 @@ def route(sm: int, release: Version | None, *, fork: bool, override: bool = Fals
     elif sm // 10 == 12:
         text = (
             "sglang's own kernel for GLM over an FP8 KV cache, there ada_dsa on request; ada_dsa by default "
-            "for DeepSeek-V3.2 and a bf16 KV cache"
+            "for DeepSeek-V3.2, GLM-5.3-Flash and a bf16 KV cache"
         )
         if release is None:
             text += "; up to sglang 0.5.16 ada_dsa by default for every model"
