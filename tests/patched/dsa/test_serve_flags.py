@@ -17,11 +17,12 @@ from typing import Any
 import fake_cuda
 import pytest
 import releases
+import tiny_models
 import tree
 
 from bench.serving import steps
 from tests.serving import test_flash as flash
-from tests.serving.support import engine_runner, engines, flavours, soak
+from tests.serving.support import engine_runner, engines, flash_model, flavours, soak
 
 pytestmark = releases.only(f"=={flavours.RELEASE}")
 
@@ -99,10 +100,12 @@ FLASH = {
 
 @pytest.mark.parametrize("name", flash.NAMES)
 def test_each_flavour_of_flash_resolves_to_what_it_is_named_for(
-    configs: dict[str, str], monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    (job,) = (one for one in flash.jobs(Path(configs["glm5_next"])) if one.name == name)
-    r = resolve_fields({**job.arguments, **FOLDER}, job.flavour.environment, monkeypatch)
+    """With the configuration that is served, all of whose positions the prompts may need."""
+    model = tiny_models.write(tmp_path, flash_model.config(flash_model.Spec()))
+    (job,) = (one for one in flash.jobs(Path(model)) if one.name == name)
+    r = resolve_fields(job.arguments, job.flavour.environment, monkeypatch)
     assert (r["kv_cache_dtype"], r["dsa_prefill_backend"], r["dsa_decode_backend"]) == (
         FLASH[job.flavour.name]
     )
