@@ -11,6 +11,7 @@
 # hicache       a prompt that comes back from the host's memory
 # speculation   drafts of the prediction layer; answers that are right to the word
 # deepseek      DeepSeek-V3.2's shape
+# flash         GLM-5.3-Flash's shape: a pooled index, linear attention, drafts
 # parallel      two GPUs: tensor, data and pipeline parallel, drafts on two stages
 # soak          SOAK seconds (default 600) of mixed load on SOAK_FLAVOUR (default fork-sm89)
 # bench8        decode and prefill times of a model with 8 heads, into FOLDER/serve-8.json; bench64 of one with 64
@@ -18,8 +19,8 @@
 #
 # Default: all but the benchmarks. Steps joined by + run at the same time. A step takes the GPUs that follow its
 # name: soak@2+serve@0+parallel@0,1+kit@1. Needs the folders of support/stage.py. A step ends after LIMIT seconds
-# (default 900) at the latest, the soak after SOAK + LIMIT. Logs and results go to FOLDER (default: a new
-# temporary one). The exit code is that of the worst step.
+# (default 900) at the latest, flash after twice that, the soak after SOAK + LIMIT. Logs and results go to FOLDER
+# (default: a new temporary one). The exit code is that of the worst step.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -29,7 +30,7 @@ home=${ADA_GPU_HOME:-$HOME/.cache/ada-dsa/gpu}
 out=
 [ "${1:-}" = -o ] && { out=$2; shift 2; }
 out=${out:-$(mktemp -d)}
-steps=${*:-check+verify kit+fusion serve hicache speculation deepseek parallel soak}
+steps=${*:-check+verify kit+fusion serve hicache speculation deepseek flash parallel soak}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 export ADA_GPU_HOME=$home ADA_GPU_OUT=$out PYTHONUNBUFFERED=1 GIT_PYTHON_REFRESH=quiet
@@ -70,6 +71,7 @@ one() { # WORD[@GPUS]
     kit) suite kit test_kit.py ;;
     fusion) suite fusion test_fusion.py ;;
     serve | hicache | speculation | deepseek | parallel) suite "$1" "test_$1.py" ;;
+    flash) LIMIT=$((2 * LIMIT)) suite flash test_flash.py ;;
     soak)
         LIMIT=$((SOAK + LIMIT)) step soak python3 -m tests.serving.support.soak "$out/.model" \
             --flavour "${SOAK_FLAVOUR:-fork-sm89}" --seconds "$SOAK" --out "$out/soak.json"
@@ -84,7 +86,7 @@ one() { # WORD[@GPUS]
 for words in $steps; do
     for word in ${words//+/ }; do
         case ${word%@*} in
-        check | verify | kit | fusion | serve | hicache | speculation | deepseek | parallel | soak | bench8 | bench64 | drafts) ;;
+        check | verify | kit | fusion | serve | hicache | speculation | deepseek | flash | parallel | soak | bench8 | bench64 | drafts) ;;
         *) echo "unknown step $word; the first lines of tests/serving/run.sh list them" >&2 && exit 2 ;;
         esac
     done

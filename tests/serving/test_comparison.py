@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.serving import test_flash as flash
 from tests.serving import test_parallel as parallel
 from tests.serving import test_serve as whole
 from tests.serving.support import comparison, engine_runner, engines, prompts, short
@@ -47,6 +48,7 @@ def made_up(
                     "best": [[[t, v], [t + 1, v - 0.1]] for t, v in zip(ids, said, strict=True)],
                     "tail": (tail + noise * draw.normal(size=len(tail))).tolist(),
                     "cached": 0 if step.flush else 4992,
+                    "verified": count // 2 + 1,
                 }
             )
         steps.append({"name": step.name, "seconds": 0.1, "answers": answers})
@@ -56,10 +58,11 @@ def made_up(
             keys = np.repeat(keys[:, None], layers, axis=1)
             np.savez(folder / f"{step.name}.npz", rows=rows, keys=keys)
     result = {"steps": steps, "error": None, "start_seconds": 1.0, "device": "none"}
-    backend = "flashmla_kv" if job.flavour.name == "stock" else "ada_dsa"
+    backend = job.flavour.arguments.get("dsa_decode_backend", "ada_dsa")
     resolved = {"dsa_prefill_backend": backend, "dsa_decode_backend": backend}
     served = Served(job, folder, 0, 2.0)
     resolved["kv_cache_dtype"] = job.arguments.get("kv_cache_dtype", "fp8_e4m3")
+    resolved["speculative_algorithm"] = job.arguments.get("speculative_algorithm", "")
     served.__dict__["result"] = {**result, "resolved": resolved}
     return served
 
@@ -219,3 +222,58 @@ def test_layouts_are_judged_alike(model: Path, tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
         parallel.test_a_crowd_is_answered_as_its_prompts_are_alone(runs, "pp2-shared")
     assert "| pp2-shared | generated past 2048" in runs.report("layout")
+
+
+def flash_runs(folder: Path) -> flash.Runs:
+    jobs = flash.jobs(folder)
+    served = {job.name: made_up(job, folder / job.name, 0.1, i) for i, job in enumerate(jobs)}
+    seen = short.sequences(served.values(), flash.LENGTHS)
+    return flash.Runs(served, said_of(seen), flash.LENGTHS)
+
+
+def judge_flash(runs: flash.Runs) -> set[str]:
+    """Run every GPU test over the answers. Returns the names of those that fail."""
+    cases: list[tuple[Callable[..., None], tuple[str, ...]]] = [
+        (flash.test_every_request_is_answered_as_meant, (name,)) for name in flash.NAMES
+    ]
+    for pair in flash.PAIRS:
+        cases += [
+            (flash.test_no_further_from_the_witness_than_stock, pair),
+            (flash.test_a_crowd_is_answered_as_its_prompts_are_alone, pair),
+            (flash.test_a_prompt_is_answered_alike_over_a_cached_prefix, pair),
+        ]
+    cases += [(flash.test_drafts_are_accepted_and_refused, (name,)) for name in flash.DRAFTING]
+    failed = set()
+    for test, given in cases:
+        try:
+            test(runs, *given)
+        except (AssertionError, LookupError):
+            failed.add(f"{test.__name__.removeprefix('test_')} {given[0]}")
+    return failed
+
+
+def test_good_answers_of_flash_pass(tmp_path: Path) -> None:
+    runs = flash_runs(tmp_path)
+    assert judge_flash(runs) == set()
+    assert runs.report("flavour").count("| fork-sm89-eagle |") == 4
+
+
+def test_each_fault_of_flash_fails_its_test(tmp_path: Path) -> None:
+    runs = flash_runs(tmp_path)
+    served = dict(runs.served)
+    served["fork-bf16"] = made_up(served["fork-bf16"].job, tmp_path / "further", 0.4, 20)
+    for one in served["fork-eagle"].answers.values():
+        for answer in one:
+            answer["verified"] = len(answer["ids"])  # no draft was accepted
+    served["fork"].answer("prefix-hit")["cached"] = 0
+    served["stock-fp8"].result["resolved"]["dsa_prefill_backend"] = "flashmla_kv"
+    served["fork-sm89-eagle"].result["steps"].pop()
+    assert judge_flash(flash.Runs(served, runs.witness, runs.lengths)) == {
+        "no_further_from_the_witness_than_stock fork-bf16",
+        "a_crowd_is_answered_as_its_prompts_are_alone fork-bf16",
+        "a_prompt_is_answered_alike_over_a_cached_prefix fork-bf16",
+        "drafts_are_accepted_and_refused fork",
+        "a_prompt_is_answered_alike_over_a_cached_prefix fork",
+        "every_request_is_answered_as_meant stock-fp8",
+        "every_request_is_answered_as_meant fork-sm89-eagle",
+    }

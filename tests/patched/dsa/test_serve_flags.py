@@ -17,10 +17,12 @@ from typing import Any
 import fake_cuda
 import pytest
 import releases
+import tiny_models
 import tree
 
 from bench.serving import steps
-from tests.serving.support import engine_runner, engines, flavours, soak
+from tests.serving import test_flash as flash
+from tests.serving.support import engine_runner, engines, flash_model, flavours, soak
 
 pytestmark = releases.only(f"=={flavours.RELEASE}")
 
@@ -32,6 +34,8 @@ EXPECTED = {
     "fork-sm86-bf16": ("bfloat16", "ada_dsa", "ada_dsa"),
     "fork-sm120": ("fp8_e4m3", "ada_dsa", "ada_dsa"),
 }
+FOLDER: dict[str, Any] = {"context_length": 2048}
+"""The folder's configuration has 4096 positions."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "graphs": {},
     "eager": engines.EAGER,
@@ -44,14 +48,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def given(flavour: str, variant: str, model: str) -> dict[str, Any]:
     one = engines.arguments(flavours.FLAVOURS[flavour], model, **VARIANTS[variant])
-    return {**one, "context_length": 2048}  # the folder's configuration has 4096 positions
+    return {**one, **FOLDER}
 
 
 def resolve(flavour: str, variant: str, model: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    for name, value in {**flavours.FLAVOURS[flavour].environment, **engines.SPARSE}.items():
+    environment = flavours.FLAVOURS[flavour].environment
+    return resolve_fields(given(flavour, variant, model), environment, monkeypatch)
+
+
+def resolve_fields(
+    given: dict[str, Any], environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    for name, value in {**environment, **engines.SPARSE}.items():
         monkeypatch.setenv(name, value)
     # The folder has no weights, and graphs are part of what is tested.
-    fields = {"load_format": "dummy", "disable_cuda_graph": False, **given(flavour, variant, model)}
+    fields = {"load_format": "dummy", "disable_cuda_graph": False, **given}
     with fake_cuda.capability(9, 0):
         args = tree.server_args(fields.pop("model_path"), **fields)
         args.check_server_args()
@@ -76,6 +87,35 @@ def test_each_flavour_resolves_to_what_it_is_named_for(
     assert graphs["prefill"]["backend"] == prefill
     assert graphs["decode"]["backend"] == ("disabled" if variant == "eager" else "full")
     assert graphs["decode"]["bs"] == VARIANTS[variant].get("cuda_graph_bs_decode", [1, 8, 64])
+
+
+FLASH = {
+    "stock": ("bfloat16", "tilelang", "tilelang"),
+    "stock-fp8": ("fp8_e4m3", "tilelang", "tilelang"),
+    "fork": ("fp8_e4m3", "ada_dsa", "ada_dsa"),
+    "fork-bf16": ("bfloat16", "ada_dsa", "ada_dsa"),
+    "fork-sm89": ("fp8_e4m3", "ada_dsa", "ada_dsa"),
+}
+
+
+@pytest.mark.parametrize("name", flash.NAMES)
+def test_each_flavour_of_flash_resolves_to_what_it_is_named_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """With the configuration that is served, all of whose positions the prompts may need."""
+    model = tiny_models.write(tmp_path, flash_model.config(flash_model.Spec()))
+    (job,) = (one for one in flash.jobs(Path(model)) if one.name == name)
+    r = resolve_fields(job.arguments, job.flavour.environment, monkeypatch)
+    assert (r["kv_cache_dtype"], r["dsa_prefill_backend"], r["dsa_decode_backend"]) == (
+        FLASH[job.flavour.name]
+    )
+    assert (r["attention_backend"], r["page_size"]) == ("dsa", flash.PAGE)
+    assert r["mamba_radix_cache_strategy"] == "extra_buffer" and not r["disable_radix_cache"]
+    assert not r["disable_overlap_schedule"]
+    assert r["chunked_prefill_size"] == 4096 and r["enable_multimodal"] is False
+    graphs = r["cuda_graph_config"]
+    assert (graphs["prefill"]["backend"], graphs["decode"]["backend"]) == ("breakable", "full")
+    assert r["speculative_algorithm"] == ("EAGLE" if name.endswith("-eagle") else None)
 
 
 def test_short_prompts_are_not_left_to_dense_attention(

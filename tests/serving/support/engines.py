@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -300,10 +301,10 @@ def _start(job: Job, folder: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def make_model(folder: Path, *options: str) -> Path:
-    """The tiny model's folder, written by ``tiny_model.py`` with these options unless it is there."""
+def make_model(folder: Path, *options: str, writer: str = "tiny_model") -> Path:
+    """The tiny model's folder, written by the module ``writer`` with these options unless it is there."""
     if not (folder / "model.safetensors").exists():
-        command = [sys.executable, "-m", f"{__package__}.tiny_model", str(folder), *options]
+        command = [sys.executable, "-m", f"{__package__}.{writer}", str(folder), *options]
         subprocess.run(command, cwd=children.ROOT, check=True, timeout=180)
     return folder
 
@@ -357,8 +358,9 @@ def witness_of(
 def _run_witness(model: Path, given: Path, out: Path) -> None:
     import torch
 
-    from tests.serving.support import witness
+    from tests.serving.support.witness import token_logprobs
 
+    witness = witness_module(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = json.loads(given.read_text())
     found: dict[str, NDArray[Any]] = {}
@@ -367,10 +369,16 @@ def _run_witness(model: Path, given: Path, out: Path) -> None:
         for name, tokens in wanted["sequences"].items():
             with_keys = kind == "exact" and name == wanted["selecting"]
             answer = witness.forward(loaded, tokens, with_keys=with_keys)
-            found[f"{kind}/{name}"] = witness.token_logprobs(answer, tokens).cpu().numpy()
+            found[f"{kind}/{name}"] = token_logprobs(answer, tokens).cpu().numpy()
             for layer, keys in answer.keys.items():
                 found[f"keys/{layer}"] = keys.cpu().numpy()
     np.savez(out, **found)
+
+
+def witness_module(model: Path) -> Any:
+    """The module with the model's ``load`` and ``forward``."""
+    pooled = json.loads((model / "config.json").read_text())["model_type"] == "glm5_next"
+    return import_module(f"{__package__}.{'flash_witness' if pooled else 'witness'}")
 
 
 def missing_sites() -> str | None:

@@ -31,6 +31,7 @@ ADA_DSA: Final = {
     "dsa_paged_mqa_logits_backend": "ada_dsa",
 }
 BF16: Final = {"kv_cache_dtype": "bfloat16"}
+FP8: Final = {"kv_cache_dtype": "fp8_e4m3"}
 SM86: Final = {"TRITON_OVERRIDE_ARCH": "sm86"}
 ONE_PTXAS: Final = {
     "TRITON_PTXAS_BLACKWELL_PATH": str(HOME / "stack/triton/backends/nvidia/bin/ptxas")
@@ -38,6 +39,7 @@ ONE_PTXAS: Final = {
 """Triton takes the PTX version from the ptxas for sm_120, and assembles with the ptxas of the GPU at hand.
 Both have to be the same program."""
 FLASHMLA: Final = {"dsa_prefill_backend": "flashmla_kv", "dsa_decode_backend": "flashmla_kv"}
+TILELANG: Final = {"dsa_prefill_backend": "tilelang", "dsa_decode_backend": "tilelang"}
 
 
 @dataclass(frozen=True)
@@ -79,3 +81,16 @@ FLAVOURS: Final = {
 }
 MAIN: Final = ("stock", "fork", "fork-sm89")
 """The flavours of every scenario. The others are only there to show that a lowering serves."""
+
+FLASH: Final = {
+    one.name: one
+    for one in (
+        Flavour("stock", "stack", {**TILELANG, **BF16}),
+        Flavour("stock-fp8", "stack", {**TILELANG, **FP8}),
+        Flavour("fork", "fork", ADA_DSA),
+        Flavour("fork-bf16", "fork", {**ADA_DSA, **BF16}),
+        Flavour("fork-sm89", "fork", {}, SM89),  # no option: the fork's own defaults
+    )
+}
+"""Of GLM-5.3-Flash. On Hopper stock serves a pooled index with TileLang or FlashAttention 3. TileLang reads
+fp8 rows too, so that stock and fork are compared with rows of the same kind."""

@@ -17,21 +17,24 @@ LENGTHS: Final = (64, 2049, 3000, 6000)
 CROWD: Final = "crowd"
 
 
-def steps() -> list[Step]:
+def steps(lengths: Sequence[int] = LENGTHS) -> list[Step]:
     return [
         engines.warm_up(),
-        *engines.single_steps(LENGTHS),
+        *engines.single_steps(lengths),
         Step(CROWD, prompts.crowd(8), new_tokens=16),
     ]
 
 
 @dataclass(frozen=True)
 class Runs:
+    """Engines by name. Each answered the prompts of ``lengths`` one at a time."""
+
     served: Mapping[str, Served]
     witness: Witness
+    lengths: Sequence[int] = LENGTHS
 
     def away(self, name: str) -> dict[str, comparison.Logprobs]:
-        answers = {n: self.served[name].answer(f"single-{n}") for n in LENGTHS}
+        answers = {n: self.served[name].answer(f"single-{n}") for n in self.lengths}
         return comparison.against_witness(answers, self.witness.exact)
 
     def further(self, name: str, than: str) -> dict[str, list[str]]:
@@ -54,7 +57,7 @@ class Runs:
         return [
             (served.answer(CROWD, index), served.answer(f"single-{len(prompt)}"))
             for index, prompt in enumerate(prompts.crowd(8))
-            if len(prompt) in LENGTHS and prompt == prompts.single(len(prompt))
+            if len(prompt) in self.lengths and prompt == prompts.single(len(prompt))
         ]
 
     def report(self, what: str) -> str:
@@ -68,18 +71,26 @@ class Runs:
         return metrics.table([what, "tokens of", "tokens", "mean", "p99", "max"], rows)
 
 
-def run(jobs: Sequence[Job], model: Path, folder: Path, name: str, *, at_once: int) -> Runs:
+def run(
+    jobs: Sequence[Job],
+    model: Path,
+    folder: Path,
+    name: str,
+    *,
+    at_once: int,
+    lengths: Sequence[int] = LENGTHS,
+) -> Runs:
     """Serve the jobs, and let the witness see every sequence."""
     served = engines.serve(jobs, folder, name, at_once=at_once)
-    seen = sequences(served.values())
-    return Runs(served, engines.witness_of(model, seen, folder / "witness"))
+    seen = sequences(served.values(), lengths)
+    return Runs(served, engines.witness_of(model, seen, folder / "witness"), lengths)
 
 
-def sequences(served: Iterable[Served]) -> dict[str, list[int]]:
+def sequences(served: Iterable[Served], lengths: Sequence[int] = LENGTHS) -> dict[str, list[int]]:
     """What the witness must see."""
     seen = {}
     for one in served:
-        for length in LENGTHS:
+        for length in lengths:
             for answer in one.answers.get(f"single-{length}", []):
                 tokens = comparison.sequence(prompts.single(length), answer)
                 seen[comparison.name_of(tokens)] = tokens
