@@ -36,13 +36,10 @@ def model(configs: dict[str, str]) -> Any:
     with fake_cuda.capability(8, 9):
         args = tree.server_args(configs["glm"])
         tree.publish(args)
-        torch.set_default_dtype(torch.bfloat16)
-        try:
+        with tree.bf16_by_default():
             return GlmMoeDsaForCausalLM(
                 ModelConfig.from_server_args(args).hf_config, quant_config=None
             )
-        finally:
-            torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +41,6 @@ def loaded(folder: Path, checkpoint: dict[str, torch.Tensor]) -> Any:
     return load(folder, checkpoint, draft=False)
 
 
-@contextmanager
-def bf16_by_default() -> Iterator[None]:
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
 def load(folder: Path, checkpoint: dict[str, torch.Tensor], *, draft: bool) -> Any:
     """The model as it is built and loaded on sm_89. What the loader does not write is NaN."""
     from sglang.srt.configs.model_config import ModelConfig
@@ -69,27 +58,15 @@ def load(folder: Path, checkpoint: dict[str, torch.Tensor], *, draft: bool) -> A
         # As the loader does.
         mapper = made.get_hf_to_sglang_mapper(given) if draft else made.hf_to_sglang_mapper
         quantised.apply_weight_name_mapper(mapper)
-        with bf16_by_default():
+        with tree.bf16_by_default():
             model = made(given, quant_config=quantised)
-        for parameter in model.parameters():
-            # All bits set is NaN in every format here.
-            parameter.data.reshape(-1).view(torch.uint8).fill_(0xFF)
-        model.load_weights(iter(checkpoint.items()))
+        tree.load_onto_nan(model, checkpoint)
     return model
-
-
-def unwritten(model: Any) -> set[str]:
-    """Parameters that hold a NaN, except the scales of the KV cache, which this checkpoint does not have."""
-    return {
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.float().isnan().any() and not name.endswith(("k_scale", "v_scale"))
-    }
 
 
 def written(model: Any) -> int:
     """The number of elements that the loader wrote."""
-    left = unwritten(model)
+    left = tree.unwritten(model)
     return sum(
         parameter.numel()
         for name, parameter in model.named_parameters()
@@ -99,7 +76,7 @@ def written(model: Any) -> int:
 
 def test_every_parameter_is_written(loaded: Any) -> None:
     assert type(loaded).__name__ == flash_model.ARCHITECTURE
-    assert unwritten(loaded) == set()
+    assert tree.unwritten(loaded) == set()
 
 
 def test_no_tensor_is_ignored(loaded: Any, checkpoint: dict[str, torch.Tensor]) -> None:
@@ -115,7 +92,7 @@ def test_the_prediction_layer_is_loaded_whole(
     """The draft model loads it, and takes embedding and head from the target model."""
     draft = load(folder, checkpoint, draft=True)
     assert type(draft).__name__ == f"{flash_model.ARCHITECTURE}NextN"
-    assert unwritten(draft) == {"model.embed_tokens.weight", "lm_head.weight"}
+    assert tree.unwritten(draft) == {"model.embed_tokens.weight", "lm_head.weight"}
     own = [one for name, one in checkpoint.items() if name.startswith(PREDICTION)]
     assert written(draft) == sum(one.numel() for one in own)
 

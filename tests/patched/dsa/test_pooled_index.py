@@ -178,13 +178,10 @@ def model(configs: dict[str, str]) -> Any:
     with fake_cuda.capability(*ADA):
         args = tree.server_args(configs["glm5_next"])
         tree.publish(args)
-        torch.set_default_dtype(torch.bfloat16)
-        try:
+        with tree.bf16_by_default():
             return Glm5NextForConditionalGeneration(
                 ModelConfig.from_server_args(args).hf_config, quant_config=None
             )
-        finally:
-            torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture

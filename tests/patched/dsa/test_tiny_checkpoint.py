@@ -47,25 +47,10 @@ def load(folder: Path, checkpoint: dict[str, torch.Tensor], *, draft: bool) -> A
         tree.publish(args)
         given = ModelConfig.from_server_args(args, is_draft_model=draft).hf_config
         quantised = Fp8Config.from_config(given.quantization_config)
-        torch.set_default_dtype(torch.bfloat16)
-        try:
+        with tree.bf16_by_default():
             model = getattr(glm4_moe, given.architectures[0])(given, quant_config=quantised)
-        finally:
-            torch.set_default_dtype(torch.float32)
-        for parameter in model.parameters():
-            # All bits set is NaN in every format here.
-            parameter.data.reshape(-1).view(torch.uint8).fill_(0xFF)
-        model.load_weights(iter(checkpoint.items()))
+        tree.load_onto_nan(model, checkpoint)
     return model
-
-
-def unwritten(model: Any) -> set[str]:
-    """Parameters that hold a NaN, except the scales of the KV cache, which this checkpoint does not have."""
-    return {
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.float().isnan().any() and not name.endswith(("k_scale", "v_scale"))
-    }
 
 
 def test_every_parameter_is_written(loaded: Any) -> None:
@@ -75,14 +60,14 @@ def test_every_parameter_is_written(loaded: Any) -> None:
         for name, _ in loaded.named_parameters()
         if ".indexer." in name and int(name.split(".")[2]) in SHARED
     }
-    assert unwritten(loaded) == indexers
+    assert tree.unwritten(loaded) == indexers
     assert bool(indexers) == releases.at("<0.5.18")
 
 
 def sizes(model: Any, checkpoint: dict[str, torch.Tensor]) -> tuple[int, int]:
     """The number of elements that were written, and of elements in the tensors that they come from."""
     parameters = dict(model.named_parameters())
-    left = unwritten(model)
+    left = tree.unwritten(model)
     written = sum(
         parameter.numel()
         for name, parameter in parameters.items()
@@ -113,7 +98,7 @@ def test_the_prediction_layer_is_loaded_whole(
     """The draft model loads it, and takes embedding and head from the target model."""
     draft = load(folder, checkpoint, draft=True)
     assert type(draft).__name__ == "GlmMoeDsaForCausalLMNextN"
-    assert unwritten(draft) == {"model.embed_tokens.weight", "lm_head.weight"}
+    assert tree.unwritten(draft) == {"model.embed_tokens.weight", "lm_head.weight"}
     own = {name: one for name, one in checkpoint.items() if name.startswith(PREDICTION)}
     written, given = sizes(draft, own)
     assert written == given

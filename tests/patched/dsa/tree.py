@@ -6,6 +6,8 @@ branch on the release is here and not in the tests.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -270,4 +272,31 @@ def logits_functions() -> dict[str, Any]:
         "metadata": named.get_paged_mqa_logits_metadata,
         "paged": named.fp8_paged_mqa_logits,
         "ragged": named.fp8_mqa_logits,
+    }
+
+
+@contextmanager
+def bf16_by_default() -> Iterator[None]:
+    """As a model is built with ``--dtype bfloat16``."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def load_onto_nan(model: Any, checkpoint: Mapping[str, torch.Tensor]) -> None:
+    """Load a checkpoint with the model's own loader. What it does not write is NaN."""
+    for parameter in model.parameters():
+        # All bits set is NaN in every format here.
+        parameter.data.reshape(-1).view(torch.uint8).fill_(0xFF)
+    model.load_weights(iter(checkpoint.items()))
+
+
+def unwritten(model: Any) -> set[str]:
+    """Parameters that hold a NaN, except the scales of the KV cache, which the checkpoints do not have."""
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.float().isnan().any() and not name.endswith(("k_scale", "v_scale"))
     }
