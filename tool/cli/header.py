@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -14,6 +15,8 @@ from tool.cli.output import Report
 _Function = Callable[..., Report]
 _SHOWN: Final = 3
 """Releases that a line names."""
+_WIDTH: Final = 79
+"""Columns of a reason; in the header each line has a space before it."""
 
 
 def header_options(function: _Function) -> _Function:
@@ -34,10 +37,26 @@ def make_header(
         f"{change}/{name.removeprefix(f'{change}/').removesuffix('.patch')}.patch",
         change,
         " ".join(subject.split()),
-        reason,
+        _wrap(reason),
         " ".join(drop_when.split()),
         " ".join(origin.split()),
     )
+
+
+def _wrap(reason: str) -> str:
+    """``reason`` with its long lines wrapped; line ends that are there stay, for lists and paragraphs."""
+    lines: list[str] = []
+    for line in reason.strip("\n").split("\n"):
+        indent = line[: len(line) - len(line.lstrip())]
+        # A path, an option or an address is one word.
+        lines += textwrap.wrap(
+            line,
+            _WIDTH,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ) or [""]
+    return "\n".join(lines)
 
 
 def report_edit(done: Edited) -> Report:
