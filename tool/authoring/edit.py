@@ -47,6 +47,7 @@ from tool.series import (
     Patch,
     Series,
     SeriesText,
+    find_stem,
     is_patch_name,
     lockfile,
     make_specifier,
@@ -64,7 +65,7 @@ class Edited:
     ``written`` and ``removed`` are patch files, ``files`` what went into the patch (path: added, changed
     or removed), and ``releases`` those that were checked anew. ``worktree_moved``: the worktree holds
     the series as it now is; None where the command has no worktree. ``lacking``: of a new patch, the other
-    releases that the series carries.
+    releases that the series carries. ``kept``: of a refreshed one, its files for other releases.
     """
 
     patch: str
@@ -74,6 +75,7 @@ class Edited:
     files: Mapping[str, str] = field(default_factory=dict)
     worktree_moved: bool | None = None
     lacking: tuple[Version, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -339,7 +341,19 @@ def refresh_patch(session: Session, name: str, folder: Path, *, split: bool = Fa
             done = _split(author, patch, release, content)
         else:
             done = author.write(patch.name, {patch.name: content}, _list_checked(author, patch))
-        return replace(done, files=worktree.files, worktree_moved=author.move_worktree(worktree))
+        return replace(
+            done,
+            files=worktree.files,
+            worktree_moved=author.move_worktree(worktree),
+            kept=_list_kept(author, done),
+        )
+
+
+def _list_kept(author: Author, done: Edited) -> tuple[str, ...]:
+    """The files of the edited patch for releases that the edit did not reach."""
+    stem, lock = find_stem(done.patch), author.session.lock
+    own = [p.name for p in author.session.series.patches if find_stem(p.name) == stem]
+    return tuple(name for name in own if not lock.checked_on(name) & set(done.releases))
 
 
 def _split(author: Author, patch: Patch, release: Version, content: bytes) -> Edited:

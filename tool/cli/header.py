@@ -67,6 +67,12 @@ def report_edit(done: Edited) -> Report:
         lines.append(
             f"checked on {', '.join(f'v{v}' for v in done.releases)}; series.lock is up to date"
         )
+    if done.kept:
+        folder = done.patch.partition("/")[0]
+        files = ", ".join(name.partition("/")[2] for name in done.kept)
+        lines.append(
+            f"patches/{folder} has files for other releases; they stay as they are: {files}"
+        )
     match done.worktree_moved:
         case True:
             lines.append("the worktree holds the series as it now is")
