@@ -18,6 +18,7 @@ from tool.analysis import (
     find_attributes,
     find_defined,
     find_new_duplicates,
+    format_place,
 )
 from tool.apply import (
     DESTINATION,
@@ -122,7 +123,8 @@ class Classifier:
                 if distance:
                     seen.setdefault((symbol, distance), (old.old_start, new.old_start))
             for (symbol, distance), (old_line, new_line) in seen.items():
-                yield f"{file.path}: {symbol} from line {old_line} to {new_line} ({distance:+d})"
+                place = format_place(file.path, symbol, old_line)
+                yield f"{place}: line {new_line} of the release ({distance:+d})"
 
     def _stale(self, aims: Sequence[FileVersions]) -> Iterator[str]:
         """What upstream did, outside of the lines the patch touches, that empties it of its meaning."""
@@ -143,7 +145,7 @@ class Classifier:
                 syntax = self._outlines.syntax(change.after, lines)
                 own |= find_defined(syntax, lines)
                 for name, line in find_attributes(syntax, lines).items():
-                    used.setdefault(name, f"{change.path} line {line}")
+                    used.setdefault(name, f"{change.path} (line {line} with the patch)")
         own.update(name for name in used if any(f" uses {name}, " in line for line in told))
         words = {name for name in used if name not in own and not name.startswith("__")}
         for name in sorted(self._words.find_gone(words, [f.path for f in applied.files])):
@@ -356,7 +358,8 @@ class Classifier:
 
 def _format_clashes(conflicts: Sequence[ConflictHunk]) -> list[str]:
     return [
-        f"{c.path} line {c.line}, {c.symbol}: upstream changed the same lines" for c in conflicts
+        f"{format_place(c.path, c.symbol, c.line)}: upstream changed the same lines"
+        for c in conflicts
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,29 @@ def test_both_sides_of_a_conflict_and_what_to_do(three: Lab) -> None:
     (Path.cwd() / f"sglang-v{NEXT}-rebase" / LIMITS).write_text(MERGED)
     text = three.tool("rebase", code=3).stdout
     assert "next: look at the merge; nothing is left to resolve: tool rebase --continue" in text
+
+
+def test_every_line_number_says_what_it_counts_in(lab: Lab) -> None:
+    """Two conflicts in one file, and one more of a line that the patch replaces wherever it stands."""
+    call = "    last = compute_everything()\n"
+    ours = OURS.replace(call, "    last = compute_everything(1)\n")
+    theirs = "# upstream\n" + THEIRS.replace(call, "    last = compute_everything(2)\n")
+    theirs += "\n\ndef again():\n" + call + call
+    lab.release("0.5.23", _files(SOURCE, TWIN))
+    lab.patch("demo/both.patch", {LIMITS: ours})
+    lab.relock()
+    lab.release(NEXT, _files(theirs, TWIN))
+    text = lab.tool(*ONTO, code=3).stdout
+    numbers = re.findall(r"\blines? \d+", text)
+    said = re.findall(
+        r"\bline \d+ when the patch was written|\blines? \d+ and \d+ in the worktree"
+        r"|\bthe release has this at 2 places, its lines \d+ and \d+, 1 more",
+        text,
+    )
+    assert len(numbers) == len(said) > 4, text
+    lines = (Path.cwd() / f"sglang-v{NEXT}-rebase" / LIMITS).read_text().splitlines()
+    first, second = (at for at, line in enumerate(lines, 1) if line.startswith("<<<<<<<"))
+    assert f"  {LIMITS}: conflicts at lines {first} and {second} in the worktree\n" in text
 
 
 def test_a_conflict_in_a_file_that_moved_shows_no_hunks(three: Lab) -> None:

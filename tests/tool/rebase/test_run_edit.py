@@ -280,7 +280,8 @@ class TestWhatIsSaid:
         assert stopped["beside"] == {UTILS: [line + 1]}
         text = lab.tool("rebase", code=3).stdout
         assert (
-            f"{UTILS} is merged; upstream changed lines beside it, look at line {line + 1}" in text
+            f"{UTILS} is merged; upstream changed lines beside those of the patch: "
+            f"look at line {line + 1} in the worktree" in text
         )
 
     def test_elsewhere_and_nothing_done_about_it(self, lab: Lab) -> None:

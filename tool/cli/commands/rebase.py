@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from tool.analysis import Block
+from tool.analysis import Block, format_lines
 from tool.classify import UPSTREAM, OutcomeKind
 from tool.cli.completion import complete_patch, complete_supported
 from tool.cli.options import command, make_request, source_options, start_option
@@ -261,14 +261,9 @@ def _report_stop(
     marked = {m.path: m.marked_lines for m in stopped.merged if m.conflicts}
     beside = {m.path: at for m in stopped.merged if (at := m.lines_beside(outcome.conflicts))}
     lines.append(f"the worktree is {stopped.folder}, with the patches before this one")
-    for path, at in marked.items():
-        where = ", ".join(map(str, at))
-        lines.append(f"  {path}: conflict at line {where}" if at else f"  {path} is not there")
-    for file in stopped.merged:
-        if not file.conflicts:
-            look = ", ".join(map(str, beside.get(file.path, ())))
-            and_look = f"; upstream changed lines beside it, look at line {look}" if look else ""
-            lines.append(f"  {file.path} is merged{and_look}")
+    lines += [f"  {_describe_conflicts(path, at)}" for path, at in marked.items()]
+    merged = [m.path for m in stopped.merged if not m.conflicts]
+    lines += [f"  {_describe_merge(path, beside.get(path, ()))}" for path in merged]
     lines.append(f"next: {_next_step(stopped, resolved=not marked)}")
     result |= {
         "state": "stopped",
@@ -293,6 +288,21 @@ def _report_stop(
         "patches": [make_step_result(s) for s in done.steps],
     }
     return Report(result, lines, 4 if outcome.kind in UPSTREAM else 3)
+
+
+def _describe_conflicts(path: str, lines: Sequence[int]) -> str:
+    """``lines`` is where a conflict begins; without one, the file was not written."""
+    if not lines:
+        return f"{path} is not there"
+    return f"{path}: conflict{'s' * (len(lines) > 1)} at {format_lines(lines)} in the worktree"
+
+
+def _describe_merge(path: str, lines: Sequence[int]) -> str:
+    """``lines`` are those where upstream changed lines beside those of the patch."""
+    if not lines:
+        return f"{path} is merged"
+    look = f"look at {format_lines(lines)} in the worktree"
+    return f"{path} is merged; upstream changed lines beside those of the patch: {look}"
 
 
 def _next_step(stopped: Stopped, *, resolved: bool) -> str:
@@ -327,7 +337,7 @@ def _report_interrupted() -> Report:
 
 def _shorten(block: Block) -> list[str]:
     """A hunk for the terminal: whole when short, its ends otherwise."""
-    shown = [f"@@ line {max(1, block.old_line)} @@", *block.format()]
+    shown = [f"@@ line {max(1, block.old_line)} when the patch was written @@", *block.format()]
     if len(shown) <= _HUNK_LINES:
         return shown
     half = _HUNK_LINES // 2
