@@ -239,17 +239,24 @@ class Author:
         """Put the worktree on the series as it was written; False when that cannot be done."""
         if worktree.release not in self.tips:
             return False  # the edit did not reach the worktree's release
-        base, tip = self.tips[worktree.release]
         try:
-            if worktree.on_ref:
-                on = worktree.branch.base
-                composed = compose_commit(self.session, worktree.release, on, on[:12])
-                check_applied(self.git, composed.applied)
-                base, tip = composed.base, composed.tip
-            head = commit_kernels(self.git, base, tip, self.series.kernel_dir)
-            return worktree.move(self.git, head)
+            return worktree.move(self.git, self.compose_head(worktree))
         except ToolError:
             return False  # the series is written; the worktree still has the change uncommitted
+
+    def compose_head(self, worktree: EditedWorktree) -> str:
+        """The commit that ``worktree`` is to be on, by the series as it is in the project.
+
+        Raises:
+            ToolError: the worktree is on a git ref, and the series does not apply there.
+        """
+        base, tip = self.tips[worktree.release]
+        if worktree.on_ref:
+            on = worktree.branch.base
+            composed = compose_commit(self.session, worktree.release, on, on[:12])
+            check_applied(self.git, composed.applied)
+            base, tip = composed.base, composed.tip
+        return commit_kernels(self.git, base, tip, self.series.kernel_dir)
 
 
 def new_patch(session: Session, fields: HeaderFields, folder: Path) -> Edited:
@@ -283,10 +290,9 @@ def _finish_new(author: Author, fields: HeaderFields, worktree: EditedWorktree) 
     if not worktree.diff or fields.name not in listed or fields.name in known:
         return None
     base, applied = author.applied(release)
-    tip = applied[-1].commit
-    if git.tree_of(commit_kernels(git, base, tip, author.series.kernel_dir)) != worktree.tree:
+    author.tips[release] = (base, applied[-1].commit)
+    if git.tree_of(author.compose_head(worktree)) != worktree.tree:
         return None
-    author.tips[release] = (base, tip)
     moved = author.move_worktree(worktree)
     return Edited(fields.name, (fields.name,), (), (release,), worktree.files, moved)
 
