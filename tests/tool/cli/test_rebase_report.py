@@ -72,8 +72,12 @@ def test_a_part_that_upstream_has(lab: Lab, twins: str) -> None:
     text = lab.tool(*ONTO, code=4).stdout
     assert "stopped at demo/both.patch: partial" in text
     (step,) = [line for line in text.splitlines() if line.startswith("next: ")]
-    assert "tool rebase --continue keeps what upstream lacks" in step
-    assert step.startswith("next: resolve the conflicts, then: ") == (twins != TWIN)
+    needed, skip = step.split("; if it is not: ")
+    first = "resolve the conflicts, then: " if twins != TWIN else ""
+    assert needed == (
+        f"next: if what upstream lacks is still needed: {first}tool rebase --continue"
+    )
+    assert skip == "tool rebase --skip --why TEXT"
 
 
 def _files(limits: str, twins: str) -> dict[str, str]:

@@ -315,10 +315,7 @@ def _next_step(stopped: Stopped, *, resolved: bool) -> str:
         return "edit the worktree if the patch is incomplete, then: tool rebase --continue"
     if kind is OutcomeKind.PARTIAL:
         first = "" if resolved else "resolve the conflicts, then: "
-        return (
-            f"{first}tool rebase --continue keeps what upstream lacks; if that is not needed either: "
-            f"{skip}"
-        )
+        return f"if what upstream lacks is still needed: {first}tool rebase --continue; if it is not: {skip}"
     if kind in UPSTREAM:
         return (
             "if upstream has the patch: tool rebase --skip --why 'upstream REFERENCE'; otherwise make "
