@@ -98,7 +98,11 @@ def test_each_release_begins_with_what_its_neighbour_has(lab: Lab, tmp_path: Pat
     assert stopped["stop"]["patch"] == f"answer/answer-v{LATER}.patch"
     assert project(lab) == before  # nothing is written before everything is decided
     shown = lab.tool("rebase", code=3).stdout
-    assert f"stopped at answer/answer-v{LATER}.patch on v{LATER}: conflict" in shown
+    assert (
+        f"stopped at answer/answer-v{LATER}.patch on v{LATER}: conflict\n"
+        f"  releases with an answer: v{OLDER}, v{OLDEST}; left after this one: v{LATEST}\n" in shown
+    )
+    assert (stopped["done"], stopped["left"]) == ([OLDER, OLDEST], [LATEST])
     rebasing = lab.json("status")["result"]["rebase"]
     assert rebasing["onto"] == LATER and rebasing["alone"] == "answer/answer.patch"
     merged = Path(stopped["worktree"]) / UTILS
@@ -120,6 +124,7 @@ def test_an_answer_is_remembered(lab: Lab, tmp_path: Path) -> None:
     make(lab, tmp_path, {LATER: CONFLICTS})
     saved = {path: path.read_bytes() for path in lab.root.rglob("*") if path.is_file()}
     stopped = carry(lab, LATER, code=3)
+    assert "left after this one" not in lab.tool("rebase", code=3).stdout  # it is the only one
     (Path(stopped["worktree"]) / UTILS).write_text(CONFLICTS.replace("return 4\n", "return 44\n"))
     rebase(lab, "--continue")
     after = project(lab)
@@ -138,6 +143,8 @@ def test_abort_and_restart(lab: Lab, tmp_path: Path) -> None:
     (Path(stopped["worktree"]) / UTILS).write_text(CONFLICTS.replace("return 4\n", "return 44\n"))
     second = rebase(lab, "--continue", code=3)
     assert (stopped["onto"], second["onto"]) == (OLDEST, LATEST)
+    assert (second["done"], second["left"]) == ([OLDER, OLDEST, LATER], [])
+    assert "; left after this one: none\n" in lab.tool("rebase", code=3).stdout
     assert rebase(lab, "--restart", code=3)["onto"] == OLDEST
     assert rebase(lab, "--abort") == {"state": "aborted"}
     assert project(lab) == before and not Path(stopped["worktree"]).exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+from packaging.version import Version
 
 from tool.analysis import Block, format_lines
 from tool.classify import UPSTREAM, OutcomeKind
@@ -249,6 +250,9 @@ def _report_stop(
     asked = ", as asked with --edit" if stopped.asked else ""
     on = f" on v{done.onto}" if done.patch is not None else ""
     lines.append(f"stopped at {step.patch.name}{on}: {outcome.kind.value}{asked}")
+    if len(done.targets) > 1:
+        answered, left = (_list_releases(some) for some in (done.done, done.left))
+        lines.append(f"  releases with an answer: {answered}; left after this one: {left}")
     lines += [f"  {text}" for text in outcome.reasons]
     for conflict in outcome.conflicts:
         if conflict.theirs and conflict.renamed_to is None:
@@ -268,6 +272,8 @@ def _report_stop(
     result |= {
         "state": "stopped",
         "asked": stopped.asked,
+        "done": [str(release) for release in done.done],
+        "left": [str(release) for release in done.left],
         "worktree": str(stopped.folder),
         "marked": marked,
         "beside": beside,
@@ -288,6 +294,10 @@ def _report_stop(
         "patches": [make_step_result(s) for s in done.steps],
     }
     return Report(result, lines, 4 if outcome.kind in UPSTREAM else 3)
+
+
+def _list_releases(releases: Sequence[Version]) -> str:
+    return ", ".join(f"v{release}" for release in releases) or "none"
 
 
 def _describe_conflicts(path: str, lines: Sequence[int]) -> str:
