@@ -117,11 +117,10 @@ class Classifier:
             outline = self._outlines.or_empty(other.before)
             seen: dict[tuple[str, int], tuple[int, int]] = {}
             for old, new in zip(file.hunks, other.hunks, strict=True):
-                offset = next((i for i, x in enumerate(old.lines) if x[:1] in (b"-", b"+")), 0)
-                symbol = outline.symbol_at(new.old_start + offset)
-                distance = new.old_start - old.old_start
-                if distance:
-                    seen.setdefault((symbol, distance), (old.old_start, new.old_start))
+                old_line, new_line = _find_first_change(old), _find_first_change(new)
+                if distance := new_line - old_line:
+                    key = (outline.symbol_at(new_line), distance)
+                    seen.setdefault(key, (old_line, new_line))
             for (symbol, distance), (old_line, new_line) in seen.items():
                 place = format_place(file.path, symbol, old_line)
                 yield f"{place}: line {new_line} of the release ({distance:+d})"
@@ -354,6 +353,12 @@ class Classifier:
                 )
             )
         return tuple(aims)
+
+
+def _find_first_change(hunk: patchfile.Hunk) -> int:
+    """The 1-based line of the old file at which ``hunk`` first removes or adds one."""
+    offset = next((i for i, x in enumerate(hunk.lines) if x[:1] in (b"-", b"+")), 0)
+    return hunk.old_start + offset
 
 
 def _format_clashes(conflicts: Sequence[ConflictHunk]) -> list[str]:

@@ -88,7 +88,7 @@ class TestItCarries:
         patch = drift({LIMITS: OURS}, {LIMITS: upstream}, code=0)
         assert patch["outcome"] == "moved"
         assert patch["reasons"] == [
-            f"{LIMITS}, Pool.size (line 7 when the patch was written): line 9 of the release (+2)"
+            f"{LIMITS}, Pool.size (line 10 when the patch was written): line 12 of the release (+2)"
         ]
 
     def test_merged_when_the_lines_around_are_others(self, drift: Drift) -> None:
