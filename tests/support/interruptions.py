@@ -279,10 +279,27 @@ def make_upstream(scene: Scene) -> None:
     Upstream(scene.places["upstream"]).rename_page()
 
 
-def resolve_ref(scene: Scene) -> None:
-    """A rebase onto a git ref whose conflict is resolved."""
+def edit_on_ref(scene: Scene) -> None:
+    """The edited worktree is one of a git ref, with a commit that no release has."""
+    upstream, place = Upstream(scene.places["upstream"]), scene.places["dirty"]
+    upstream.commit("private", {"sglang/srt/private.py": "SECRET = 1\n"})
+    scene.lab.tool("source", "add", "upstream", str(upstream.folder))
+    shutil.rmtree(place)
+    git(scene.lab.home.repository, "worktree", "prune")
+    given = ("--sglang-ref", "upstream/main", "--branch", "on-ref", "-q")
+    scene.lab.tool("apply", "--into", str(place), *given)
+    (place / "python/sglang/more.py").write_text("MORE = 1\n")
+
+
+def add_upstream(scene: Scene) -> None:
+    """A source that is remembered."""
     make_upstream(scene)
     scene.lab.tool("source", "add", "upstream", str(scene.places["upstream"]))
+
+
+def resolve_ref(scene: Scene) -> None:
+    """A rebase onto a git ref whose conflict is resolved."""
+    add_upstream(scene)
     rebased = str(scene.places["rebased"])
     scene.lab.tool("rebase", "--onto", "upstream/main", "--into", rebased, "-q", code=3)
     (scene.places["rebased"] / LIMITS).write_text(MERGED)
@@ -319,6 +336,9 @@ COMMANDS: Mapping[str, Command] = {
     "drop": Command(("drop", "demo/twins.patch", "--why", "W", "--offline")),
     "refresh": Command(("refresh", "demo/twins.patch", "{dirty}", "--offline")),
     "new": Command(("new", "more", "{dirty}", *HEADER, "--offline")),
+    "refresh, on a git ref": Command(
+        ("refresh", "demo/twins.patch", "{dirty}", "--offline"), edit_on_ref),
+    "new, on a git ref": Command(("new", "more", "{dirty}", *HEADER, "--offline"), edit_on_ref),
     "import": Command(("import", "{mail}", "their", *HEADER, "--offline"), write_mail),
     "rebase": Command(
         ("rebase", "--onto", f"v{NEXT}", "--into", "{rebased}", "--offline")),
@@ -331,6 +351,7 @@ COMMANDS: Mapping[str, Command] = {
     "rebase --restart": Command(("rebase", "--restart", "--offline"), resolve),
     "rebase --continue on a git ref": Command(("rebase", "--continue", "--offline"), resolve_ref),
     "source add": Command(("source", "add", "upstream", "{upstream}"), make_upstream),
+    "source remove": Command(("source", "remove", "upstream"), add_upstream),
     "rebase --abort": Command(("rebase", "--abort", "--offline"), stop),
     "rebase --patch": Command(
         ("rebase", "--patch", "demo/more.patch", "--onto", "all", "--into", "{rebased}", "--offline"),

@@ -40,7 +40,13 @@ def conclude(trials: Trials, record: Callable[[str, object], None]) -> None:
     assert not trials.torn and not trials.failed, "\n".join([*trials.torn, *trials.failed])
 
 
-@each_command("apply, an update", "rebase --continue", "rebase --patch")
+@each_command(
+    "apply, an update",
+    "new, on a git ref",
+    "rebase --continue",
+    "rebase --patch",
+    "drop, a release",
+)
 def test_kills(
     tmp_path: Path, name: str, whole: bool, record_property: Callable[[str, object], None]
 ) -> None:

@@ -17,6 +17,7 @@ from tests.support.lab import B_ONLY, TWINS, UTILS, Lab, git
 from tests.support.rebases import ANSWER, LIMITS, OURS, SOURCE, THEIRS, check, project
 from tests.support.shipping import release_wheels
 from tests.support.upstreams import FILES, Upstream
+from tool.authoring.edit import Author
 from tool.series import lockfile
 
 PRIVATE = {
@@ -176,6 +177,31 @@ def test_new_and_refresh_on_the_fork(lab: Lab, mine: Upstream, tmp_path: Path) -
     assert apply(lab)["state"] == "unchanged"
     lab.apply(tmp_path / "stock")
     assert "least_size" in (tmp_path / "stock" / LIMITS).read_text()
+
+
+def test_new_again_after_it_was_interrupted(
+    lab: Lab, mine: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The patch is written and the worktree on the git ref still has the change: it is brought up to date."""
+    apply(lab)
+    fork = tmp_path / "sglang-mine-main"
+    path = fork / UTILS
+    path.write_text(path.read_text().replace("return 20\n", "return 2020\n"))
+    given = ("--change", "more", "--subject", "s", "--reason", "r", "--drop-when", "never")
+
+    def stop(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Author, "move_worktree", stop)
+        lab.tool("new", "more", str(fork), *given, code=130)
+    written = project(lab)
+    done = lab.json("new", "more", str(fork), *given)["result"]
+    assert done["worktree_moved"] and done["written"] == ["more/more.patch"]
+    assert git(fork, "status", "--porcelain") == "" and "2020" in path.read_text()
+    assert project(lab) == written
+    assert verify(lab, fork, 0)["outcome"] == "proven"
+    check(lab)
 
 
 def test_a_change_to_private_lines_is_no_patch(lab: Lab, mine: Upstream, tmp_path: Path) -> None:

@@ -3,7 +3,15 @@
 It may import ``tool.git`` and the leaves.
 """
 
-from tool.analysis.changes import Block, Source, changed_blocks, decode_line, is_significant
+from tool.analysis.changes import (
+    Block,
+    Source,
+    changed_blocks,
+    decode_line,
+    format_lines,
+    format_place,
+    is_significant,
+)
 from tool.analysis.modules import PACKAGE, Bindings, Modules, import_origin, module_name
 from tool.analysis.outline import (
     Outline,
@@ -42,6 +50,8 @@ __all__ = [
     "find_new_duplicates",
     "find_new_unbound",
     "find_unresolved",
+    "format_lines",
+    "format_place",
     "import_origin",
     "is_significant",
     "module_name",

@@ -46,12 +46,24 @@ class Block:
 
     @property
     def place(self) -> str:
-        return f"{self.path} line {max(1, self.old_line)}, {self.symbol}"
+        """Where it is in the old file, if that is the one that a patch was written on."""
+        return format_place(self.path, self.symbol, self.old_line)
 
     def format(self) -> Iterator[str]:
         """The run as a person reads a diff."""
         yield from (f"-{decode_line(line)}" for line in self.removed)
         yield from (f"+{decode_line(line)}" for line in self.added)
+
+
+def format_place(path: str, symbol: str, line: int) -> str:
+    """What a patch changes, with the line that it had in the file that the patch was written on."""
+    return f"{path}, {symbol} (line {max(1, line)} when the patch was written)"
+
+
+def format_lines(numbers: Sequence[int]) -> str:
+    """Line numbers, at least one, as they are read aloud: ``lines 3, 8 and 12``."""
+    *others, last = map(str, numbers)
+    return f"lines {', '.join(others)} and {last}" if others else f"line {last}"
 
 
 class Source:

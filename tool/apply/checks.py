@@ -116,7 +116,7 @@ class Dangling:
 
     @property
     def place(self) -> str:
-        return f"{self.path} line {self.line}"
+        return f"{self.path} (line {self.line} with the patch)"
 
 
 def find_dangling(

@@ -74,7 +74,8 @@ def _compose_ref(session: Session, request: Request) -> Composition:
             error.message,
             where=error.where,
             why=f"{error.why}; {base.based_on}",
-            next_step=f"see every patch: tool drift --onto {base.typed}; nothing was changed",
+            next_step=f"see every patch: tool drift --onto {base.typed}; resolve them, or take what was "
+            f"resolved before: tool rebase --onto {base.typed}; nothing was changed",
         ) from error
     same = all(
         _first_difference(patch.files, entry.files) is None

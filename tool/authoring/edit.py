@@ -47,6 +47,7 @@ from tool.series import (
     Patch,
     Series,
     SeriesText,
+    find_stem,
     is_patch_name,
     lockfile,
     make_specifier,
@@ -64,7 +65,7 @@ class Edited:
     ``written`` and ``removed`` are patch files, ``files`` what went into the patch (path: added, changed
     or removed), and ``releases`` those that were checked anew. ``worktree_moved``: the worktree holds
     the series as it now is; None where the command has no worktree. ``lacking``: of a new patch, the other
-    releases that the series carries.
+    releases that the series carries. ``kept``: of a refreshed one, its files for other releases.
     """
 
     patch: str
@@ -74,6 +75,7 @@ class Edited:
     files: Mapping[str, str] = field(default_factory=dict)
     worktree_moved: bool | None = None
     lacking: tuple[Version, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -237,17 +239,24 @@ class Author:
         """Put the worktree on the series as it was written; False when that cannot be done."""
         if worktree.release not in self.tips:
             return False  # the edit did not reach the worktree's release
-        base, tip = self.tips[worktree.release]
         try:
-            if worktree.on_ref:
-                on = worktree.branch.base
-                composed = compose_commit(self.session, worktree.release, on, on[:12])
-                check_applied(self.git, composed.applied)
-                base, tip = composed.base, composed.tip
-            head = commit_kernels(self.git, base, tip, self.series.kernel_dir)
-            return worktree.move(self.git, head)
+            return worktree.move(self.git, self.compose_head(worktree))
         except ToolError:
             return False  # the series is written; the worktree still has the change uncommitted
+
+    def compose_head(self, worktree: EditedWorktree) -> str:
+        """The commit that ``worktree`` is to be on, by the series as it is in the project.
+
+        Raises:
+            ToolError: the worktree is on a git ref, and the series does not apply there.
+        """
+        base, tip = self.tips[worktree.release]
+        if worktree.on_ref:
+            on = worktree.branch.base
+            composed = compose_commit(self.session, worktree.release, on, on[:12])
+            check_applied(self.git, composed.applied)
+            base, tip = composed.base, composed.tip
+        return commit_kernels(self.git, base, tip, self.series.kernel_dir)
 
 
 def new_patch(session: Session, fields: HeaderFields, folder: Path) -> Edited:
@@ -281,10 +290,9 @@ def _finish_new(author: Author, fields: HeaderFields, worktree: EditedWorktree) 
     if not worktree.diff or fields.name not in listed or fields.name in known:
         return None
     base, applied = author.applied(release)
-    tip = applied[-1].commit
-    if git.tree_of(commit_kernels(git, base, tip, author.series.kernel_dir)) != worktree.tree:
+    author.tips[release] = (base, applied[-1].commit)
+    if git.tree_of(author.compose_head(worktree)) != worktree.tree:
         return None
-    author.tips[release] = (base, tip)
     moved = author.move_worktree(worktree)
     return Edited(fields.name, (fields.name,), (), (release,), worktree.files, moved)
 
@@ -339,7 +347,19 @@ def refresh_patch(session: Session, name: str, folder: Path, *, split: bool = Fa
             done = _split(author, patch, release, content)
         else:
             done = author.write(patch.name, {patch.name: content}, _list_checked(author, patch))
-        return replace(done, files=worktree.files, worktree_moved=author.move_worktree(worktree))
+        return replace(
+            done,
+            files=worktree.files,
+            worktree_moved=author.move_worktree(worktree),
+            kept=_list_kept(author, done),
+        )
+
+
+def _list_kept(author: Author, done: Edited) -> tuple[str, ...]:
+    """The files of the edited patch for releases that the edit did not reach."""
+    stem, lock = find_stem(done.patch), author.session.lock
+    own = [p.name for p in author.session.series.patches if find_stem(p.name) == stem]
+    return tuple(name for name in own if not lock.checked_on(name) & set(done.releases))
 
 
 def _split(author: Author, patch: Patch, release: Version, content: bytes) -> Edited:

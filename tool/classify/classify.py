@@ -18,6 +18,7 @@ from tool.analysis import (
     find_attributes,
     find_defined,
     find_new_duplicates,
+    format_place,
 )
 from tool.apply import (
     DESTINATION,
@@ -116,13 +117,13 @@ class Classifier:
             outline = self._outlines.or_empty(other.before)
             seen: dict[tuple[str, int], tuple[int, int]] = {}
             for old, new in zip(file.hunks, other.hunks, strict=True):
-                offset = next((i for i, x in enumerate(old.lines) if x[:1] in (b"-", b"+")), 0)
-                symbol = outline.symbol_at(new.old_start + offset)
-                distance = new.old_start - old.old_start
-                if distance:
-                    seen.setdefault((symbol, distance), (old.old_start, new.old_start))
+                old_line, new_line = _find_first_change(old), _find_first_change(new)
+                if distance := new_line - old_line:
+                    key = (outline.symbol_at(new_line), distance)
+                    seen.setdefault(key, (old_line, new_line))
             for (symbol, distance), (old_line, new_line) in seen.items():
-                yield f"{file.path}: {symbol} from line {old_line} to {new_line} ({distance:+d})"
+                place = format_place(file.path, symbol, old_line)
+                yield f"{place}: line {new_line} of the release ({distance:+d})"
 
     def _stale(self, aims: Sequence[FileVersions]) -> Iterator[str]:
         """What upstream did, outside of the lines the patch touches, that empties it of its meaning."""
@@ -143,7 +144,7 @@ class Classifier:
                 syntax = self._outlines.syntax(change.after, lines)
                 own |= find_defined(syntax, lines)
                 for name, line in find_attributes(syntax, lines).items():
-                    used.setdefault(name, f"{change.path} line {line}")
+                    used.setdefault(name, f"{change.path} (line {line} with the patch)")
         own.update(name for name in used if any(f" uses {name}, " in line for line in told))
         words = {name for name in used if name not in own and not name.startswith("__")}
         for name in sorted(self._words.find_gone(words, [f.path for f in applied.files])):
@@ -354,9 +355,16 @@ class Classifier:
         return tuple(aims)
 
 
+def _find_first_change(hunk: patchfile.Hunk) -> int:
+    """The 1-based line of the old file at which ``hunk`` first removes or adds one."""
+    offset = next((i for i, x in enumerate(hunk.lines) if x[:1] in (b"-", b"+")), 0)
+    return hunk.old_start + offset
+
+
 def _format_clashes(conflicts: Sequence[ConflictHunk]) -> list[str]:
     return [
-        f"{c.path} line {c.line}, {c.symbol}: upstream changed the same lines" for c in conflicts
+        f"{format_place(c.path, c.symbol, c.line)}: upstream changed the same lines"
+        for c in conflicts
     ]
 
 

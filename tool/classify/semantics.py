@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from tool.analysis import Outlines, decode_line, find_names, is_significant
+from tool.analysis import Outlines, decode_line, find_names, format_lines, is_significant
 from tool.classify.upstreamed import FileVersions
 from tool.classify.vocabulary import has_word
 from tool.git import NULL_OID
@@ -43,12 +43,11 @@ def _left_over(aim: FileVersions, contents: Mapping[str, bytes]) -> Iterator[str
     for words in sorted(replaced):
         if any(_find_lines(result, words)):
             continue
-        lines = [str(n) for n in _find_lines(current, words)]
-        more = len(lines) - len(list(_find_lines(before, words)))
-        if more > 0:
+        lines, known = list(_find_lines(current, words)), len(list(_find_lines(before, words)))
+        if len(lines) > known:
             yield (
-                f"{aim.path}: the release has {more} more of what the patch replaces, at one of the "
-                f"lines {', '.join(lines)}: {decode_line(words)[:80]}"
+                f"{aim.path}: the release has this at {len(lines)} places, its {format_lines(lines)}, "
+                f"{len(lines) - known} more than the patch was written for: {decode_line(words)[:80]}"
             )
 
 

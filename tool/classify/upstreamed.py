@@ -88,7 +88,8 @@ class UpstreamDetector:
         if len(places) <= others:
             return None
         line, symbol = places[0]
-        return f"{aim.path} line {line}, {symbol}: the release has there: {summarize(block)}"
+        place = f"{aim.path}, {symbol} (line {line} of the release)"
+        return f"{place}: the release has there: {summarize(block)}"
 
 
 def summarize(block: Block) -> str:

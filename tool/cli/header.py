@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -14,6 +15,8 @@ from tool.cli.output import Report
 _Function = Callable[..., Report]
 _SHOWN: Final = 3
 """Releases that a line names."""
+_WIDTH: Final = 79
+"""Columns of a reason; in the header each line has a space before it."""
 
 
 def header_options(function: _Function) -> _Function:
@@ -34,10 +37,26 @@ def make_header(
         f"{change}/{name.removeprefix(f'{change}/').removesuffix('.patch')}.patch",
         change,
         " ".join(subject.split()),
-        reason,
+        _wrap(reason),
         " ".join(drop_when.split()),
         " ".join(origin.split()),
     )
+
+
+def _wrap(reason: str) -> str:
+    """``reason`` with its long lines wrapped; line ends that are there stay, for lists and paragraphs."""
+    lines: list[str] = []
+    for line in reason.strip("\n").split("\n"):
+        indent = line[: len(line) - len(line.lstrip())]
+        # A path, an option or an address is one word.
+        lines += textwrap.wrap(
+            line,
+            _WIDTH,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ) or [""]
+    return "\n".join(lines)
 
 
 def report_edit(done: Edited) -> Report:
@@ -47,6 +66,12 @@ def report_edit(done: Edited) -> Report:
     if done.releases:
         lines.append(
             f"checked on {', '.join(f'v{v}' for v in done.releases)}; series.lock is up to date"
+        )
+    if done.kept:
+        folder = done.patch.partition("/")[0]
+        files = ", ".join(name.partition("/")[2] for name in done.kept)
+        lines.append(
+            f"patches/{folder} has files for other releases; they stay as they are: {files}"
         )
     match done.worktree_moved:
         case True:

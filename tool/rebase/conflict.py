@@ -269,7 +269,7 @@ def _refuse_twice(where: str, outline: Outline, before: bytes | None) -> None:
     for name in find_new_duplicates(old, outline):
         first, *others = [span.first for span in outline.spans if span.name == name]
         raise ConflictError(
-            f"{name} is defined twice, at line {first} and here",
+            f"{name} is defined twice in this file, at line {first} and here",
             where=f"{where}:{others[-1]}",
             why="upstream has one of its own, and the patch adds another",
             next_step="keep what is needed, then: tool rebase --continue; or, if upstream's does it all: "

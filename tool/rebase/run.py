@@ -109,6 +109,20 @@ class RebaseResult:
     def target(self) -> str:
         return self.ref.label if self.ref else f"v{self.onto}"
 
+    @property
+    def done(self) -> tuple[Version, ...]:
+        """Where one patch stopped: the ``targets`` that have an answer."""
+        return self.targets[: self._reached]
+
+    @property
+    def left(self) -> tuple[Version, ...]:
+        """Where one patch stopped: the ``targets`` that it has not come to."""
+        return self.targets[self._reached + 1 :]
+
+    @property
+    def _reached(self) -> int:
+        return self.targets.index(self.onto) if self.targets else 0
+
 
 def start_rebase(
     session: Session,

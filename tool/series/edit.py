@@ -28,7 +28,10 @@ class SeriesText:
         self._lines[at] = f"{match[1]}{match[2]}{match[3]}{releases}{match[5]}"
 
     def insert_after(self, name: str, new: str, releases: str) -> None:
-        """A line for the patch ``new`` below that of ``name``, in the same columns."""
+        """A line for the patch ``new`` below that of ``name``, in the same columns.
+
+        Where the file has one column for all specifiers, that counts, and not the line of ``name``.
+        """
         self._insert(self._find(name)[0] + 1, name, new, releases)
 
     def insert_before(self, name: str, new: str, releases: str) -> None:
@@ -37,8 +40,19 @@ class SeriesText:
 
     def _insert(self, at: int, name: str, new: str, releases: str) -> None:
         match = self._find(name)[1]
-        column = len(match[1] + match[2] + match[3])
-        self._lines.insert(at, f"{match[1]}{new}".ljust(column - 1) + f" {releases}")
+        column = self._find_column() or match.start(4)
+        self._lines.insert(at, _format_line(match[1], new, releases, column))
+
+    def _find_column(self) -> int | None:
+        """Where the specifiers of all patches begin; None where the file has no such column.
+
+        A name that is too long for the column has one space after it.
+        """
+        matches = [match for line in self._lines if (match := _PATCH.match(line))]
+        padded = {match.start(4) for match in matches if len(match[3]) > 1}
+        if len(padded) != 1 or any(match.start(4) < min(padded) for match in matches):
+            return None
+        return padded.pop()
 
     def set_value(self, word: str, value: str) -> None:
         """Give the line ``pin`` or ``revision`` another value; a comment after it stays."""
@@ -57,10 +71,11 @@ class SeriesText:
         A change that is not there goes to the end of the file, ``needed`` on these releases.
         """
         at = self._change(change)
+        line = _format_line("    ", new, releases, self._find_column() or 0)
         if at is None:
             while self._lines and not self._lines[-1].strip():
                 self._lines.pop()
-            self._lines += ["", f"change {change} {needed}", f"    {new} {releases}", ""]
+            self._lines += ["", f"change {change} {needed}", line, ""]
             return
         last = at
         for number in range(at + 1, len(self._lines)):
@@ -73,7 +88,7 @@ class SeriesText:
         if match:
             self.insert_after(match[2], new, releases)
         else:
-            self._lines.insert(last + 1, f"    {new} {releases}")
+            self._lines.insert(last + 1, line)
 
     def drop(self, name: str, comment: str) -> None:
         """Replace a patch's line by a comment; that of its change too, when it has no other patch."""
@@ -157,6 +172,11 @@ class SeriesText:
 
 
 _PATCH = re.compile(r"(\s*)([^\s#]+\.patch)(\s+)([^\s#]+)(.*)$")
+
+
+def _format_line(indent: str, name: str, releases: str, column: int) -> str:
+    """The line of a patch; ``releases`` begins at ``column``, or after one space where that is later."""
+    return f"{indent}{name}".ljust(column - 1) + f" {releases}"
 
 
 def make_specifier(checked: Collection[Version]) -> str:

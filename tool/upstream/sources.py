@@ -96,12 +96,13 @@ def remove_source(session: Session, name: str) -> GitSource:
     """
     with session.exclusive():
         source = get_source(session, name)
+        # Another project, or another name, may go on using what was fetched from that URL.
+        if sum(other.url == source.url for other in _list_everywhere(session)) == 1:
+            forget_source(session.git, source)
+        # Last, because a command that was stopped before can be given again as long as the name is there.
         known = _load(session.folder)
         del known[name]
         _save(session.folder, known)
-        # Another project, or another name, may go on using what was fetched from that URL.
-        if not any(other.url == source.url for other in _list_everywhere(session)):
-            forget_source(session.git, source)
     return source
 
 

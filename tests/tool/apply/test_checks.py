@@ -196,7 +196,7 @@ def test_references_of_added_lines_that_lead_nowhere(monkeypatch: pytest.MonkeyP
     known = cast(Any, SimpleNamespace(syntax=lambda *_: None))
     change = FileChange(X, "a" * 40, "b" * 40)
     (one,) = checks.find_dangling(applied(X), change, known, cast(Any, None))
-    assert (one.place, one.message) == (f"{X} line 2", found[0].message)
+    assert (one.place, one.message) == (f"{X} (line 2 with the patch)", found[0].message)
     assert asked == [{2, 10}]
     # A patch that adds no line of the file refers to nothing.
     other = FileChange("python/sglang/z.py", "a" * 40, "b" * 40)

@@ -58,6 +58,30 @@ class TestNew:
         anew(lab, fork)
         assert (fork / "python/sglang/srt/more.py").read_text() == "MORE = 1\n"
 
+    def test_a_long_reason_is_wrapped(self, lab: Lab, fork: Path) -> None:
+        """At 80 columns; paragraphs, short lines and words as long as a line stay as they were given."""
+        edit(fork, UTILS, "return 5\n", "return 55\n")
+        words = "Somebody asks for five and gets another number, which happens quite often"
+        address = "https://example.invalid/" + "a" * 80
+        reason = f"{words}: {words}.\n\nSee {address} for\n  --more-answers {words}\n* a\n* b\n"
+        given = (*HEADER, "--subject", "Answer more", "--reason", reason)
+        lab.tool("new", "more", str(fork), *given, "--offline")
+        text = (lab.root / "patches" / "demo/more.patch").read_text()
+        assert text.partition("\nOrigin:")[0].split("\n") == [
+            "Description: Answer more",
+            " Somebody asks for five and gets another number, which happens quite often:",
+            " Somebody asks for five and gets another number, which happens quite often.",
+            " .",
+            " See",
+            f" {address}",
+            " for",
+            "   --more-answers Somebody asks for five and gets another number, which happens",
+            "   quite often",
+            " * a",
+            " * b",
+        ]
+        check(lab)
+
     @pytest.mark.parametrize("where", [("--detach",), ("-c", "own")])
     def test_a_branch_that_apply_did_not_make(
         self, lab: Lab, fork: Path, where: tuple[str, ...]

@@ -107,6 +107,23 @@ class TestSplit:
         assert names(shared, "0.5.23")[0] == "demo/answer-v0.5.23.patch"
         check(shared)
 
+    def test_files_for_other_releases_are_named(self, shared: Lab) -> None:
+        """Whoever refreshes a patch is told which of its files are not edited."""
+        folder = edited(shared, "0.5.22", "return 33\n", "return 3333\n")
+        said = shared.tool("refresh", "answer", str(folder), "--split", "--offline").stdout
+        line = "patches/demo has files for other releases; they stay as they are: "
+        assert f"{line}answer.patch\n" in said
+        folder = edited(shared, "0.5.23", "return 3333\n", "return 333333\n")
+        done = shared.json("refresh", "answer-v0.5.22", str(folder), "--split", "--offline")
+        assert done["result"]["kept"] == ["demo/answer.patch", "demo/answer-v0.5.22.patch"]
+        folder = edited(shared, "0.5.22", "return 3333\n", "return 3334\n")
+        said = shared.tool("refresh", "answer-v0.5.22", str(folder), "--offline").stdout
+        assert f"{line}answer.patch, answer-v0.5.23.patch\n" in said
+
+    def test_no_other_file(self, shared: Lab) -> None:
+        folder = edited(shared, "0.5.22", "return 33\n", "return 3333\n")
+        assert "other releases" not in shared.tool("refresh", "answer", str(folder)).stdout
+
     def test_nothing_is_before(self, shared: Lab) -> None:
         before = (shared.root / "series.txt").read_bytes()
         folder = edited(shared, "0.5.21", "return 33\n", "return 3333\n")

@@ -87,7 +87,9 @@ class TestItCarries:
         upstream = SOURCE.replace("FIRST = 1\n", "ZERO = 0\nHALF = 0.5\nFIRST = 1\n")
         patch = drift({LIMITS: OURS}, {LIMITS: upstream}, code=0)
         assert patch["outcome"] == "moved"
-        assert patch["reasons"] == [f"{LIMITS}: Pool.size from line 7 to 9 (+2)"]
+        assert patch["reasons"] == [
+            f"{LIMITS}, Pool.size (line 10 when the patch was written): line 12 of the release (+2)"
+        ]
 
     def test_merged_when_the_lines_around_are_others(self, drift: Drift) -> None:
         upstream = SOURCE.replace("return total - reserve", "return total - 2 * reserve")

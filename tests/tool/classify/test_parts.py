@@ -11,7 +11,14 @@ from typing import Any, cast
 
 import pytest
 
-from tool.analysis import Block, Outlines, Source, changed_blocks, is_significant
+from tool.analysis import (
+    Block,
+    Outlines,
+    Source,
+    changed_blocks,
+    format_lines,
+    is_significant,
+)
 from tool.analysis.outline import Outline
 from tool.classify.classify import Classifier, _format_clashes
 from tool.classify.outcome import ConflictHunk
@@ -114,12 +121,18 @@ def test_whether_two_changes_touch(one: Block, other: Block, touch: bool) -> Non
 
 def test_how_a_change_is_named() -> None:
     found = Block(PATH, 0, 3, (b"a",), (b"b", b"\xff"), "f")
-    assert found.place == f"{PATH} line 1, f"
+    assert found.place == f"{PATH}, f (line 1 when the patch was written)"
     assert list(found.format()) == ["-a", "+b", "+\ufffd"]
     assert summarize(found) == "+b (+2/-1 lines)"
     assert summarize(Block(PATH, 1, 1, (b" a ",), (b"", b" "), "f")) == "-a (+2/-1 lines)"
     assert found.same_change(Block(PATH, 9, 9, (b"a",), (b"b", b"\xff"), "f"))
     assert not found.same_change(Block(PATH, 0, 3, (b"a",), (b"b", b"\xff"), "g"))
+
+
+def test_how_line_numbers_are_read() -> None:
+    assert format_lines([3]) == "line 3"
+    assert format_lines([3, 8]) == "lines 3 and 8"
+    assert format_lines([3, 8, 12]) == "lines 3, 8 and 12"
 
 
 SOURCE = "x = 1\n\n\ndef f():\n    a = 1\n    return a\n\n\ndef g():\n    a = 1\n    return a\n"
@@ -213,7 +226,7 @@ def test_whether_it_holds_it_elsewhere(git: Contents, outlines: Outlines) -> Non
 
     there = STOCK.replace("def g():\n", "def g():\n" + OTHER)
     assert where(STOCK, there) == (
-        f"{PATH} line 8, g: the release has there: +{OTHER.strip()} (+1/-1 lines)"
+        f"{PATH}, g (line 8 of the release): the release has there: +{OTHER.strip()} (+1/-1 lines)"
     )
     assert where(STOCK, STOCK) is None and where(STOCK, OURS) is None and where(STOCK, "") is None
     # It was there before: upstream did nothing.
@@ -240,8 +253,8 @@ def test_more_of_what_a_patch_replaces(git: Contents, outlines: Outlines) -> Non
     more = STOCK.replace("def g():\n", "def g():\n" + LONG)
     found = conflicts(git, outlines, STOCK, OURS, more)
     assert found == [
-        f"{PATH}: the release has 1 more of what the patch replaces, at one of the lines 3, 8: "
-        f"{LONG.strip()}"
+        f"{PATH}: the release has this at 2 places, its lines 3 and 8, "
+        f"1 more than the patch was written for: {LONG.strip()}"
     ]
     indented = STOCK.replace("def g():\n", "def g():\n    if 1:\n    " + LONG)
     assert len(conflicts(git, outlines, STOCK, OURS, indented)) == 1
@@ -412,7 +425,9 @@ def test_a_definition_that_is_there_already(git: Contents, outlines: Outlines) -
 
 def test_clashes_are_named() -> None:
     hunk = ConflictHunk(PATH, "f", 3, block(3, 1), (block(3, 1),))
-    assert _format_clashes([hunk]) == [f"{PATH} line 3, f: upstream changed the same lines"]
+    assert _format_clashes([hunk]) == [
+        f"{PATH}, f (line 3 when the patch was written): upstream changed the same lines"
+    ]
 
 
 def test_the_outline_of_nothing(outlines: Outlines) -> None:

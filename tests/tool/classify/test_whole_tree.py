@@ -106,7 +106,8 @@ class TestImports:
             + touched
         )
         assert reasons == [
-            f"{PATH} line {line} imports is_old_card from sglang.srt.cards, which has no such name"
+            f"{PATH} (line {line} with the patch) imports is_old_card from sglang.srt.cards, "
+            "which has no such name"
         ]
 
     def test_a_module_that_is_gone(self, outcome: Drift) -> None:
@@ -361,7 +362,10 @@ class TestARenameThatWasFollowed:
         line = (
             file.read_text().split("\n").index("    from sglang.srt.cards import is_old_card") + 1
         )
-        assert f"arguments.py line {line} imports sglang.srt.cards" in error["message"]
+        assert (
+            f"arguments.py (line {line} with the patch) imports sglang.srt.cards"
+            in error["message"]
+        )
         file.write_text(file.read_text().replace("srt.cards", "srt.gpus"))
         rebase(lab, "--continue")
         check(lab)
@@ -446,13 +450,13 @@ class TestEveryConflict:
         patch = self.both(lab, {"sglang/srt/args.py": None})
         assert patch["outcome"] == "target gone"
         assert f"{PATH} is gone" in str(patch["reasons"])
-        assert f"{self.OTHER} line 6, A.run: upstream changed the same lines" in str(
+        assert f"{self.OTHER}, A.run (line 6 when the patch was written): upstream changed" in str(
             patch["reasons"]
         )
 
     def test_beside_a_file_that_upstream_has(self, lab: Lab) -> None:
         patch = self.both(lab, {"sglang/srt/args.py": using("return 1234567")})
         assert patch["outcome"] == "partial"
-        assert f"{self.OTHER} line 6, A.run: upstream changed the same lines" in str(
+        assert f"{self.OTHER}, A.run (line 6 when the patch was written): upstream changed" in str(
             patch["reasons"]
         )

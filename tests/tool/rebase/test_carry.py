@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 from packaging.version import Version
 
+from tests.support.kills import POINTS, SAMPLE, kill_after, read_project, restore, timed
 from tests.support.lab import B_ONLY, TREE, TWINS, UTILS, Lab, git
 from tests.support.rebases import check, project, rebase
 from tool.series import load_series
@@ -98,7 +100,11 @@ def test_each_release_begins_with_what_its_neighbour_has(lab: Lab, tmp_path: Pat
     assert stopped["stop"]["patch"] == f"answer/answer-v{LATER}.patch"
     assert project(lab) == before  # nothing is written before everything is decided
     shown = lab.tool("rebase", code=3).stdout
-    assert f"stopped at answer/answer-v{LATER}.patch on v{LATER}: conflict" in shown
+    assert (
+        f"stopped at answer/answer-v{LATER}.patch on v{LATER}: conflict\n"
+        f"  releases with an answer: v{OLDER}, v{OLDEST}; left after this one: v{LATEST}\n" in shown
+    )
+    assert (stopped["done"], stopped["left"]) == ([OLDER, OLDEST], [LATEST])
     rebasing = lab.json("status")["result"]["rebase"]
     assert rebasing["onto"] == LATER and rebasing["alone"] == "answer/answer.patch"
     merged = Path(stopped["worktree"]) / UTILS
@@ -120,6 +126,7 @@ def test_an_answer_is_remembered(lab: Lab, tmp_path: Path) -> None:
     make(lab, tmp_path, {LATER: CONFLICTS})
     saved = {path: path.read_bytes() for path in lab.root.rglob("*") if path.is_file()}
     stopped = carry(lab, LATER, code=3)
+    assert "left after this one" not in lab.tool("rebase", code=3).stdout  # it is the only one
     (Path(stopped["worktree"]) / UTILS).write_text(CONFLICTS.replace("return 4\n", "return 44\n"))
     rebase(lab, "--continue")
     after = project(lab)
@@ -138,10 +145,60 @@ def test_abort_and_restart(lab: Lab, tmp_path: Path) -> None:
     (Path(stopped["worktree"]) / UTILS).write_text(CONFLICTS.replace("return 4\n", "return 44\n"))
     second = rebase(lab, "--continue", code=3)
     assert (stopped["onto"], second["onto"]) == (OLDEST, LATEST)
+    assert (second["done"], second["left"]) == ([OLDER, OLDEST, LATER], [])
+    assert "; left after this one: none\n" in lab.tool("rebase", code=3).stdout
     assert rebase(lab, "--restart", code=3)["onto"] == OLDEST
     assert rebase(lab, "--abort") == {"state": "aborted"}
     assert project(lab) == before and not Path(stopped["worktree"]).exists()
     assert "no rebase is under way" in lab.tool("rebase", code=2).stderr
+
+
+@pytest.mark.parametrize("stage", ["start", "continue"])
+@pytest.mark.parametrize("points", [SAMPLE, pytest.param(POINTS, marks=pytest.mark.exhaustive)])
+def test_kill_at_random_points(lab: Lab, tmp_path: Path, stage: str, points: int) -> None:
+    """SIGKILL at random moments of a start that stops, or of the --continue that writes all releases.
+
+    After a kill either --abort gives the old bytes or those of the end, or the rebase goes on to its end.
+    """
+    make(lab, tmp_path, {LATEST: CONFLICTS})
+    start = ("rebase", "--patch", "answer", "--onto", "all", "--offline")
+    merged = Path.cwd() / "sglang-answer-rebase" / UTILS
+
+    def resolve() -> None:
+        merged.write_text(CONFLICTS.replace("return 4\n", "return 44\n"))
+
+    old, contents = project(lab), read_project(lab)
+    whole = timed(lab, *start, code=3)
+    resolve()
+    resume = timed(lab, "rebase", "--continue", code=0)
+    new = project(lab)
+    rng, seen = random.Random(stage), 0
+    for number in range(points):
+        restore(lab, contents)
+        if stage == "start":
+            kill_after(lab, rng.uniform(0, whole), *start)
+        else:
+            lab.json(*start, code=3)
+            resolve()
+            kill_after(lab, rng.uniform(0, resume), "rebase", "--continue")
+        under_way = any((lab.folder / f"{name}.json").exists() for name in ("rebase", "project"))
+        seen += under_way
+        if number % 2:
+            if under_way:
+                rebase(lab, "--abort")
+            assert project(lab) in (old, new), "neither the old state nor the new one"
+        elif under_way or project(lab) == old:
+            words = ("rebase", "--continue") if under_way else start
+            if lab.tool(*words, code=None).exit_code:
+                resolve()
+                rebase(lab, "--continue")
+        if not number % 2:
+            assert project(lab) == new
+        assert not (lab.folder / "rebase.json").exists()
+        assert not (lab.folder / "project.json").exists()
+        assert not merged.exists()
+    git(lab.home.repository, "fsck", "--no-dangling")
+    assert seen, "no kill came while there was something to lose: the test measured nothing"
 
 
 def test_a_release_is_left_out(lab: Lab, tmp_path: Path) -> None:

@@ -239,7 +239,11 @@ def test_what_the_worktree_holds_by_now(tmp_path: Path) -> None:
         ("python/sglang/x.txt", b"a\n>>>>>>> one\n", "still has a conflict marker"),
         ("python/sglang/x.txt", b"=======\n", None),
         ("python/sglang/x.py", b"def (:\n", "does not parse"),
-        ("python/sglang/x.py", b"def f(): ...\ndef f(): ...\n", "f is defined twice, at line 1"),
+        (
+            "python/sglang/x.py",
+            b"def f(): ...\ndef f(): ...\n",
+            "f is defined twice in this file, at line 1 and here",
+        ),
     ],
 )
 def test_a_resolved_file(path: str, content: bytes, says: str | None) -> None:

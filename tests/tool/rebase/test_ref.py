@@ -66,6 +66,18 @@ def test_a_resolution_made_early_lands_with_the_release(three: Lab, upstream: Up
     assert Path("next", LIMITS).read_text() == MERGED
 
 
+def test_apply_names_the_rebase_that_holds_the_resolutions(three: Lab, upstream: Upstream) -> None:
+    made = resolve(three)["worktree"]
+    before = project(three)
+    error = three.json("apply", "-q", "--sglang-ref", MAIN, code=3)["error"]
+    assert error["where"] == "patches/demo/limits.patch"
+    named = f"take what was resolved before: tool rebase --onto {MAIN};"
+    assert named in error["next"]
+    again = rebase(three, "-q", "--onto", MAIN)
+    assert (again["worktree"], len(again["remembered"])) == (made, 1)
+    assert project(three) == before
+
+
 def test_main_moves_on_and_nothing_is_asked_again(three: Lab, upstream: Upstream) -> None:
     resolve(three)
     upstream.commit("docs: four")

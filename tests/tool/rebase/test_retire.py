@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 from packaging.version import Version
 
-from tests.support.lab import B_ONLY, NEXT, TREE, TWINS, UTILS, Lab
+from tests.support.kills import POINTS, SAMPLE, kill_after, read_project, restore, timed
+from tests.support.lab import B_ONLY, NEXT, TREE, TWINS, UTILS, Lab, git
 from tests.support.rebases import check, onto, project, rebase
 from tool.series import load_series
 
@@ -69,6 +71,29 @@ def test_one_in_the_middle(lab: Lab) -> None:
     retire(lab, OLD)
     assert f"demo/answer.patch =={NEXT}" in (lab.root / "series.txt").read_text()
     check(lab)
+
+
+@pytest.mark.parametrize("points", [SAMPLE, pytest.param(POINTS, marks=pytest.mark.exhaustive)])
+def test_kill_at_random_points(lab: Lab, points: int) -> None:
+    """SIGKILL at random moments: the project is the old one or the new one, and the same command ends."""
+    make(lab)
+    old, contents = project(lab), read_project(lab)
+    words = ("drop", f"v{OLD}", "--why", "nobody uses it", "--offline")
+    whole = timed(lab, *words, code=0)
+    new = project(lab)
+    rng, seen = random.Random(0), {"old": 0, "new": 0}
+    for _ in range(points):
+        restore(lab, contents)
+        kill_after(lab, rng.uniform(0, whole), *words)
+        lab.tool("repair")  # as any command that writes, it completes what was being written
+        found = project(lab)
+        assert found in (old, new), "neither the old state nor the new one"
+        seen["new" if found == new else "old"] += 1
+        assert not (lab.folder / "project.json").exists()
+        lab.tool(*words, code=2 if found == new else 0)
+        assert project(lab) == new
+    git(lab.home.repository, "fsck", "--no-dangling")
+    assert seen["old"], "no kill came before the end: the test measured nothing"
 
 
 def test_it_can_be_carried_again(lab: Lab, elsewhere: None) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import random
-import signal
-import time
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 from packaging.version import Version
 
+from tests.support.kills import POINTS, SAMPLE, kill_after, read_project, restore, timed
 from tests.support.lab import NEXT, TREE, TWIN, TWINS, UTILS, Lab, git
 from tests.support.rebases import (
     LIMITS,
@@ -29,14 +26,8 @@ from tests.support.rebases import (
     rebase,
     upgrade,
 )
-from tool.cli.app import main
 from tool.rebase import run
 from tool.series import model as series
-
-POINTS = 100
-"""Kills of each stage; a sample of them runs by default."""
-SAMPLE = 6
-
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -413,31 +404,7 @@ class TestBadInput:
 # -- killed -------------------------------------------------------------------------------------
 
 
-def kill_after(lab: Lab, delay: float, *args: str) -> None:
-    """Run the command in a child, a fork so that no time goes into imports, and SIGKILL it."""
-    child = os.fork()
-    if child == 0:
-        os.setsid()
-        silent = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silent, 1)
-        os.dup2(silent, 2)
-        os.environ |= lab.environ
-        with contextlib.suppress(SystemExit):
-            main(["rebase", "-q", "--series", str(lab.root), *args])
-        os._exit(0)
-    time.sleep(delay)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-
-
-def timed(lab: Lab, *args: str, code: int) -> float:
-    start = time.monotonic()
-    rebase(lab, "-q", *args, code=code)
-    return time.monotonic() - start
-
-
-START = ("--onto", f"v{NEXT}", "--offline")
+START = ("rebase", "--onto", f"v{NEXT}", "--offline")
 
 
 @pytest.mark.parametrize("stage", ["start", "continue"])
@@ -451,22 +418,22 @@ def test_kill_at_random_points(three: Lab, stage: str, points: int) -> None:
     upgrade(three, {"sglang/srt/limits.py": THEIRS})
     folder = Path.cwd() / f"sglang-v{NEXT}-rebase"
     old = project(three)
-    contents = {name: (three.root / name).read_bytes() for name in old}
+    contents = read_project(three)
     whole = timed(three, *START, code=3)
     (folder / LIMITS).write_text(MERGED)
-    resume = timed(three, "--continue", code=0)
+    resume = timed(three, "rebase", "--continue", code=0)
     new = project(three)
     assert new != old
     rng = random.Random(stage)
     seen = {"old": 0, "new": 0}
     for number in range(points):
-        _restore(three, contents)
+        restore(three, contents)
         if stage == "start":
             kill_after(three, rng.uniform(0, whole), *START)
         else:
-            rebase(three, *START, code=3)
+            three.json(*START, code=3)
             (folder / LIMITS).write_text(MERGED)
-            kill_after(three, rng.uniform(0, resume), "--continue")
+            kill_after(three, rng.uniform(0, resume), "rebase", "--continue")
         if number % 2:
             _abort(three)
             found = project(three)
@@ -494,7 +461,7 @@ def _finish(lab: Lab, folder: Path) -> None:
     if (lab.folder / "rebase.json").exists():
         done = lab.tool("rebase", "--continue", code=None)
     elif "demo/limits-v0.5.24.patch" not in project_names(lab):
-        done = lab.tool("rebase", *START, code=None)
+        done = lab.tool(*START, code=None)
     else:
         lab.tool("repair")  # as any command that writes, it completes what was being written
         return
@@ -509,16 +476,6 @@ def project_names(lab: Lab) -> set[str]:
         path.relative_to(lab.root / "patches").as_posix()
         for path in (lab.root / "patches").rglob("*.patch")
     }
-
-
-def _restore(lab: Lab, contents: dict[str, bytes]) -> None:
-    """Restore the project before the rebase and forget resolutions, so that the rebase stops again."""
-    for path in (lab.home.data / "resolutions").glob("*"):
-        path.unlink()
-    for name in project(lab).keys() - contents.keys():
-        (lab.root / name).unlink()
-    for name, data in contents.items():
-        (lab.root / name).write_bytes(data)
 
 
 def test_a_series_that_is_not_the_locked_one_elsewhere_is_refused(lab: Lab) -> None:

@@ -193,7 +193,10 @@ class TestPartial:
     def test_left_out_it_retires_nothing(self, lab: Lab) -> None:
         one(lab, BOTH, OURS)
         text = lab.tool("rebase", "--onto", f"v{NEXT}", "--offline", code=4).stdout
-        assert "next: tool rebase --continue keeps what upstream lacks" in text
+        assert (
+            "next: if what upstream lacks is still needed: tool rebase --continue; if it is not: "
+            in text
+        )
         rebase(lab, "--skip", "--why", "the rest is not needed")
         header = (lab.root / "patches" / "demo/limits.patch").read_text()
         assert "Skipped: 0.5.24, the rest is not needed\n" in header
@@ -280,7 +283,8 @@ class TestWhatIsSaid:
         assert stopped["beside"] == {UTILS: [line + 1]}
         text = lab.tool("rebase", code=3).stdout
         assert (
-            f"{UTILS} is merged; upstream changed lines beside it, look at line {line + 1}" in text
+            f"{UTILS} is merged; upstream changed lines beside those of the patch: "
+            f"look at line {line + 1} in the worktree" in text
         )
 
     def test_elsewhere_and_nothing_done_about_it(self, lab: Lab) -> None:

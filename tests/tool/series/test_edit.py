@@ -84,6 +84,47 @@ def test_a_change_of_its_own() -> None:
     assert str(text) == TEXT + "\nchange mine >=0.5.24\n    mine/x.patch ==0.5.24\n"
 
 
+ALIGNED = """\
+change swap >=0.5.9
+    swap/v0.5.9.patch       ==0.5.9
+    swap/v0.5.10.patch      ==0.5.10
+    swap/a-long-file-name.patch ==0.5.11
+
+change empty >=0.5.9
+
+change guard >=0.5.9
+    guard/c.patch           ==0.5.23
+"""
+"""All specifiers in one column, but for a name that is too long for it."""
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "line"),
+    [
+        ("mine", "mine/x.patch", "    mine/x.patch            ==0.5.24"),
+        ("empty", "empty/x.patch", "    empty/x.patch           ==0.5.24"),
+        ("guard", "guard/d.patch", "    guard/d.patch           ==0.5.24"),
+        ("mine", "mine/exactly-fits.patch", "    mine/exactly-fits.patch ==0.5.24"),
+        ("mine", "mine/does-not-fit-it.patch", "    mine/does-not-fit-it.patch ==0.5.24"),
+    ],
+)
+def test_a_new_line_is_in_the_column_of_the_file(change: str, name: str, line: str) -> None:
+    text = SeriesText(ALIGNED)
+    text.append(change, name, "==0.5.24", needed=">=0.5.24")
+    assert line in str(text).split("\n")
+
+
+def test_a_line_beside_a_name_that_is_too_long_is_in_the_column_of_the_file() -> None:
+    text = SeriesText(ALIGNED)
+    text.insert_after("swap/a-long-file-name.patch", "swap/v0.5.12.patch", "==0.5.12")
+    text.insert_before("swap/a-long-file-name.patch", "swap/z.patch", "==0.5.10")
+    assert str(text).split("\n")[3:6] == [
+        "    swap/z.patch            ==0.5.10",
+        "    swap/a-long-file-name.patch ==0.5.11",
+        "    swap/v0.5.12.patch      ==0.5.12",
+    ]
+
+
 def test_the_first_patch_of_a_change() -> None:
     text = SeriesText("change swap >=0.5.9\nchange guard >=0.5.9\n")
     text.append("swap", "swap/x.patch", "==0.5.24", needed="x")

@@ -10,6 +10,7 @@ import pytest
 from tests.support.lab import RELEASE, TREE, Lab, git
 from tests.support.rebases import project
 from tests.support.upstreams import FILES, Upstream
+from tool.upstream import sources
 from tool.upstream.sources import SOURCES_FILE
 
 TOKEN = "t0ken"
@@ -35,6 +36,22 @@ class TestRemembering:
         assert three.json("source", "list")["result"]["sources"] == []
         refs = three.home.open_repository().out("for-each-ref", "refs/ada/git")
         assert refs == "" and project(three) == before, "the project itself is never touched"
+
+    @pytest.mark.parametrize("at", ["forget_source", "_save"])
+    def test_remove_again_after_it_was_interrupted(
+        self, three: Lab, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, at: str
+    ) -> None:
+        three.tool("source", "fetch")
+
+        def stop(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(sources, at, stop)
+            three.tool("source", "remove", "upstream", code=130)
+        three.tool("source", "remove", "upstream")
+        assert three.json("source", "list")["result"]["sources"] == []
+        assert three.home.open_repository().out("for-each-ref", "refs/ada/git") == ""
 
     def test_a_branch_that_is_gone_goes_and_one_may_take_its_place(
         self, three: Lab, upstream: Upstream

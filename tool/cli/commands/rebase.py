@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import click
+from packaging.version import Version
 
-from tool.analysis import Block
+from tool.analysis import Block, format_lines
 from tool.classify import UPSTREAM, OutcomeKind
 from tool.cli.completion import complete_patch, complete_supported
 from tool.cli.options import command, make_request, source_options, start_option
@@ -249,6 +250,9 @@ def _report_stop(
     asked = ", as asked with --edit" if stopped.asked else ""
     on = f" on v{done.onto}" if done.patch is not None else ""
     lines.append(f"stopped at {step.patch.name}{on}: {outcome.kind.value}{asked}")
+    if len(done.targets) > 1:
+        answered, left = (_list_releases(some) for some in (done.done, done.left))
+        lines.append(f"  releases with an answer: {answered}; left after this one: {left}")
     lines += [f"  {text}" for text in outcome.reasons]
     for conflict in outcome.conflicts:
         if conflict.theirs and conflict.renamed_to is None:
@@ -261,18 +265,15 @@ def _report_stop(
     marked = {m.path: m.marked_lines for m in stopped.merged if m.conflicts}
     beside = {m.path: at for m in stopped.merged if (at := m.lines_beside(outcome.conflicts))}
     lines.append(f"the worktree is {stopped.folder}, with the patches before this one")
-    for path, at in marked.items():
-        where = ", ".join(map(str, at))
-        lines.append(f"  {path}: conflict at line {where}" if at else f"  {path} is not there")
-    for file in stopped.merged:
-        if not file.conflicts:
-            look = ", ".join(map(str, beside.get(file.path, ())))
-            and_look = f"; upstream changed lines beside it, look at line {look}" if look else ""
-            lines.append(f"  {file.path} is merged{and_look}")
+    lines += [f"  {_describe_conflicts(path, at)}" for path, at in marked.items()]
+    merged = [m.path for m in stopped.merged if not m.conflicts]
+    lines += [f"  {_describe_merge(path, beside.get(path, ()))}" for path in merged]
     lines.append(f"next: {_next_step(stopped, resolved=not marked)}")
     result |= {
         "state": "stopped",
         "asked": stopped.asked,
+        "done": [str(release) for release in done.done],
+        "left": [str(release) for release in done.left],
         "worktree": str(stopped.folder),
         "marked": marked,
         "beside": beside,
@@ -295,6 +296,25 @@ def _report_stop(
     return Report(result, lines, 4 if outcome.kind in UPSTREAM else 3)
 
 
+def _list_releases(releases: Sequence[Version]) -> str:
+    return ", ".join(f"v{release}" for release in releases) or "none"
+
+
+def _describe_conflicts(path: str, lines: Sequence[int]) -> str:
+    """``lines`` is where a conflict begins; without one, the file was not written."""
+    if not lines:
+        return f"{path} is not there"
+    return f"{path}: conflict{'s' * (len(lines) > 1)} at {format_lines(lines)} in the worktree"
+
+
+def _describe_merge(path: str, lines: Sequence[int]) -> str:
+    """``lines`` are those where upstream changed lines beside those of the patch."""
+    if not lines:
+        return f"{path} is merged"
+    look = f"look at {format_lines(lines)} in the worktree"
+    return f"{path} is merged; upstream changed lines beside those of the patch: {look}"
+
+
 def _next_step(stopped: Stopped, *, resolved: bool) -> str:
     """What to type, the likeliest first. ``resolved``: no file in the worktree holds a conflict."""
     kind = stopped.step.outcome.kind
@@ -305,10 +325,7 @@ def _next_step(stopped: Stopped, *, resolved: bool) -> str:
         return "edit the worktree if the patch is incomplete, then: tool rebase --continue"
     if kind is OutcomeKind.PARTIAL:
         first = "" if resolved else "resolve the conflicts, then: "
-        return (
-            f"{first}tool rebase --continue keeps what upstream lacks; if that is not needed either: "
-            f"{skip}"
-        )
+        return f"if what upstream lacks is still needed: {first}tool rebase --continue; if it is not: {skip}"
     if kind in UPSTREAM:
         return (
             "if upstream has the patch: tool rebase --skip --why 'upstream REFERENCE'; otherwise make "
@@ -327,7 +344,7 @@ def _report_interrupted() -> Report:
 
 def _shorten(block: Block) -> list[str]:
     """A hunk for the terminal: whole when short, its ends otherwise."""
-    shown = [f"@@ line {max(1, block.old_line)} @@", *block.format()]
+    shown = [f"@@ line {max(1, block.old_line)} when the patch was written @@", *block.format()]
     if len(shown) <= _HUNK_LINES:
         return shown
     half = _HUNK_LINES // 2
