@@ -1,10 +1,27 @@
 """What both files of the gate are parametrized with."""
 
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import TypeVar
+
 import pytest
+from _pytest.mark import ParameterSet
 
 from tests.support.aot import ARCHS, SAMPLED
+
+T = TypeVar("T")
 
 EACH = [
     pytest.param(arch, marks=() if arch in SAMPLED else pytest.mark.exhaustive) for arch in ARCHS
 ]
 """Every architecture, of which a run without ``-m exhaustive`` takes a sample."""
+
+
+def sample(cases: Iterable[T], more: Collection[T]) -> list[ParameterSet]:
+    """The cases of a test, of which those in ``more`` run with ``-m exhaustive`` alone.
+
+    Such a case takes the configuration row and the branches of a kernel that other cases take too.
+    """
+    marks = pytest.mark.exhaustive
+    return [pytest.param(case, marks=marks if case in more else ()) for case in cases]
