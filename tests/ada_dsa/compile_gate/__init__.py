@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import TypeVar
+from typing import Any
 
 import pytest
-from _pytest.mark import ParameterSet
 
 from tests.support.aot import ARCHS, SAMPLED
-
-T = TypeVar("T")
 
 EACH = [
     pytest.param(arch, marks=() if arch in SAMPLED else pytest.mark.exhaustive) for arch in ARCHS
@@ -18,7 +15,7 @@ EACH = [
 """Every architecture, of which a run without ``-m exhaustive`` takes a sample."""
 
 
-def sample(cases: Iterable[T], more: Collection[T]) -> list[ParameterSet]:
+def sample(cases: Iterable[Any], more: Collection[Any]) -> list[Any]:
     """The cases of a test, of which those in ``more`` run with ``-m exhaustive`` alone.
 
     Such a case takes the configuration row and the branches of a kernel that other cases take too.
