@@ -174,11 +174,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU")
-def test_without_a_gpu_it_says_so() -> None:
+def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     done = run()
     assert done.returncode == selftest.NO_GPU == 6, done.stderr
     assert done.stdout.startswith("not tested: no CUDA GPU")
-    assert "no CUDA GPU" in json.loads(run("--json").stdout)["unfit"]
+    assert selftest.main(["--json"]) == selftest.NO_GPU
+    assert "no CUDA GPU" in json.loads(capsys.readouterr().out)["unfit"]
 
 
 @pytest.mark.parametrize(

@@ -49,17 +49,6 @@ def _tree() -> None:
         )
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _nvidia_smi(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A program in place of nvidia-smi. ServerArgs sizes its memory pools from the MiB that it prints."""
-    program = tmp_path_factory.mktemp("bin") / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 49140\n")
-    program.chmod(0o755)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
-        yield
-
-
 def _as_started() -> None:
     for name in [name for name in os.environ if name.startswith("SGLANG_")]:
         del os.environ[name]
@@ -81,7 +70,7 @@ _Selecting = list[tuple[subprocess.Popen[bytes], Path]]
 
 @pytest.fixture(scope="session", autouse=True)
 def _selecting(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, _nvidia_smi: None
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> _Selecting:
     """Two processes that run beside the tests before the comparison, if the session has that comparison."""
     started: _Selecting = []

@@ -1,9 +1,10 @@
 """A CUDA platform without a GPU, for importing sglang's CUDA branches on a CPU-only torch.
 
 ``install()`` must run before sglang is imported. It makes torch report one GPU, answers
-``torch.cuda`` questions from one settable capability, and lets the compiled packages that sglang
-imports (and that cannot load without a driver) import as empty stand-ins. Nothing is computed here. The
-functions of a stand-in are mocks that record their calls, so a test can see what was called.
+``torch.cuda`` questions from one settable capability, answers ``nvidia-smi``, and lets the compiled
+packages that sglang imports (and that cannot load without a driver) import as empty stand-ins. Nothing is
+computed here. The functions of a stand-in are mocks that record their calls, so a test can see what was
+called.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import os
+import subprocess
 import sys
 import types
 from collections.abc import Iterator, Sequence
@@ -21,6 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
+import msgspec
 import releases
 import torch
 
@@ -37,6 +40,8 @@ STUBBED = (
 if releases.at(">=0.5.15,<0.5.16"):  # imports it unguarded; later ones hide TVM's own probe for it
     STUBBED += ("cuda",)
 NUM_SMS = 128
+MEMORY_MIB = 49_140
+"""What nvidia-smi prints: an RTX 4090 with 48 GiB."""
 
 _capability = (8, 9)
 _stubs: dict[str, types.ModuleType] = {}
@@ -131,6 +136,28 @@ def install(capability: tuple[int, int] = (8, 9)) -> None:
     # pydantic builds a model with a field of this type.
     importlib.import_module("xgrammar").StructuralTag = dict
     _tolerate_missing_ops()
+    _answer_nvidia_smi()
+    _keep_fields_of_structs()
+
+
+def _answer_nvidia_smi() -> None:
+    """A start sizes its memory pools from the MiB. To start a process takes as long as half of the rest."""
+    run = subprocess.run
+
+    @functools.wraps(run)
+    def answer(command: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(command, list) and command[0] == "nvidia-smi":
+            return subprocess.CompletedProcess(command, 0, stdout=f"{MEMORY_MIB}\n", stderr="")
+        return run(command, *args, **kwargs)
+
+    subprocess.run = answer
+
+
+def _keep_fields_of_structs() -> None:
+    """sglang asks for them several times at a start; msgspec evaluates every annotation each time."""
+    fields = msgspec.structs.fields
+    kept = functools.cache(fields)
+    msgspec.structs.fields = lambda one: kept(one) if isinstance(one, type) else fields(one)
 
 
 def _tolerate_missing_ops() -> None:
@@ -177,11 +204,12 @@ def device_sm() -> int:
 
 def clear_caches() -> None:
     """Empty every ``lru_cache`` of every sglang module: platform probes and chosen functions."""
+    wrapper = functools._lru_cache_wrapper
     for name, module in list(sys.modules.items()):
         if name == "sglang" or name.startswith("sglang."):
-            for value in list(vars(module).values()):
-                if isinstance(value, functools._lru_cache_wrapper):
-                    value.cache_clear()
+            # An exact type and a comprehension: there are 100,000 values.
+            for cached in [v for v in vars(module).values() if type(v) is wrapper]:
+                cached.cache_clear()
 
 
 def _mocks() -> Iterator[tuple[str, MagicMock]]:

@@ -32,7 +32,7 @@ _METHOD: Final = re.compile(
     rb"\n(?:    @[^\n]*\n(?:    [ )\]#][^\n]*\n|\n)*)*    (?:async[ ]+)?(?:def|class)\b"
 )
 _CLASS: Final = re.compile(rb"(?:[@ )\]#][^\n]*\n|\n)*(class[ ]+\w+)[ ]*[:(]")
-_CODING: Final = re.compile(rb"[^\n]*\n?[^\n]*coding[:=]")
+_CODING: Final = re.compile(rb"coding[:=]")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def cut_source(source: bytes) -> tuple[Group, ...]:
         NOT_READ: it cannot be read in pieces. It may be Python all the same.
     """
     # Python ends a line at a carriage return too, and reads the coding of a file from its first lines.
-    if b"\r" in source or _CODING.match(source):
+    if b"\r" in source or any(map(_CODING.search, source.split(b"\n", 2)[:2])):
         raise SyntaxError("only the whole file tells how to read it")
     return tuple(_cut_class(piece) for piece in _split(_DEFINITION, Piece(1, source)))
 

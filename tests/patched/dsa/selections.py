@@ -7,6 +7,7 @@ current one.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -15,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
+
+gc.set_threshold(100_000, 50, 100)  # before the imports, as tests/conftest.py does after them
 
 overlay = [os.environ["ADA_OVERLAY"]] if "ADA_OVERLAY" in os.environ else []
 sys.path[:0] = [sys.argv[1], *overlay, str(Path(__file__).parents[1])]

@@ -171,7 +171,7 @@ def test_the_runner_asks_with_what_a_request_has() -> None:
     )
 
 
-def test_the_benchmark_drives_the_releases_own_batches(tmp_path: Path, _nvidia_smi: None) -> None:
+def test_the_benchmark_drives_the_releases_own_batches(tmp_path: Path) -> None:
     """Prefill in chunks, streams on pages of their own with a prompt's rows repeated, decode."""
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("serving_harness_on_cpu.py")), str(tmp_path)],

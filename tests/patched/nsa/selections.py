@@ -8,6 +8,7 @@ one.
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import json
 import os
@@ -17,6 +18,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
+
+gc.set_threshold(100_000, 50, 100)  # before the imports, as tests/conftest.py does after them
 
 overlay = [os.environ["ADA_OVERLAY"]] if "ADA_OVERLAY" in os.environ else []
 sys.path[:0] = [sys.argv[1], *overlay, str(Path(__file__).parents[1])]
