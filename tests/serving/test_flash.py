@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.serving.support import comparison, engines, metrics, prompts, short
+from tests.serving.support import comparison, engines, metrics, prompts, short, tiny_model
 from tests.serving.support.engines import Job, Step
 from tests.serving.support.flavours import FLASH, TILELANG
 from tests.serving.support.speculation import EAGLE, NOISE
@@ -167,7 +167,7 @@ def test_the_witness_of_the_model_is_used(tmp_path: Path) -> None:
     assert found.exact["one"].shape == found.rounded["one"].shape == (49,)
     assert 0 < found.rounding.mean < 0.2
     assert [keys.shape for keys in found.keys.values()] == [(50, 16 + POOL - 1)]
-    plain = engines.make_model(
-        tmp_path / "plain", "--layers", "4", "--hidden", "128", "--heads", "1"
-    )
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "config.json").write_text(json.dumps(tiny_model.config(tiny_model.Spec())))
     assert engines.witness_module(plain).__name__.endswith(".witness")
