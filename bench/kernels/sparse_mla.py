@@ -22,11 +22,6 @@ Attend = Callable[[torch.Tensor], torch.Tensor]
 """Attention over a list of slots: int32 [T, TOPK] to bfloat16 [T, H, 512]."""
 TOPK = 2048
 SM_SCALE = 256**-0.5
-_ROW_BYTES = {
-    KvLayout.PACKED_FP8: PACKED_BYTES,
-    KvLayout.RAW_FP8: ROW_DIM,
-    KvLayout.BF16: 2 * ROW_DIM,
-}
 _FLASH_MLA_HEADS = (64, 128)
 # Tokens and heads that the TileLang kernel is timed at. They are few, because nvcc compiles the kernel
 # twice for each number of heads, with and without splits, and takes half a minute each time.
@@ -95,7 +90,8 @@ def make_work(
         stored = NOPE_BYTES if layout is KvLayout.PACKED_FP8 else NOPE_DIM
         pool = pool[..., :stored].contiguous()
     cache = torch.cuda.get_device_properties(0).L2_cache_size
-    count = max(2, min(64, 2 * cache // (tokens * TOPK * _ROW_BYTES[layout]) + 1))
+    row = pool.shape[2] * pool.element_size()
+    count = max(2, min(64, 2 * cache // (tokens * keys * row) + 1))
     lists = [
         torch.randint(1, slots, (tokens, keys), device=device, generator=generator).int()
         for _ in range(count)

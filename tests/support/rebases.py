@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from tests.support.lab import B_ONLY, NEXT, TREE, TWINS, UTILS, Lab
+from tests.support.lab import B_ONLY, NEXT, TREE, TWINS, UTILS, Lab, git
 
 LIMITS = "python/sglang/srt/limits.py"
 SOURCE = """\
@@ -31,6 +31,21 @@ OURS = SOURCE.replace(STOCK, WANTED)
 THEIRS = SOURCE.replace(STOCK, "        total = self.blocks * self.page_size\n")
 MERGED = SOURCE.replace(STOCK, WANTED.replace("self.page,", "self.page_size,"))
 ANSWER = TREE["sglang/srt/utils.py"].replace("return 3\n", "return 33\n")
+
+
+def make_upstream(folder: Path, *titles: str) -> Path:
+    """A repository of sglang: the release's tree, empty commits with these titles, the next release's tag."""
+    folder.mkdir()
+    git(folder, "init", "-q", "-b", "main")
+    for name, text in TREE.items():
+        path = folder / "python" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    git(folder, "add", ".")
+    for title in ("All of it", *titles):
+        git(folder, "commit", "-q", "--allow-empty", "-m", title)
+    git(folder, "tag", f"v{NEXT}")
+    return folder
 
 
 def three_patches(lab: Lab) -> Lab:

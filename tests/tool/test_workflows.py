@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from tests.support.index import serve, use
-from tests.support.lab import EDITED, NEXT, RELEASE, TREE, UTILS, Lab, git, write_wheel
+from tests.support.lab import EDITED, NEXT, RELEASE, TREE, UTILS, Lab, write_wheel
+from tests.support.rebases import make_upstream
 from tests.support.shipping import make_shippable
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +49,7 @@ class Workflow:
             (programs / program).write_text(text)
             (programs / program).chmod(0o755)
         path = (str(programs), str(Path(sys.executable).parent), os.environ["PATH"])
-        self.environment = os.environ | {
+        self._environment = {
             "PATH": os.pathsep.join(path),
             "TOOL_CACHE_DIR": str(lab.home.cache),
             "TOOL_DATA_DIR": str(lab.home.data),
@@ -61,7 +62,7 @@ class Workflow:
             done = subprocess.run(
                 ["bash", "-e", "-c", script.replace(*replaced)],
                 cwd=self.lab.root,
-                env=self.environment | variables,
+                env=os.environ | self._environment | variables,
                 capture_output=True,
                 text=True,
             )
@@ -77,22 +78,6 @@ class Workflow:
         return [json.loads(line) for line in self._calls.read_text().splitlines()]
 
 
-def upstream(tmp_path: Path, title: str) -> str:
-    """A repository of sglang with the tag of the next release; ``title`` is its last commit."""
-    folder = tmp_path / "upstream"
-    folder.mkdir()
-    git(folder, "init", "-q", "-b", "main")
-    for name, text in TREE.items():
-        path = folder / "python" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    git(folder, "add", ".")
-    git(folder, "commit", "-q", "-m", "All of it")
-    git(folder, "commit", "-q", "--allow-empty", "-m", title)
-    git(folder, "tag", f"v{NEXT}")
-    return str(folder)
-
-
 @pytest.mark.parametrize("number", ["", "12"])
 def test_watch_opens_one_issue_and_then_edits_it(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str
@@ -102,11 +87,10 @@ def test_watch_opens_one_issue_and_then_edits_it(
     path.write_text(path.read_text().replace("Forwarded: no\n", thread))
     lab.relock()
     write_wheel(tmp_path / "index", NEXT, TREE)
-    source = upstream(tmp_path, "Serve DSA below Hopper (#35429)")
+    source = make_upstream(tmp_path / "upstream", "Serve DSA below Hopper (#35429)")
     watch = Workflow("watch", lab, tmp_path, number)
     with serve(tmp_path / "index") as index:
         use(index, monkeypatch)
-        watch.environment |= {k: v for k, v in os.environ.items() if k.startswith("PIP_")}
         assert watch.run(("--source git", f"--source {source}")) == 0
     calls = {tuple(call[:2]): call[2:] for call in watch.calls}
     written = ("issue", "edit") if number else ("issue", "create")
@@ -127,11 +111,10 @@ def test_watch_is_silent_where_nothing_is_new(
     lab.patch("demo/answer.patch", {UTILS: EDITED})
     lab.relock()
     write_wheel(tmp_path / "index", RELEASE, TREE)
-    source = upstream(tmp_path, "Something else")
+    source = make_upstream(tmp_path / "upstream", "Something else")
     watch = Workflow("watch", lab, tmp_path)
     with serve(tmp_path / "index") as index:
         use(index, monkeypatch)
-        watch.environment |= {k: v for k, v in os.environ.items() if k.startswith("PIP_")}
         assert watch.run(("--source git", f"--source {source}")) == 0
     assert watch.calls == []
 

@@ -30,16 +30,9 @@ FP8 = {"kv_cache_dtype": "fp8_e4m3"}
 @pytest.fixture(scope="module")
 def model(configs: dict[str, str]) -> Any:
     """A GlmMoeDsaForCausalLM of three layers, built as the loader builds it on sm_89."""
-    from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.models.glm4_moe import GlmMoeDsaForCausalLM
 
-    with fake_cuda.capability(8, 9):
-        args = tree.server_args(configs["glm"])
-        tree.publish(args)
-        with tree.bf16_by_default():
-            return GlmMoeDsaForCausalLM(
-                ModelConfig.from_server_args(args).hf_config, quant_config=None
-            )
+    return tree.build_model(GlmMoeDsaForCausalLM, configs["glm"])
 
 
 @pytest.fixture

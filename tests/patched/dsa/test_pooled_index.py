@@ -172,16 +172,9 @@ def test_the_shared_expert_stays_apart_on_sm89(
 @pytest.fixture(scope="module")
 def model(configs: dict[str, str]) -> Any:
     """A Glm5NextForConditionalGeneration of four layers, of which the last is DSA, built on sm_89."""
-    from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.models.glm5_next import Glm5NextForConditionalGeneration
 
-    with fake_cuda.capability(*ADA):
-        args = tree.server_args(configs["glm5_next"])
-        tree.publish(args)
-        with tree.bf16_by_default():
-            return Glm5NextForConditionalGeneration(
-                ModelConfig.from_server_args(args).hf_config, quant_config=None
-            )
+    return tree.build_model(Glm5NextForConditionalGeneration, configs["glm5_next"])
 
 
 @pytest.fixture

@@ -285,6 +285,17 @@ def bf16_by_default() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
+def build_model(model_class: type, path: str) -> Any:
+    """The model of a folder as the loader builds it on sm_89, in bf16."""
+    from sglang.srt.configs.model_config import ModelConfig
+
+    with fake_cuda.capability(8, 9):
+        args = server_args(path)
+        publish(args)
+        with bf16_by_default():
+            return model_class(ModelConfig.from_server_args(args).hf_config, quant_config=None)
+
+
 def load_onto_nan(model: Any, checkpoint: Mapping[str, torch.Tensor]) -> None:
     """Load a checkpoint with the model's own loader. What it does not write is NaN."""
     for parameter in model.parameters():

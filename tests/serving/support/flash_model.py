@@ -23,16 +23,15 @@ twenty is missing, by 0.11 without the tokens of the open pool, by 0.28 when the
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors.torch import save_file
 
 from tests.serving.support import tiny_model
 from tests.serving.support.tiny_model import (
@@ -41,9 +40,9 @@ from tests.serving.support.tiny_model import (
     INDEX_DIM,
     LATENT,
     LOUD,
-    dequantise,
+    encode,
     normal,
-    quantise,
+    write_folder,
 )
 
 ARCHITECTURE: Final = "Glm5NextForConditionalGeneration"
@@ -441,31 +440,13 @@ def _is_quantised(spec: Spec, name: str) -> bool:
 
 def weights(spec: Spec, *, bf16: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
     """The checkpoint's tensors: e4m3 with ``weight_scale_inv``, or unquantised with the same values."""
-    for name, tensor in named_tensors(spec):
-        if _is_quantised(spec, name):
-            small, scale = quantise(tensor)
-            if bf16:
-                yield name, dequantise(small, scale).to(torch.bfloat16)
-            else:
-                yield name, small
-                yield f"{name}_scale_inv", scale
-        elif name.endswith(FLOATS):
-            yield name, tensor
-        else:
-            yield name, tensor.to(torch.bfloat16)
+    quantised = partial(_is_quantised, spec)
+    return encode(named_tensors(spec), quantised=quantised, floats=FLOATS, bf16=bf16)
 
 
 def write(folder: Path, spec: Spec, *, bf16: bool = False) -> Path:
     """Write the model folder; the same bytes for the same spec. Returns the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    given = config(spec)
-    if bf16:
-        del given["quantization_config"]
-    (folder / "config.json").write_text(json.dumps(given, indent=2) + "\n")
-    half = folder / "model.safetensors.part"
-    save_file(dict(weights(spec, bf16=bf16)), half, {"format": "pt"})
-    half.replace(folder / "model.safetensors")  # so a model file is always complete
-    return folder
+    return write_folder(folder, config(spec), weights(spec, bf16=bf16), bf16=bf16)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from tests.serving.support.flash_model import PREFIX
-from tests.serving.support.tiny_model import dequantise
+from tests.serving.support.tiny_model import read_dequantised
 from tests.serving.support.witness import Answer
 
 CHUNK: Final = 512
@@ -54,7 +53,8 @@ def load(
     given = json.loads((folder / "config.json").read_text())
     given.pop("quantization_config", None)
     config = Glm5NextConfig(**given)
-    found = _weights(folder, f"{PREFIX}.layers.{config.text_config.num_hidden_layers}.")
+    prediction = f"{PREFIX}.layers.{config.text_config.num_hidden_layers}."
+    found = dict(read_dequantised(folder, without=prediction))
     if not found:
         raise FileNotFoundError(
             f"{folder}: no *.safetensors. Make one: "
@@ -71,22 +71,6 @@ def load(
     if wrong := {kind: names for kind, names in told.items() if names}:
         raise ValueError(f"{folder}: transformers loads this model only in part: {wrong}")
     return Model(config.text_config, module.eval().to(device))
-
-
-def _weights(folder: Path, after: str) -> dict[str, Tensor]:
-    """Every tensor but those of the prediction layer, dequantised; fp32 or as it is stored."""
-    found: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            names = set(tensors.keys())
-            for name in sorted(names):
-                if name.startswith(after) or name.endswith("_scale_inv"):
-                    continue
-                weight = tensors.get_tensor(name)
-                if f"{name}_scale_inv" in names:
-                    weight = dequantise(weight, tensors.get_tensor(f"{name}_scale_inv"))
-                found[name] = weight
-    return found
 
 
 @torch.no_grad()

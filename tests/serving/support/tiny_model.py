@@ -27,13 +27,14 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 LATENT: Final = 512
@@ -409,37 +410,83 @@ def _is_quantised(name: str) -> bool:
     )
 
 
-def weights(
-    spec: Spec, *, bf16: bool = False, tensors: Tensors = named_tensors
+def encode(
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    *,
+    quantised: Callable[[str], bool],
+    floats: tuple[str, ...],
+    bf16: bool,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The checkpoint's tensors: e4m3 with ``weight_scale_inv``, or all in bf16 with the same values."""
-    for name, tensor in tensors(spec):
-        if _is_quantised(name):
+    """fp32 tensors as a checkpoint has them.
+
+    Args:
+        quantised: whether the tensor of this name is e4m3 with ``weight_scale_inv``.
+        floats: endings of the names of those that stay fp32. The rest is bf16.
+        bf16: write the quantised ones in bf16, with the same values.
+    """
+    for name, tensor in tensors:
+        if quantised(name):
             small, scale = quantise(tensor)
             if bf16:
                 yield name, dequantise(small, scale).to(torch.bfloat16)
             else:
                 yield name, small
                 yield f"{name}_scale_inv", scale
-        elif name.endswith("e_score_correction_bias"):
+        elif name.endswith(floats):
             yield name, tensor
         else:
             yield name, tensor.to(torch.bfloat16)
+
+
+def write_folder(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    *,
+    bf16: bool,
+) -> Path:
+    """Write ``config.json``, without its quantisation if ``bf16``, and ``model.safetensors``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    given = {k: v for k, v in config.items() if not (bf16 and k == "quantization_config")}
+    (folder / "config.json").write_text(json.dumps(given, indent=2) + "\n")
+    half = folder / "model.safetensors.part"
+    save_file(dict(tensors), half, {"format": "pt"})
+    half.replace(folder / "model.safetensors")  # so a model file is always complete
+    return folder
+
+
+def read_dequantised(
+    folder: Path, *, without: str, device: torch.device | str = "cpu"
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a model folder by name, quantised ones dequantised to fp32.
+
+    ``without``: names that begin like this are left out, as the prediction layer's.
+    """
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt", device=str(device)) as tensors:
+            names = set(tensors.keys())
+            for name in sorted(names):
+                if name.startswith(without) or name.endswith("_scale_inv"):
+                    continue
+                weight = tensors.get_tensor(name)
+                if f"{name}_scale_inv" in names:
+                    weight = dequantise(weight, tensors.get_tensor(f"{name}_scale_inv"))
+                yield name, weight
+
+
+def weights(
+    spec: Spec, *, bf16: bool = False, tensors: Tensors = named_tensors
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The checkpoint's tensors: e4m3 with ``weight_scale_inv``, or all in bf16 with the same values."""
+    floats = ("e_score_correction_bias",)
+    return encode(tensors(spec), quantised=_is_quantised, floats=floats, bf16=bf16)
 
 
 def write(
     folder: Path, spec: Spec, *, bf16: bool = False, tensors: Tensors = named_tensors
 ) -> Path:
     """Write the model folder; the same bytes for the same spec. Returns the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    given = config(spec)
-    if bf16:
-        del given["quantization_config"]
-    (folder / "config.json").write_text(json.dumps(given, indent=2) + "\n")
-    half = folder / "model.safetensors.part"
-    save_file(dict(weights(spec, bf16=bf16, tensors=tensors)), half, {"format": "pt"})
-    half.replace(folder / "model.safetensors")  # so a model file is always complete
-    return folder
+    return write_folder(folder, config(spec), weights(spec, bf16=bf16, tensors=tensors), bf16=bf16)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -26,10 +26,9 @@ from typing import Any, Final
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor
 
-from tests.serving.support.tiny_model import dequantise, rope_order
+from tests.serving.support.tiny_model import read_dequantised, rope_order
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -85,17 +84,9 @@ def load(
     config = json.loads((folder / "config.json").read_text())
     found: dict[str, Tensor] = {}
     after = f"model.layers.{config['num_hidden_layers']}."
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt", device=str(device)) as tensors:
-            names = set(tensors.keys())
-            for name in sorted(names):
-                if name.startswith(after) or name.endswith("_scale_inv"):
-                    continue
-                weight = tensors.get_tensor(name)
-                if f"{name}_scale_inv" in names:
-                    weight = dequantise(weight, tensors.get_tensor(f"{name}_scale_inv"))
-                keep = torch.float32 if name.endswith("e_score_correction_bias") else dtype
-                found[name] = weight.to(keep)
+    for name, weight in read_dequantised(folder, without=after, device=device):
+        keep = torch.float32 if name.endswith("e_score_correction_bias") else dtype
+        found[name] = weight.to(keep)
     if not found:
         raise FileNotFoundError(
             f"{folder}: no *.safetensors. Make one: "

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.index import serve, use
 from tests.support.lab import EDITED, NEXT, TREE, UTILS, Lab, git, write_wheel
-from tests.support.rebases import project
+from tests.support.rebases import make_upstream, project
 from tool.series import Patch, find_threads, load_series
 
 THREADS = """\
@@ -70,24 +70,14 @@ def test_one_look_at_the_index_and_one_wheel(
 
 def upstream(tmp_path: Path) -> Path:
     """A repository of sglang with the tag of the next release."""
-    folder = tmp_path / "upstream"
-    folder.mkdir()
-    git(folder, "init", "-q", "-b", "main")
-    for name, text in TREE.items():
-        path = folder / "python" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    git(folder, "add", ".")
-    git(folder, "commit", "-q", "-m", "All of it")
-    for title in (
+    folder = make_upstream(
+        tmp_path / "upstream",
         "Serve DSA below Hopper (#35429)",
         "Mentions a number (#1)\n\nFollows #35420 and (#33937)",
         "Add DeepSeek-V4 (#28618)",
         'Revert "Add DeepSeek-V4 (#28618)" (#28700)',
         "Merge pull request #7 from somebody/fix",
-    ):
-        git(folder, "commit", "-q", "--allow-empty", "-m", title)
-    git(folder, "tag", f"v{NEXT}")
+    )
     git(folder, "commit", "-q", "--allow-empty", "-m", "Not in the release (#33937)")
     return folder
 
